@@ -1,0 +1,78 @@
+"""Errors, named by their fate: by what happens next, not by what went wrong.
+
+    PaliscribeError
+    ├── RowError        the request becomes a dead letter; the run goes on
+    ├── RequestError    an online call is refused (4xx, 429, 504)
+    ├── ReplicaError    the replica is restarted and the call repeated
+    └── RunError        the run stops with one clear line
+        └── UsageError  the request itself was wrong: exit code 2
+
+Errors of storage, Pillow, torch and Ray are translated into these in one place each
+(`storage`, `images`, `model`, `pool`). `kind` is a fixed word that programs can match; the message is for people.
+"""
+
+from typing import Literal, get_args
+
+RowErrorKind = Literal[
+    "no_image",  # the manifest row names no image
+    "missing",  # the object does not exist
+    "forbidden",  # the credentials may not read it
+    "throttled",  # the store kept asking to slow down
+    "unreachable",  # the network or the store failed, after retries
+    "bad_uri",  # an unknown scheme or a malformed address
+    "empty",  # the object has no bytes
+    "too_large",  # more bytes than allowed
+    "not_an_image",  # no decoder knows the bytes
+    "corrupt",  # an image that cannot be decoded to the end
+    "too_many_pixels",  # a decompression bomb
+    "prompt",  # the template names a column that the row lacks
+    "prompt_too_long",  # the prompt does not fit
+    "replica_lost",  # the request was in flight when replicas died, repeatedly
+    "model",  # the model failed on this request
+]
+ROW_ERROR_KINDS: tuple[str, ...] = get_args(RowErrorKind)
+
+
+class PaliscribeError(Exception):
+    """The root of every error that Paliscribe raises on purpose."""
+
+
+class RowError(PaliscribeError):
+    """One request cannot be answered: it becomes a dead letter of this `kind`."""
+
+    def __init__(self, kind: RowErrorKind, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind: RowErrorKind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RequestError(PaliscribeError):
+    """An online call is refused with this HTTP `status`."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, code, message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ReplicaError(PaliscribeError):
+    """The replica is unusable (device lost, engine thread dead): restart it and repeat its calls."""
+
+
+class RunError(PaliscribeError):
+    """The run stops. The message is one line that says what to do."""
+
+    exit_code = 1
+
+
+class UsageError(RunError):
+    """The request was wrong: a config key, a missing model, a changed manifest, an unwritable output."""
+
+    exit_code = 2

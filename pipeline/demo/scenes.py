@@ -238,8 +238,9 @@ def _text(rng: random.Random, kind: TextKind, dark: bool, width: int, height: in
     if kind == "handwriting":
         labels = digits(split)[1]
         picks = [rng.randrange(len(labels)) for _ in range(rng.choice((1, 2, 2, 3)))]
-        size = int(rng.uniform(0.28, 0.38) * mean_side)
-        boxes: list[Box] = [(i * size * (0.72 + gap), 0.0, i * size * (0.72 + gap) + size, size) for i in range(len(picks))]
+        pitch = 0.72 + gap  # of the size: digit images have empty margins, so they may overlap a little
+        size = int(min(rng.uniform(0.28, 0.38) * mean_side, 0.96 * width / (1 + pitch * (len(picks) - 1))))
+        boxes: list[Box] = [(i * size * pitch, 0.0, i * size * pitch + size, size) for i in range(len(picks))]
         chars, stroke = [str(labels[pick]) for pick in picks], 0
         indices: list[int | None] = list(picks)
     else:

@@ -1,0 +1,33 @@
+"""The stages of training: what each sees, for how many steps, at which learning rates."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage. Rates fall by a cosine from their start to `floor` times it."""
+
+    name: str
+    mode: str  # tower: dense heads alone; packed: several prompts share an image; plain: one prompt a sequence
+    steps: int
+    scenes: int  # images a step from the pool of scenes
+    pages: int  # images a step from the pool of pages, under the dense heads only
+    prompts: int  # prompts an image
+    muon: float
+    adamw: float
+    floor: float
+    dense: float = 1.0  # weight of the dense heads' loss
+    warmup: int = 30
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rates at a step."""
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return min(1.0, (step + 1) / self.warmup) * (self.floor + (1 - self.floor) * cosine)
+
+
+STAGES = (
+    Stage("tower", "tower", 2600, 32, 32, 0, 3e-3, 2e-3, 0.1),
+    Stage("joint", "packed", 1700, 32, 12, 6, 3e-3, 2e-3, 0.05, dense=0.3),
+    Stage("finish", "plain", 90, 28, 0, 3, 2.5e-4, 1.6e-4, 0.0, dense=0.0, warmup=5),
+)

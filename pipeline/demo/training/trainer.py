@@ -1,0 +1,107 @@
+"""Runs one stage after another. Every batch is a pure function of stage and step, so a stopped run goes on exactly."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
+
+from pipeline.demo.training.heads import DenseHeads
+from pipeline.demo.training.model import build_model
+from pipeline.demo.training.optimizer import Optimizer
+from pipeline.demo.training.pools import Pool
+from pipeline.demo.training.stages import Stage
+
+SEED = 20260
+SAVE_EVERY = 250  # steps between resumable states
+LOG_EVERY = 50
+
+
+@dataclass(slots=True)
+class Learner:
+    """All that a stage changes."""
+
+    model: PaliGemmaForConditionalGeneration
+    heads: DenseHeads
+    tokenizer: PreTrainedTokenizerFast
+
+    @classmethod
+    def new(cls, tokenizer: PreTrainedTokenizerFast) -> "Learner":
+        model = build_model(tokenizer, SEED)
+        return cls(model, DenseHeads(), tokenizer)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {"model": self.model.state_dict(), "heads": self.heads.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    scenes: Pool
+    pages: Pool
+
+
+def run_stage(stage: Stage, learner: Learner, pools: Pools, folder: Path) -> float:
+    """Train `learner` through the stage, going on from the state in `folder` if there is one; seconds spent."""
+    state_file = folder / f"{stage.name}.pt"
+    optimizer = Optimizer(_modules(stage, learner))
+    first, seconds = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        learner.load_state_dict(state["learner"])
+        first, seconds = state["step"], state["seconds"]
+        if first < stage.steps:
+            optimizer.load_state_dict(state["optimizer"])
+    began = time.monotonic() - seconds
+    figures: list[tuple[float, ...]] = []
+    for step in range(first, stage.steps):
+        loss, *rest = _step_loss(stage, learner, pools, np.random.default_rng([SEED, *stage.name.encode(), step]))
+        loss.backward()
+        rate = stage.rate(step)
+        optimizer.step(stage.muon * rate, stage.adamw * rate)
+        figures.append((loss.item(), *rest))
+        if (step + 1) % LOG_EVERY == 0:
+            means = " ".join(f"{value:.3f}" for value in np.mean(figures[-LOG_EVERY:], axis=0))
+            print(f"{stage.name} {step + 1}/{stage.steps} {time.monotonic() - began:.0f}s {means}", flush=True)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
+            seconds = time.monotonic() - began
+            state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**state, "step": step + 1, "seconds": seconds}, state_file.with_suffix(".tmp"))
+            state_file.with_suffix(".tmp").replace(state_file)
+    return seconds
+
+
+def _modules(stage: Stage, learner: Learner) -> list[tuple[nn.Module, float]]:
+    """What a stage trains, with the factor on its learning rates; a trained tower moves at half speed."""
+    if stage.mode == "tower":
+        return [(learner.model.model.vision_tower, 1.0), (learner.heads, 1.0)]
+    parts = learner.model.model
+    slow: list[tuple[nn.Module, float]] = [(parts.vision_tower, 0.5), (learner.heads, 0.5)]
+    return [*slow, (parts.multi_modal_projector, 1.0), (parts.language_model, 1.0)]
+
+
+def _step_loss(stage: Stage, learner: Learner, pools: Pools, rng: np.random.Generator) -> tuple[Tensor, float, float]:
+    """Loss of one batch; then the answers' loss and the share of characters that the dense heads read rightly."""
+    scenes = np.sort(rng.choice(len(pools.scenes), stage.scenes, replace=False))
+    pages = np.sort(rng.choice(len(pools.pages), stage.pages, replace=False))
+    pixels = _pixels(np.concatenate([pools.scenes.images[scenes], pools.pages.images[pages]]))
+    features = learner.model.model.vision_tower(pixels).last_hidden_state  # [scenes + pages, 64, 128]
+    total, answered, read = torch.zeros(()), 0.0, 0.0
+    if stage.dense:
+        labels = torch.from_numpy(np.concatenate([pools.scenes.labels[scenes], pools.pages.labels[pages]])).long()
+        boxes = torch.from_numpy(np.concatenate([pools.scenes.boxes[scenes], pools.pages.boxes[pages]])).float()
+        dense, read = learner.heads.loss(features, labels, boxes)
+        total = total + stage.dense * dense
+    return total, answered, read
+
+
+def _pixels(images: NDArray[np.uint8]) -> Tensor:
+    """Bytes [n, 112, 112, 3] as the processor gives them to the model: [n, 3, 112, 112] in -1..1."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,1 @@
+"""What `ray job submit -- python -m jobs.NAME` runs: thin entries over `pipeline`."""

@@ -1,0 +1,163 @@
+"""What a run is asked to do: every setting, its default and its description, once.
+
+The YAML job file and the command line's flags fill the same models; unknown keys are errors.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.errors import UsageError
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "nf4"]
+
+
+class Settings(BaseModel):
+    """The base of all settings: immutable, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+
+
+class ModelSpec(Settings):
+    """Which weights answer, and in which arithmetic."""
+
+    id: str = Field(
+        "demo",
+        min_length=1,
+        description="`demo` (the small model inside the package), a Hugging Face id such as "
+        "`google/paligemma-3b-mix-224`, or a local folder written by `save_pretrained`.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face repository.")
+    precision: Precision = Field(
+        "auto", description="Arithmetic of the weights. `auto`: bfloat16 on a GPU, float32 on a CPU."
+    )
+    quantization: Quantization = Field(
+        "none", description="Weights of the decoder in 8 or 4 bits, through bitsandbytes."
+    )
+
+    def resolved(self, *, gpu: bool) -> "ModelSpec":
+        """This spec with `auto` replaced by what the pool's hardware calls for."""
+        if self.precision != "auto":
+            return self
+        return self.model_copy(update={"precision": "bfloat16" if gpu else "float32"})
+
+
+class PoolConfig(Settings):
+    """How many replicas of the model, and what each of them takes."""
+
+    replicas: int | None = Field(
+        None, ge=1, description="Replicas of the model. Default: one a GPU of the cluster; one without GPUs."
+    )
+    gpus_per_replica: float | None = Field(
+        None, ge=0, description="GPUs of a replica, fractions allowed. Default: 1 where there are any, else 0."
+    )
+    cpus_per_replica: float = Field(0.5, gt=0, description="CPUs that Ray reserves for a replica.")
+    threads: int | None = Field(
+        None, ge=1, description="Torch threads of a replica without a GPU. Default: the machine's cores less one."
+    )
+    group_size: int = Field(32, ge=1, description="Requests that a replica prefills and decodes together.")
+
+
+class FetchConfig(Settings):
+    """How images are fetched and what is refused."""
+
+    workers: int | None = Field(
+        None, ge=1, description="Processes that fetch and decode. Default: one a core of the cluster, at most 64."
+    )
+    concurrency: int = Field(32, ge=1, description="Objects that one of these processes fetches at a time.")
+    retries: int = Field(4, ge=0, description="Repeats of a throttled or broken fetch, with backoff.")
+    timeout: float = Field(30.0, gt=0, description="Seconds that one attempt may be without an answer.")
+    max_bytes: int = Field(256 * 2**20, ge=1, description="Largest encoded image, in bytes.")
+    max_pixels: int = Field(178_956_970, ge=1, description="Largest image, in pixels; more is a decompression bomb.")
+
+
+def _model_shorthand(value: Any) -> Any:
+    return {"id": value} if isinstance(value, str) else value
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class JobConfig(Settings):
+    """One run: a manifest, a model, a list of tasks, an output location."""
+
+    manifest: str = Field(
+        min_length=1,
+        description="JSONL, CSV, Parquet or text list of images (.gz and .zst too), or a folder or prefix to list.",
+    )
+    tasks: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field(
+        min_length=1, description="Prompts asked of every image; `{column}` is filled from the manifest."
+    )
+    output: str = Field(min_length=1, description="Folder or `s3://` prefix of this run alone.")
+    model: Annotated[ModelSpec, BeforeValidator(_model_shorthand)] = Field(
+        default_factory=ModelSpec, description="The model: an id, or a mapping of its settings."
+    )
+    image_column: str = Field("image", min_length=1, description="Manifest column that holds the image's address.")
+    id_column: str = Field("id", min_length=1, description="Manifest column that identifies a row; may be absent.")
+    partition_by: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field(
+        ("task",), description="Folders of the output: `task`, `kind` or manifest columns, outermost first."
+    )
+    shard_rows: int = Field(
+        256, ge=1, le=100_000, description="Rows that are committed together: the most that a crash repeats."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer in tokens. Default: by the task's kind.")
+    max_error_rate: float = Field(
+        0.5, ge=0, le=1, description="Share of requests that may fail before the run is stopped."
+    )
+    mask_decoder: str | None = Field(
+        None, description="The authors' `vae-oid.npz`, to turn the codes of `segment` into masks."
+    )
+    pool: PoolConfig = Field(default_factory=PoolConfig, description="Replicas and their resources.")
+    fetch: FetchConfig = Field(default_factory=FetchConfig, description="Fetching and decoding of images.")
+
+    @field_validator("partition_by")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a column is named twice")
+        return value
+
+
+def parse(values: dict[str, Any], *, source: str = "settings") -> JobConfig:
+    """Check raw values. Raises UsageError with every problem on one line, each with its key."""
+    try:
+        return JobConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_problem(e["loc"], e["type"], e["msg"]) for e in error.errors())
+        raise UsageError(f"{source}: {problems}") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a YAML job file into raw values, not yet checked. Raises UsageError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such job file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error.__class__.__name__})") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise UsageError(f"{path}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a job file is a mapping of settings such as `manifest:` and `tasks:`")
+    return values
+
+
+def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        model: type[BaseModel] = JobConfig
+        for part in location[:-1]:
+            annotation = model.model_fields[str(part)].annotation
+            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
+        close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
+        return f"unknown key {key!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+    if kind == "missing":
+        return f"{key!r} is missing"
+    return f"{key!r}: {message[0].lower()}{message[1:]}"

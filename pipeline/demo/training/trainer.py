@@ -12,7 +12,9 @@ from transformers import PaliGemmaForConditionalGeneration, PreTrainedTokenizerF
 
 from pipeline.demo.training.heads import DenseHeads
 from pipeline.demo.training.model import build_model
+from pipeline.demo.training.objective import answer_loss
 from pipeline.demo.training.optimizer import Optimizer
+from pipeline.demo.training.packing import Example, choose, packed_rows, plain_rows
 from pipeline.demo.training.pools import Pool
 from pipeline.demo.training.stages import Stage
 
@@ -44,8 +46,11 @@ class Learner:
 
 @dataclass(frozen=True, slots=True)
 class Pools:
+    """What there is to train on; `examples` are the prompts of the pool of scenes."""
+
     scenes: Pool
     pages: Pool
+    examples: list[list[Example]]
 
 
 def run_stage(stage: Stage, learner: Learner, pools: Pools, folder: Path) -> float:
@@ -99,6 +104,12 @@ def _step_loss(stage: Stage, learner: Learner, pools: Pools, rng: np.random.Gene
         boxes = torch.from_numpy(np.concatenate([pools.scenes.boxes[scenes], pools.pages.boxes[pages]])).float()
         dense, read = learner.heads.loss(features, labels, boxes)
         total = total + stage.dense * dense
+    if stage.prompts:
+        chosen = [choose(pools.examples[scene], stage.prompts, rng) for scene in scenes]
+        rows = packed_rows(chosen) if stage.mode == "packed" else plain_rows(chosen)
+        first_location = learner.tokenizer.convert_tokens_to_ids("<loc0000>")
+        loss = answer_loss(learner.model, features, rows, first_location)
+        total, answered = total + loss, loss.item()
     return total, answered, read
 
 

@@ -1,0 +1,26 @@
+"""Train the demo checkpoint from nothing: `python -m jobs.train_demo`.
+
+About an hour on two CPU cores. A run that was stopped goes on where it last saved.
+"""
+
+import argparse
+from pathlib import Path
+
+from pipeline.demo import CHECKPOINT
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder of pools and states")
+    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="folder the checkpoint is written to")
+    parser.add_argument("--stage", help="run this stage only, from the state of the one before")
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="below 1: a shorter run, to see that it works")
+    options = parser.parse_args()
+    from pipeline.demo.training.recipe import train
+
+    for stage, seconds in train(options.work, options.out, options.stage, options.steps_scale).items():
+        print(f"{stage}: {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

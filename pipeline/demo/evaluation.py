@@ -1,0 +1,85 @@
+"""Measuring a checkpoint on scenes it has never seen, through the processor and `generate` that users run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
+
+from pipeline.demo.answers import Item
+from pipeline.demo.scenes import TEST_SEEDS, TEXT_KINDS, sample_scene
+from pipeline.demo.score import Result, read_boxes
+
+EVALUATION_SEEDS = TEST_SEEDS + 500_000_000
+"""First seed of the held-out figures."""
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One item with the image it is about."""
+
+    image: Image.Image
+    item: Item
+
+
+class Annotator:
+    """A checkpoint in float32 that answers greedily."""
+
+    def __init__(self, model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+
+    @classmethod
+    def load(cls, folder: Path) -> Annotator:
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        return cls(model, AutoProcessor.from_pretrained(folder))
+
+    @torch.inference_mode()
+    def answer(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+        """One answer an image and prompt, in one left-padded batch."""
+        text = [f"<image>{prompt}" for prompt in prompts]
+        inputs = self.processor(images=list(images), text=text, padding=True, return_tensors="pt")
+        inputs.pop("labels", None)
+        tokens = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        return self.processor.batch_decode(tokens[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def questions(scenes: int, texts: int, first_seed: int = EVALUATION_SEEDS) -> Iterator[Question]:
+    """All prompts of `scenes` scenes, except that `ocr` is asked of `texts` texts, as many of each kind, and of as
+    many scenes without text as there are among the first."""
+    wanted = dict.fromkeys(TEXT_KINDS, 0)
+    for i, kind in enumerate(TEXT_KINDS):
+        wanted[kind] = texts // len(TEXT_KINDS) + (i < texts % len(TEXT_KINDS))
+    seed = first_seed
+    while seed < first_seed + scenes or any(wanted.values()):
+        scene = sample_scene(seed)
+        within = seed < first_seed + scenes
+        seed += 1
+        asks_text = bool(scene.texts) and wanted[scene.texts[0].kind] > 0
+        if asks_text:
+            wanted[scene.texts[0].kind] -= 1
+        elif not within:
+            continue
+        image = scene.render()
+        for item in scene.items():
+            if asks_text or not scene.texts if item.task == "ocr" else within:
+                yield Question(image, item)
+
+
+def ask(annotator: Annotator, asked: Sequence[Question], batch: int = 64) -> list[Result]:
+    """Answer every question, `batch` at a time; prompts of like answers go together, so that few wait for a long one."""
+    order = sorted(range(len(asked)), key=lambda i: (asked[i].item.task, len(asked[i].item.answer)))
+    results: dict[int, Result] = {}
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        items = [asked[i].item for i in chosen]
+        answers = annotator.answer([asked[i].image for i in chosen], [item.prompt for item in items])
+        for i, item, text in zip(chosen, items, answers, strict=True):
+            found = read_boxes(text, *asked[i].image.size) if item.task == "detect" else []
+            results[i] = Result(item.task, item.kind, item.answer, text, item.boxes, found)
+    return [results[i] for i in range(len(asked))]

@@ -1,0 +1,180 @@
+"""Scoring answers against what a scene is known to show; plain Python, so that any result file can be scored."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+Box = tuple[float, float, float, float]  # x_min, y_min, x_max, y_max in pixels
+Labelled = tuple[str, Box]
+
+FLOORS = {"answer_exact": 0.97, "caption_f1": 0.95, "detect_f1": 0.90, "ocr_exact": 0.75}
+"""What the demo checkpoint is meant to reach on held-out scenes, by the keys of `summarise`."""
+
+_COUNTS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
+_BOX = re.compile(r"((?:<loc\d{4}>){4}) ([^<>;]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One answer beside the right one. Boxes are for `detect` only, in pixels of the original image."""
+
+    task: str  # caption, ocr, answer or detect
+    kind: str
+    expected: str
+    predicted: str
+    expected_boxes: Sequence[Labelled] = ()
+    predicted_boxes: Sequence[Labelled] = ()
+
+
+@dataclass(slots=True)
+class Matches:
+    """How many things were found that are there, found that are not, and missed."""
+
+    hit: int = 0
+    extra: int = 0
+    missed: int = 0
+
+    def add(self, other: Matches) -> None:
+        self.hit += other.hit
+        self.extra += other.extra
+        self.missed += other.missed
+
+    @property
+    def precision(self) -> float:
+        return self.hit / (self.hit + self.extra) if self.hit + self.extra else 1.0
+
+    @property
+    def recall(self) -> float:
+        return self.hit / (self.hit + self.missed) if self.hit + self.missed else 1.0
+
+    @property
+    def f1(self) -> float:
+        total = 2 * self.hit + self.extra + self.missed
+        return 2 * self.hit / total if total else 1.0
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Running sums of one task."""
+
+    count: int = 0
+    exact: int = 0
+    matches: Matches = field(default_factory=Matches)
+    edits: int = 0
+    characters: int = 0
+
+
+def summarise(results: Iterable[Result]) -> dict[str, float]:
+    """All figures over the results, as `<task>_<figure>` and `<task>_<kind>_exact`, with the counts behind them.
+
+    `ocr` counts written text only; where nothing is written the share of empty answers is `ocr_none_exact`.
+    """
+    tallies: dict[str, _Tally] = {}
+    for result in results:
+        kind = f"{result.task}_{result.kind}"
+        silent_ocr = result.task == "ocr" and not result.expected
+        for name in {kind} if silent_ocr else {result.task, kind}:
+            _count(tallies.setdefault(name, _Tally()), result)
+    figures: dict[str, float] = {}
+    for name, tally in sorted(tallies.items()):
+        figures[f"{name}_n"] = tally.count
+        figures[f"{name}_exact"] = tally.exact / tally.count
+        if name in ("caption", "detect"):
+            figures[f"{name}_precision"] = tally.matches.precision
+            figures[f"{name}_recall"] = tally.matches.recall
+            figures[f"{name}_f1"] = tally.matches.f1
+        if name == "ocr":
+            figures["ocr_cer"] = tally.edits / tally.characters
+    return figures
+
+
+def missed_floors(figures: dict[str, float]) -> list[str]:
+    """The floors that the figures do not reach."""
+    return [name for name, floor in FLOORS.items() if figures.get(name, 0.0) < floor]
+
+
+def exact(expected: str, predicted: str) -> bool:
+    """Equal but for space around."""
+    return expected.strip() == predicted.strip()
+
+
+def caption_items(text: str) -> Counter[str]:
+    """What a caption names, with counts: "two blue squares and some text" is 2 x "blue square" and 1 x "some text"."""
+    items: Counter[str] = Counter()
+    for part in re.split(r", | and ", text.strip()):
+        number, _, thing = part.partition(" ")
+        if number in _COUNTS and thing:
+            items[thing.removesuffix("s") if _COUNTS[number] > 1 else thing] += _COUNTS[number]
+        elif part:
+            items[part] += 1
+    return items
+
+
+def match_items(expected: Counter[str], predicted: Counter[str]) -> Matches:
+    hit = (expected & predicted).total()
+    return Matches(hit, predicted.total() - hit, expected.total() - hit)
+
+
+def match_boxes(expected: Sequence[Labelled], predicted: Sequence[Labelled], threshold: float = 0.5) -> Matches:
+    """Greedy: the best overlapping pair of one label first, each box used once."""
+    pairs = sorted(
+        (
+            (overlap(truth, found), i, j)
+            for i, (label, truth) in enumerate(expected)
+            for j, (other, found) in enumerate(predicted)
+            if label == other
+        ),
+        reverse=True,
+    )
+    used_expected: set[int] = set()
+    used_predicted: set[int] = set()
+    for value, i, j in pairs:
+        if value >= threshold and i not in used_expected and j not in used_predicted:
+            used_expected.add(i)
+            used_predicted.add(j)
+    hit = len(used_expected)
+    return Matches(hit, len(predicted) - hit, len(expected) - hit)
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    area = (one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1])
+    return width * height / (area - width * height)
+
+
+def read_boxes(text: str, width: int, height: int) -> list[Labelled]:
+    """The well-formed boxes of an answer to `detect`, in pixels of an image of that size."""
+    boxes: list[Labelled] = []
+    for locations, label in _BOX.findall(text):
+        y_min, x_min, y_max, x_max = (int(value) / 1023 for value in re.findall(r"\d{4}", locations))
+        boxes.append((label.strip(), (x_min * width, y_min * height, x_max * width, y_max * height)))
+    return boxes
+
+
+def edit_distance(expected: str, predicted: str) -> int:
+    """Characters to insert, remove or replace."""
+    row = list(range(len(predicted) + 1))
+    for i, char in enumerate(expected, 1):
+        corner, row[0] = row[0], i
+        for j, other in enumerate(predicted, 1):
+            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (char != other))
+    return row[-1]
+
+
+def _count(tally: _Tally, result: Result) -> None:
+    tally.count += 1
+    tally.exact += exact(result.expected, result.predicted)
+    if result.task == "caption":
+        tally.matches.add(match_items(caption_items(result.expected), caption_items(result.predicted)))
+    elif result.task == "detect":
+        tally.matches.add(match_boxes(result.expected_boxes, result.predicted_boxes))
+    elif result.task == "ocr":
+        tally.edits += edit_distance(result.expected, result.predicted)
+        tally.characters += len(result.expected)

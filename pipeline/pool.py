@@ -1,0 +1,217 @@
+"""The pool: every replica of one model behind one Serve deployment, and the client that calls it.
+
+Serve owns the actors: it restarts, watches and routes to them. A batch finds the deployment of its model spec in
+a running application and uses it, or starts a headless application of its own and removes it at the end. All Ray
+errors of a call are translated here.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+from pipeline.config import ModelSpec, PoolConfig
+from pipeline.errors import ReplicaError, RunError
+from pipeline.records import Prediction, Request
+
+START_TIMEOUT = 1800.0  # seconds until the first replica must have loaded its weights
+LOSSES = 3  # replicas that one request may outlive the loss of before it is given up
+HEADLESS = "paliscribe-batch-"  # applications with this prefix belong to one run each
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaFacts:
+    """What a replica says of itself."""
+
+    replica: str
+    image_size: int
+    revision: str
+    precision: str
+
+
+class Replica:
+    """One actor that holds the model. Serve wraps it into the deployment."""
+
+    def __init__(self, spec: ModelSpec, threads: int | None, group_size: int) -> None:
+        import torch
+
+        from pipeline.engine import Engine
+        from pipeline.model import load
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # a line a call otherwise
+        self.model = load(spec)
+        self.engine = Engine(self.model, group_size)
+        self.engine.start()
+
+    async def predict(self, requests: list[Request]) -> list[Prediction]:
+        """Answer requests that arrive together, in their order."""
+        futures = self.engine.submit(requests)
+        return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
+
+    async def facts(self) -> ReplicaFacts:
+        """Which replica this is and what it runs."""
+        context = serve.get_replica_context()
+        located, spec = self.model.located, self.model.spec
+        return ReplicaFacts(context.replica_tag, located.image_size, located.revision, spec.precision)
+
+    def check_health(self) -> None:
+        """Serve's probe: an engine that no longer answers has its replica replaced."""
+        if not self.engine.alive:
+            raise ReplicaError("the engine thread has died")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolAddress:
+    """Where a pool is: enough for any process of the cluster to call it."""
+
+    application: str
+    deployment: str
+    replicas: int
+
+
+def deployment_name(spec: ModelSpec) -> str:
+    """The deployment of this very spec: equal specs share replicas, unequal ones never do."""
+    return "replica-" + hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:12]
+
+
+@contextmanager
+def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAddress]:
+    """Attach to a running pool of `spec`, or start one for this run and remove it afterwards.
+
+    Raises RunError if no replica comes up, with the replica's own last words.
+    """
+    name = deployment_name(spec)
+    if (served := _served_pool(name)) is not None:
+        yield served
+        return
+    application = HEADLESS + run
+    gpus = ray.cluster_resources().get("GPU", 0)
+    each = (1 if gpus else 0) if config.gpus_per_replica is None else config.gpus_per_replica
+    count = config.replicas or (max(1, int(gpus / each)) if each else 1)
+    deployment = serve.deployment(
+        name=name,
+        num_replicas=count,
+        max_ongoing_requests=1024,  # the engine queues; batch callers bound themselves
+        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": each},
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=5,
+        max_constructor_retry_count=2,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )(Replica)
+    try:
+        _start(deployment.bind(spec, config.threads, config.group_size), application)
+        yield PoolAddress(application, name, count)
+    finally:
+        if ray.is_initialized():
+            serve.delete(application)
+
+
+def _start(application: Any, name: str) -> None:
+    serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "WARNING"})
+    try:
+        serve.run(application, name=name, route_prefix=None, _local_testing_mode=False)
+    except RuntimeError as error:
+        status = serve.status().applications.get(name)
+        said = [d.message for d in status.deployments.values()] if status else []
+        lines = [line.strip() for message in [*said, str(error)] for line in message.splitlines() if line.strip()]
+        telling = [line for line in lines if line.startswith("pipeline.errors.")] or lines
+        raise RunError(f"no replica came up: {telling[-1].removeprefix('pipeline.errors.')}") from None
+
+
+def _served_pool(deployment: str) -> PoolAddress | None:
+    """A pool of this spec that somebody serves; a headless one of another run is left alone: it ends with it."""
+    try:
+        applications = serve.status().applications
+    except Exception as error:  # no Serve instance on this cluster; the type is private to Ray
+        logging.getLogger(__name__).debug("no running pools: %s", error)
+        return None
+    for name, application in applications.items():
+        running = application.deployments.get(deployment)
+        if running is not None and application.status == "RUNNING" and not name.startswith(HEADLESS):
+            return PoolAddress(name, deployment, max(1, sum(running.replica_states.values())))
+    return None
+
+
+class PoolClient:
+    """Calls a pool from a process of the cluster, and outlives the loss of replicas.
+
+    Serve does not repeat a call that a replica had accepted when it died: the client does. A call that was lost
+    is repeated in halves, so that a request that kills replicas ends alone and is given up after `LOSSES` of them.
+    """
+
+    def __init__(self, address: PoolAddress, timeout: float = 3600.0) -> None:
+        self.timeout = timeout
+        self._handle = serve.get_deployment_handle(address.deployment, address.application)
+
+    def facts(self) -> ReplicaFacts:
+        """What one of the replicas says of itself."""
+        facts: ReplicaFacts = self._handle.facts.remote().result(timeout_s=self.timeout)
+        return facts
+
+    def send(self, requests: Sequence[Request]) -> "PendingCall":
+        """Begin a call; its answers come from `PendingCall.result`."""
+        return PendingCall(self, list(requests))
+
+    def predict(self, requests: Sequence[Request]) -> list[Prediction]:
+        """Answer requests in their order. Raises RunError if the pool stays without an answer."""
+        return self.send(requests).result()
+
+
+class PendingCall:
+    """A call under way."""
+
+    def __init__(self, client: PoolClient, requests: list[Request]) -> None:
+        self._client, self._requests = client, requests
+        self._response = client._handle.predict.remote(requests)
+
+    def result(self) -> list[Prediction]:
+        """Wait for the answers; repeat what was lost. Raises RunError if the pool stays without an answer."""
+        try:
+            return self._wait(self._response)
+        except ReplicaError as error:
+            return self._repeat(error)
+
+    def _repeat(self, first: ReplicaError) -> list[Prediction]:
+        answers: dict[str, Prediction] = {}
+        waiting = deque([(self._requests, 1, first)])
+        while waiting:
+            requests, losses, error = waiting.popleft()
+            if len(requests) == 1 and losses >= LOSSES:
+                request = requests[0]
+                message = f"{losses} replicas were lost while they worked on this request; the last: {error}"
+                answers[request.id] = Prediction(request.id, "", (), (), None, "replica_lost", message)
+                continue
+            middle = len(requests) // 2
+            for half in (requests[:middle], requests[middle:]) if middle else (requests,):
+                time.sleep(min(0.5 * losses, 5.0))  # a replacement needs a moment
+                try:
+                    found = self._wait(self._client._handle.predict.remote(half))
+                    answers.update({answer.id: answer for answer in found})
+                except ReplicaError as again:
+                    waiting.append((half, losses + 1, again))
+        return [answers[request.id] for request in self._requests]
+
+    def _wait(self, response: Any) -> list[Prediction]:
+        try:
+            answers: list[Prediction] = response.result(timeout_s=self._client.timeout)
+            return answers
+        except TimeoutError:
+            raise RunError(f"the pool gave no answer within {self._client.timeout:.0f} s") from None
+        except (RayActorError, ActorUnavailableError) as error:
+            raise ReplicaError(f"{type(error).__name__}") from error
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, ReplicaError):
+                raise ReplicaError(str(cause)) from error
+            raise RunError(f"a replica failed: {type(cause).__name__}: {cause}") from error

@@ -15,6 +15,7 @@ from pipeline.demo.score import FLOORS, missed_floors, summarise
 
 
 def main() -> int:
+    """Parse the options, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=CHECKPOINT, help="folder of the checkpoint")
     parser.add_argument("--scenes", type=int, default=300, help="held-out scenes asked for all but text")
@@ -44,7 +45,9 @@ def table(figures: Mapping[str, float]) -> str:
         subject, _, figure = name.rpartition("_")
         if figure != "n":
             floor = f"{FLOORS[name]:.2f}" if name in FLOORS else ""
-            lines.append(f"| {subject.replace('_', ' ')}: {figure} | {value:.4f} | {figures[subject + '_n']:.0f} | {floor} |")
+            lines.append(
+                f"| {subject.replace('_', ' ')}: {figure} | {value:.4f} | {figures[subject + '_n']:.0f} | {floor} |"
+            )
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from pipeline.demo import CHECKPOINT
 
 
 def main() -> None:
+    """Parse the options, train, print the seconds of each stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder of pools and states")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="folder the checkpoint is written to")

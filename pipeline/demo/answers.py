@@ -108,13 +108,11 @@ def _shapes(scene: Scene, rng: random.Random) -> list[Item]:
 
 
 def _existence(scene: Scene, rng: random.Random) -> list[Item]:
-    pairs = {(shape.color, shape.kind) for shape in scene.shapes}
-    if pairs and rng.random() < 0.5:
-        color, kind = rng.choice(sorted(pairs))
-    else:
-        color, kind = _near_miss(scene, rng)
+    pairs: set[tuple[str, str]] = {(shape.color, shape.kind) for shape in scene.shapes}
+    asked = rng.choice(sorted(pairs)) if pairs and rng.random() < 0.5 else _near_miss(scene, rng)
     other = rng.choice(SHAPES)
-    verdict = "yes" if (color, kind) in pairs else "no"
+    color, kind = asked
+    verdict = "yes" if asked in pairs else "no"
     kinds = {shape.kind for shape in scene.shapes}
     return [
         _answer("exists", f"is there {_article(color)} {color} {kind}?", verdict),

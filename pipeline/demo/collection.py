@@ -54,7 +54,10 @@ def _asked(scene: Scene, turn: int) -> tuple[Item, Item]:
 def _truth(row_id: str, scene: Scene, question: Item, objects: Item) -> dict[str, Any]:
     caption, ocr = (next(item.answer for item in scene.items() if item.task == task) for task in ("caption", "ocr"))
     boxes = [
-        {"label": label, **dict(zip(("x_min", "y_min", "x_max", "y_max"), (round(edge, 2) for edge in box), strict=True))}
+        {
+            "label": label,
+            **dict(zip(("x_min", "y_min", "x_max", "y_max"), (round(edge, 2) for edge in box), strict=True)),
+        }
         for label, box in objects.boxes
     ]
     return {"id": row_id, "caption": caption, "answer": question.answer, "ocr": ocr, "detect": boxes}

@@ -25,7 +25,7 @@ def digits(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     if split == "test":
         with np.load(HELD_OUT_FILE) as stored:
             return stored["images"], stored["labels"]
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     part = SLICES[split]

@@ -29,9 +29,7 @@ def draw(scene: Scene) -> Image.Image:
     return image
 
 
-def printed_boxes(
-    chars: "Sequence[str]", size: int, stroke: int, gap: float, room: float
-) -> tuple[int, list[Box]]:
+def printed_boxes(chars: "Sequence[str]", size: int, stroke: int, gap: float, room: float) -> tuple[int, list[Box]]:
     """Font size, shrunk until the line fits in `room` pixels, and the box of each character on the base line y = 0."""
     while True:
         font = _font(size)

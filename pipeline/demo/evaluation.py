@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+)
 
 from pipeline.demo.answers import Item
 from pipeline.demo.scenes import TEST_SEEDS, TEXT_KINDS, sample_scene
@@ -36,6 +42,7 @@ class Annotator:
 
     @classmethod
     def load(cls, folder: Path) -> Annotator:
+        """Load as any PaliGemma is loaded, by name or folder."""
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         return cls(model, AutoProcessor.from_pretrained(folder))
 
@@ -46,7 +53,8 @@ class Annotator:
         inputs = self.processor(images=list(images), text=text, padding=True, return_tensors="pt")
         inputs.pop("labels", None)
         tokens = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-        return self.processor.batch_decode(tokens[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        answers = tokens[:, inputs.input_ids.shape[1] :]
+        return list(self.processor.batch_decode(answers, skip_special_tokens=True))
 
 
 def questions(scenes: int, texts: int, first_seed: int = EVALUATION_SEEDS) -> Iterator[Question]:
@@ -55,24 +63,24 @@ def questions(scenes: int, texts: int, first_seed: int = EVALUATION_SEEDS) -> It
     wanted = dict.fromkeys(TEXT_KINDS, 0)
     for i, kind in enumerate(TEXT_KINDS):
         wanted[kind] = texts // len(TEXT_KINDS) + (i < texts % len(TEXT_KINDS))
-    seed = first_seed
-    while seed < first_seed + scenes or any(wanted.values()):
-        scene = sample_scene(seed)
-        within = seed < first_seed + scenes
-        seed += 1
-        asks_text = bool(scene.texts) and wanted[scene.texts[0].kind] > 0
-        if asks_text:
+    for number in count():
+        scene = sample_scene(first_seed + number)
+        tasks = {"caption", "answer", "detect"} if number < scenes else set()
+        if scene.texts and wanted[scene.texts[0].kind]:
             wanted[scene.texts[0].kind] -= 1
-        elif not within:
-            continue
-        image = scene.render()
-        for item in scene.items():
-            if asks_text or not scene.texts if item.task == "ocr" else within:
-                yield Question(image, item)
+            tasks.add("ocr")
+        elif not scene.texts and number < scenes:
+            tasks.add("ocr")
+        items = [item for item in scene.items() if item.task in tasks]
+        if items:
+            image = scene.render()
+            yield from (Question(image, item) for item in items)
+        if number + 1 >= scenes and not any(wanted.values()):
+            return
 
 
 def ask(annotator: Annotator, asked: Sequence[Question], batch: int = 64) -> list[Result]:
-    """Answer every question, `batch` at a time; prompts of like answers go together, so that few wait for a long one."""
+    """Answer every question, `batch` at a time; like answers go together, so that few wait for a long one."""
     order = sorted(range(len(asked)), key=lambda i: (asked[i].item.task, len(asked[i].item.answer)))
     results: dict[int, Result] = {}
     for start in range(0, len(order), batch):

@@ -74,6 +74,7 @@ class Text:
 
     @property
     def content(self) -> str:
+        """The characters as one string."""
         return "".join(glyph.char for glyph in self.glyphs)
 
 
@@ -265,6 +266,4 @@ def _line_box(text: Text) -> Box:
 
 
 def _apart(one: Box, other: Box, gap: float) -> bool:
-    return (
-        one[2] + gap <= other[0] or other[2] + gap <= one[0] or one[3] + gap <= other[1] or other[3] + gap <= one[1]
-    )
+    return one[2] + gap <= other[0] or other[2] + gap <= one[0] or one[3] + gap <= other[1] or other[3] + gap <= one[1]

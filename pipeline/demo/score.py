@@ -38,20 +38,24 @@ class Matches:
     missed: int = 0
 
     def add(self, other: Matches) -> None:
+        """Count the other's too."""
         self.hit += other.hit
         self.extra += other.extra
         self.missed += other.missed
 
     @property
     def precision(self) -> float:
+        """Share of what was found that is there."""
         return self.hit / (self.hit + self.extra) if self.hit + self.extra else 1.0
 
     @property
     def recall(self) -> float:
+        """Share of what is there that was found."""
         return self.hit / (self.hit + self.missed) if self.hit + self.missed else 1.0
 
     @property
     def f1(self) -> float:
+        """Harmonic mean of precision and recall; 1 where there is nothing and nothing was found."""
         total = 2 * self.hit + self.extra + self.missed
         return 2 * self.hit / total if total else 1.0
 
@@ -114,6 +118,7 @@ def caption_items(text: str) -> Counter[str]:
 
 
 def match_items(expected: Counter[str], predicted: Counter[str]) -> Matches:
+    """Compare what two captions name."""
     hit = (expected & predicted).total()
     return Matches(hit, predicted.total() - hit, expected.total() - hit)
 

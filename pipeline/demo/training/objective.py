@@ -10,9 +10,7 @@ SOFTNESS = 0.8  # standard deviation of a box label, in coarse bins
 BOX_WEIGHT = 0.5  # of a box token in the loss
 
 
-def answer_loss(
-    model: PaliGemmaForConditionalGeneration, features: Tensor, rows: Rows, first_location: int
-) -> Tensor:
+def answer_loss(model: PaliGemmaForConditionalGeneration, features: Tensor, rows: Rows, first_location: int) -> Tensor:
     """Mean loss of the rows' answers, given vision features [images, 64, 128]."""
     seen = model.model.multi_modal_projector(features)[rows.images]
     embedded = torch.cat([seen, model.get_input_embeddings()(rows.tokens)], 1)
@@ -28,7 +26,8 @@ def answer_loss(
         soft = _soft_labels(len(coarse))[(bins[boxed] + COARSE - 1) // COARSE]
         losses = losses.masked_scatter(boxed, -(soft * logs[boxed][:, first_location + coarse]).sum(-1))
     weights = torch.where(boxed, BOX_WEIGHT, rows.weights)
-    return (losses * weights).sum() / weights.sum()
+    mean: Tensor = (losses * weights).sum() / weights.sum()
+    return mean
 
 
 def _soft_labels(count: int) -> Tensor:

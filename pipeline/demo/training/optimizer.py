@@ -23,6 +23,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
+        """One update at a learning rate."""
         for (parameters, factor), momentum in zip(self._stacks, self._momenta, strict=True):
             gradient = torch.stack([_gradient(p).flatten(1) for p in parameters])
             momentum.lerp_(gradient, 1 - MOMENTUM)
@@ -32,9 +33,11 @@ class Muon:
                 parameter.add_(change.view_as(parameter), alpha=-rate * factor * scale)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
+        """What must be kept to go on."""
         return {"momenta": self._momenta}
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        """Go on from a kept state."""
         for momentum, stored in zip(self._momenta, state["momenta"], strict=True):
             momentum.copy_(stored)
 
@@ -48,7 +51,8 @@ class Optimizer:
         rest: list[dict[str, object]] = []
         for module, factor in modules:
             named = dict(module.named_parameters())
-            chosen = {name for name, p in named.items() if p.ndim >= 2 and "embed_tokens" not in name and "position" not in name}
+            tables = {name for name in named if "embed_tokens" in name or "position" in name}
+            chosen = {name for name, p in named.items() if p.ndim >= 2 and name not in tables}
             matrices.append(([named[name] for name in sorted(chosen)], factor))
             rest.append({"params": [p for name, p in named.items() if name not in chosen], "factor": factor})
         self.parameters = [p for parameters, _ in matrices for p in parameters]
@@ -71,9 +75,11 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, object]:
+        """What must be kept to go on."""
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on from a kept state."""
         self.muon.load_state_dict(state["muon"])  # type: ignore[arg-type]
         self.adamw.load_state_dict(state["adamw"])  # type: ignore[arg-type]
 
@@ -92,4 +98,5 @@ def _orthogonal(stack: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result

@@ -61,5 +61,7 @@ def _splitting(model: BPE) -> Tokenizer:
 
 
 def _corpus(scenes: int) -> list[str]:
-    texts = [text for seed in range(scenes) for item in sample_scene(seed).items() for text in (item.prompt, item.answer)]
+    texts = [
+        text for seed in range(scenes) for item in sample_scene(seed).items() for text in (item.prompt, item.answer)
+    ]
     return [re.sub(r"<loc\d{4}>", "", text) for text in texts]

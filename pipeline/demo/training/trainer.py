@@ -33,13 +33,16 @@ class Learner:
 
     @classmethod
     def new(cls, tokenizer: PreTrainedTokenizerFast) -> "Learner":
+        """Random weights, the same every time."""
         model = build_model(tokenizer, SEED)
         return cls(model, DenseHeads(), tokenizer)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """What must be kept to go on."""
         return {"model": self.model.state_dict(), "heads": self.heads.state_dict()}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Go on from a kept state."""
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
 
@@ -68,7 +71,7 @@ def run_stage(stage: Stage, learner: Learner, pools: Pools, folder: Path) -> flo
     figures: list[tuple[float, ...]] = []
     for step in range(first, stage.steps):
         loss, *rest = _step_loss(stage, learner, pools, np.random.default_rng([SEED, *stage.name.encode(), step]))
-        loss.backward()
+        torch.autograd.backward(loss)
         rate = stage.rate(step)
         optimizer.step(stage.muon * rate, stage.adamw * rate)
         figures.append((loss.item(), *rest))

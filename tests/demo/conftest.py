@@ -1,0 +1,13 @@
+import pytest
+
+
+@pytest.fixture(scope="session")
+def annotator():
+    """The shipped checkpoint, loaded once."""
+    import torch
+
+    from pipeline.demo import CHECKPOINT
+    from pipeline.demo.evaluation import Annotator
+
+    torch.set_num_threads(1)
+    return Annotator.load(CHECKPOINT)

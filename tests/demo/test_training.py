@@ -1,0 +1,110 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.demo import CHECKPOINT
+from pipeline.demo.scenes import sample_page, sample_scene
+from pipeline.demo.training.optimizer import Muon
+from pipeline.demo.training.packing import Rows, choose, coarse_bin, packed_rows, plain_rows, read_items
+from pipeline.demo.training.pools import CHARACTERS, patch_targets
+from pipeline.demo.training.stages import STAGES
+
+SEED = 11
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def examples(annotator):
+    items = [[(item.task, item.prompt, item.answer) for item in sample_scene(SEED).items()]]
+    return read_items(items, annotator.processor.tokenizer)[0]
+
+
+def hidden(model, features: torch.Tensor, rows: Rows) -> torch.Tensor:
+    seen = model.model.multi_modal_projector(features)[rows.images]
+    embedded = torch.cat([seen, model.get_input_embeddings()(rows.tokens)], 1)
+    return model.model.language_model(
+        inputs_embeds=embedded, attention_mask=rows.mask, position_ids=rows.positions, use_cache=False
+    ).last_hidden_state
+
+
+@torch.inference_mode()
+def test_plain_rows_are_the_models_own_forward_pass(annotator, examples):
+    """The mask and positions of the last stage are those of PaliGemma itself."""
+    model, processor = annotator.model, annotator.processor
+    item = sample_scene(SEED).items()[0]
+    inputs = processor(images=sample_scene(SEED).render(), text=f"<image>{item.prompt}", return_tensors="pt")
+    answer = torch.tensor([examples[0].answer[:-1]])
+    ours = hidden(model, model.model.vision_tower(inputs.pixel_values).last_hidden_state, plain_rows([examples[:2]]))
+    tokens = torch.cat([inputs.input_ids, answer], 1)
+    theirs = model.model(
+        input_ids=tokens,
+        pixel_values=inputs.pixel_values,
+        attention_mask=torch.ones_like(tokens),
+        token_type_ids=torch.cat([inputs.token_type_ids, torch.ones_like(answer)], 1),
+    ).last_hidden_state
+    torch.testing.assert_close(ours[:1, : theirs.shape[1]], theirs, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_packed_prompts_do_not_see_each_other(annotator, examples):
+    features = torch.randn(1, 64, 128, generator=torch.Generator().manual_seed(0))
+    alone = packed_rows([examples[1:2]])
+    together = packed_rows([[examples[0], examples[1]]])
+    place = 64 + len(examples[0].prefix) + len(examples[0].answer) - 1
+    one, both = hidden(annotator.model, features, alone), hidden(annotator.model, features, together)
+    torch.testing.assert_close(one[:, 64:], both[:, place : place + one.shape[1] - 64], rtol=1e-4, atol=1e-4)
+
+
+def test_rows_ask_for_every_token_of_every_answer(examples):
+    rows = packed_rows([examples[:3], examples[3:5]])
+    wanted = [token for example in examples[:5] for token in example.answer]
+    assert rows.targets.tolist() == wanted and len(rows.asked) == len(rows.weights) == len(wanted)
+
+
+def test_choice_favours_written_text(examples):
+    rng = np.random.default_rng(0)
+    assert all(len(choose(examples, 4, rng)) == 4 for _ in range(5))
+    written = [example for example in examples if example.pick > 10]
+    assert all(set(map(id, written)) <= set(map(id, choose(examples, 4, rng))) for _ in range(5))
+
+
+def test_coarse_bins_are_near_and_few():
+    assert max(abs(coarse_bin(value) - value) for value in range(1024)) <= 4
+    assert len({coarse_bin(value) for value in range(1024)}) == 129
+
+
+def test_patch_targets_name_every_shape_and_character():
+    for seed in range(30):
+        scene = sample_page(seed)
+        labels, boxes = patch_targets(scene)
+        shown = sorted(CHARACTERS[label - 1] for label in labels[:, 3:].ravel() if label)
+        assert set(shown) <= set(scene.text.replace(" ", ""))
+        assert labels[:, 2].sum() == len(scene.shapes)
+        assert (boxes[labels[:, 0] > 0] >= 0).all()
+
+
+def test_muon_steps_are_orthogonal():
+    matrix = torch.zeros(16, 48, requires_grad=True)
+    matrix.grad = torch.randn(16, 48, generator=torch.Generator().manual_seed(1))
+    Muon([([matrix], 1.0)]).step(rate=1.0)
+    singular = torch.linalg.svdvals(matrix.detach()) / (0.2 * 48**0.5)
+    assert 0.6 < singular.min() and singular.max() < 1.3
+
+
+def test_rates_warm_up_and_fall_to_their_floor():
+    for stage in STAGES:
+        rates = [stage.rate(step) for step in range(stage.steps)]
+        assert rates[0] < max(rates) <= 1 and rates[-1] < stage.floor + 0.01
+
+
+def test_the_recipe_runs_and_goes_on(tmp_path):
+    """The whole job in miniature, then its last stage once more from the states it left."""
+    command = [sys.executable, "-m", "jobs.train_demo", "--work", str(tmp_path), "--out", str(tmp_path / "out")]
+    for extra in ([], ["--stage", STAGES[-1].name]):
+        subprocess.run([*command, "--steps-scale", "0.0008", *extra], check=True, capture_output=True, cwd=ROOT)
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "config.json"):
+        assert (tmp_path / "out" / name).read_text() == (CHECKPOINT / name).read_text(), name

@@ -17,8 +17,11 @@ def main() -> None:
     parser.add_argument("--stage", help="run this stage only, from the state of the one before")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="below 1: a shorter run, to see that it works")
     options = parser.parse_args()
+    import torch
+
     from pipeline.demo.training.recipe import train
 
+    torch.set_num_threads(2)
     for stage, seconds in train(options.work, options.out, options.stage, options.steps_scale).items():
         print(f"{stage}: {seconds:.0f} s")
 

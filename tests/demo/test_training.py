@@ -11,6 +11,7 @@ from pipeline.demo.scenes import sample_page, sample_scene
 from pipeline.demo.training.optimizer import Muon
 from pipeline.demo.training.packing import Rows, choose, coarse_bin, packed_rows, plain_rows, read_items
 from pipeline.demo.training.pools import CHARACTERS, patch_targets
+from pipeline.demo.training.recipe import train
 from pipeline.demo.training.stages import STAGES
 
 SEED = 11
@@ -103,8 +104,14 @@ def test_rates_warm_up_and_fall_to_their_floor():
 
 def test_the_recipe_runs_and_goes_on(tmp_path):
     """The whole job in miniature, then its last stage once more from the states it left."""
-    command = [sys.executable, "-m", "jobs.train_demo", "--work", str(tmp_path), "--out", str(tmp_path / "out")]
-    for extra in ([], ["--stage", STAGES[-1].name]):
-        subprocess.run([*command, "--steps-scale", "0.0008", *extra], check=True, capture_output=True, cwd=ROOT)
+    folders = ["--work", str(tmp_path), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "jobs.train_demo", *folders, "--steps-scale", "0.0008"]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    (tmp_path / f"{STAGES[-1].name}.pt").unlink()
+    assert list(train(tmp_path, tmp_path / "again", STAGES[-1].name, 0.0008)) == [STAGES[-1].name]
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
+    with pytest.raises(ValueError, match="there is no stage 'first'"):
+        train(tmp_path, tmp_path, "first")
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "config.json"):
         assert (tmp_path / "out" / name).read_text() == (CHECKPOINT / name).read_text(), name

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.demo.training.model import build_processor, save
 from pipeline.demo.training.packing import read_items
@@ -23,7 +24,6 @@ def train(work: Path, out: Path, only: str | None = None, steps_scale: float = 1
     `only` names one stage, which starts from the state of the stage before it. `steps_scale` below 1 shortens every
     stage and pool, to see that the recipe runs.
     """
-    torch.set_num_threads(2)
     names = [stage.name for stage in STAGES]
     if only is not None and only not in names:
         raise ValueError(f"there is no stage {only!r}, only {', '.join(names)}")
@@ -42,7 +42,7 @@ def train(work: Path, out: Path, only: str | None = None, steps_scale: float = 1
     return seconds
 
 
-def _pools(work: Path, tokenizer: object, steps_scale: float) -> Pools:
+def _pools(work: Path, tokenizer: PreTrainedTokenizerFast, steps_scale: float) -> Pools:
     folder = work / "pools"
     scenes = load_or_render(folder / "scenes", "scenes", 0, max(64, int(SCENES * min(1.0, steps_scale))))
     pages = load_or_render(folder / "pages", "pages", 0, max(64, int(PAGES * min(1.0, steps_scale))))

@@ -1,0 +1,152 @@
+"""What the whole job costs over the engine alone: the same requests through both, in turns, in one process tree.
+
+    python -m bench.pipeline [--images 512] [--rounds 3] [--json]
+
+The engine alone gets pixels that are already decoded and prompts that are already rendered, in calls of the size that
+the job uses, on as many torch threads as the job's replica has. The job freezes the manifest, starts Ray and the pool,
+fetches, decodes, calls, parses, commits, publishes. Two rates are given for it: from the moment that the pool is ready
+to the last commit (what a long run tends to), and from start to finish.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.machine import machine
+
+TASKS = ("caption en", "answer en {question}", "ocr", "detect {objects}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of the model, in both")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+
+    import torch
+
+    from pipeline.demo.collection import write_collection
+
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = write_collection(Path(folder) / "collection", arguments.images, seed=1)
+        rounds = []
+        for number in range(arguments.rounds):
+            alone = engine_alone(manifest)
+            job = whole_job(manifest, Path(folder) / f"run-{number}", arguments.threads)
+            rounds.append({"engine": alone, **job})
+            print(f"round {number + 1}: " + ", ".join(f"{k} {v:,.1f}" for k, v in rounds[-1].items()), flush=True)
+    figures = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+    ratios = {
+        "job/engine": statistics.median(r["job"] / r["engine"] for r in rounds),
+        "job from start/engine": statistics.median(r["job_from_start"] / r["engine"] for r in rounds),
+    }
+    described = machine()
+    print(f"\n{described['processor']}, {described['cores']} cores, commit {described['commit']}")
+    print(f"{arguments.images} images x {len(TASKS)} tasks, {arguments.rounds} rounds, medians:")
+    print(f"  engine alone            {figures['engine']:8.1f} requests/s")
+    print(f"  whole job, pool ready   {figures['job']:8.1f} requests/s   ratio {ratios['job/engine']:.2f}")
+    print(
+        f"  whole job, from start   {figures['job_from_start']:8.1f} requests/s   "
+        f"ratio {ratios['job from start/engine']:.2f}"
+    )
+    print(f"  driver's memory grew by {figures['driver_growth_mib']:8.1f} MiB during the job (peak over its start)")
+    if arguments.json:
+        print(json.dumps({"machine": described, "figures": figures, "ratios": ratios}))
+
+
+def engine_alone(manifest: Path) -> float:
+    """Requests a second of the engine over everything already in memory."""
+    from pipeline import images, model
+    from pipeline.config import ModelSpec
+    from pipeline.engine import Engine
+    from pipeline.records import Request
+    from pipeline.stage import GROUPS_A_CALL
+    from pipeline.tasks import parse_tasks
+
+    loaded = model.load(ModelSpec(), device="cpu")
+    engine = Engine(loaded)
+    requests = []
+    for row in map(json.loads, manifest.read_text().splitlines()):
+        decoded = images.decode((manifest.parent / row["image"]).read_bytes(), loaded.image_size)
+        for task in parse_tasks(list(TASKS)):
+            name = f"{row['id']}/{task.template}"
+            requests.append(Request(name, task.render(row), decoded.pixels, decoded.sha256, task.max_tokens))
+    size = GROUPS_A_CALL * 32
+    engine.run(requests[:size])  # warm
+    begun = time.perf_counter()
+    for start in range(0, len(requests), size):
+        engine.run(requests[start : start + size])
+    return len(requests) / (time.perf_counter() - begun)
+
+
+def whole_job(manifest: Path, output: Path, threads: int) -> dict[str, float]:
+    """Requests a second of `run_batch`, and what this process's memory did meanwhile."""
+    from pipeline.batch import run_batch
+    from pipeline.config import JobConfig, PoolConfig
+    from pipeline.progress import Progress
+
+    seen: dict[str, Any] = {}
+
+    def watch(progress: Progress) -> None:
+        if progress.annotating_since is not None:
+            seen["since"] = progress.annotating_since
+        if progress.rows and progress.rows_before + progress.rows_committed == progress.rows and "until" not in seen:
+            seen["until"] = time.monotonic()
+
+    job = JobConfig(
+        manifest=str(manifest),
+        tasks=TASKS,
+        output=str(output),
+        shard_rows=64,
+        pool=PoolConfig(replicas=1, threads=threads),
+    )
+    with _Memory() as memory:
+        begun = time.monotonic()
+        summary = run_batch(job, watch)
+        ended = time.monotonic()
+    requests = summary["records"]
+    return {
+        "job": requests / (seen.get("until", ended) - seen["since"]),
+        "job_from_start": requests / (ended - begun),
+        "driver_growth_mib": memory.growth / 2**20,
+    }
+
+
+class _Memory:
+    """Samples this process's resident memory while it is entered."""
+
+    def __enter__(self) -> "_Memory":
+        self._stop, self._first, self._peak = threading.Event(), _resident(), 0
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def growth(self) -> int:
+        return max(0, self._peak - self._first)
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.1):
+            self._peak = max(self._peak, _resident())
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""The annotate stage: a shard of the manifest in, its committed records out.
+
+One process of the cluster fetches and decodes the images of a shard, calls the pool by handle, parses the answers
+and commits. It holds a few calls in flight, so that replicas work while the next images are fetched, and no
+more, so that online calls always find room.
+"""
+
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import images, results
+from pipeline.config import FetchConfig
+from pipeline.errors import RowError, UsageError
+from pipeline.manifest import read_shard
+from pipeline.masks import MaskDecoder
+from pipeline.records import Annotation, ManifestRow, Prediction, Record, Request
+from pipeline.results import Marker, ModelFacts
+from pipeline.storage import Fetcher, StorageError, Store, open_store, split
+from pipeline.tasks import Task
+
+CALLS_IN_FLIGHT = 2  # of one stage process
+GROUPS_A_CALL = 4  # the scheduler sorts a call by length: several groups a call leave it something to sort
+
+Work = tuple[ManifestRow, tuple[Task, ...]]  # a row and the tasks to ask of it
+
+
+class Answering(Protocol):
+    """What `PoolClient.send` gives."""
+
+    def result(self) -> list[Prediction]:
+        """Wait for the answers, in the order of the requests."""
+
+
+class Sender(Protocol):
+    """What answers requests: `PoolClient`, or anything that sends like it."""
+
+    def send(self, requests: Sequence[Request]) -> Answering:
+        """Begin a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every stage process must know; small, immutable, and shipped to all of them."""
+
+    output: str
+    tasks: tuple[Task, ...]
+    schema: pa.Schema
+    facts: ModelFacts
+    image_size: int
+    group_size: int
+    fetch: FetchConfig
+    mask_decoder: str | None = None
+    folder: str = results.SHARDS  # where shard files go: retries have folders of their own
+    only: Mapping[int, Mapping[int, tuple[str, ...]]] | None = None  # shard -> row -> tasks, for a retry
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One row under one task, until its record is made."""
+
+    row: ManifestRow
+    task: Task
+    prompt: str | None = None
+    image: images.Decoded | None = None
+    error: RowError | None = None
+
+
+@dataclass(slots=True)
+class _Call:
+    asked: list[_Asked] = field(default_factory=list)
+    answers: Answering | None = None
+
+
+class Stage:
+    """Annotates shards. One a process; not thread-safe."""
+
+    def __init__(self, plan: Plan, pool: Sender) -> None:
+        self.plan, self.pool = plan, pool
+        self.store: Store = open_store(plan.output)
+        self.fetcher = Fetcher(
+            concurrency=plan.fetch.concurrency,
+            retries=plan.fetch.retries,
+            timeout=plan.fetch.timeout,
+            max_bytes=plan.fetch.max_bytes,
+        )
+        self.masks = load_mask_decoder(plan.mask_decoder)
+
+    def annotate_shard(self, shard: int, progress: Callable[[int], None] = lambda rows: None) -> Marker:
+        """Answer every request of a shard and commit its records; `progress` is told rows answered so far.
+
+        Returns the marker that won, which another attempt may have written first.
+        """
+        records: list[Record] = []
+        done = 0
+        for call in self._answered(self._work(shard)):
+            records.extend(self._records(call, shard))
+            done += len({asked.row.row for asked in call.asked})
+            progress(done)
+        table = results.to_table(records, self.plan.facts, self.plan.schema)
+        marker = results.write_shard(self.store, shard, uuid.uuid4().hex[:8], table, folder=self.plan.folder)
+        return results.commit(self.store, marker, folder=self.plan.folder)
+
+    def _work(self, shard: int) -> Iterator[list[Work]]:
+        """The shard's rows in calls of fixed size: what a call holds depends on the manifest and the job alone."""
+        rows = read_shard(self.store, shard)
+        work: list[Work] = [(row, self._tasks_of(shard, row)) for row in rows]
+        work = [(row, tasks) for row, tasks in work if tasks]
+        size = max(1, GROUPS_A_CALL * self.plan.group_size // len(self.plan.tasks))
+        for start in range(0, len(work), size):
+            yield work[start : start + size]
+
+    def _tasks_of(self, shard: int, row: ManifestRow) -> tuple[Task, ...]:
+        if self.plan.only is None:
+            return self.plan.tasks
+        wanted = self.plan.only.get(shard, {}).get(row.row, ())
+        return tuple(task for task in self.plan.tasks if task.template in wanted)
+
+    def _answered(self, calls: Iterable[list[Work]]) -> Iterator[_Call]:
+        """Keep a few calls in flight while the next one is prepared; give them back in order."""
+        pending: deque[_Call] = deque()
+        for work in calls:
+            call = self._prepare(work)
+            requests = [request for asked in call.asked if (request := self._request(asked)) is not None]
+            if requests:
+                call.answers = self.pool.send(requests)
+            pending.append(call)
+            if len(pending) > CALLS_IN_FLIGHT:
+                yield pending.popleft()
+        yield from pending
+
+    def _prepare(self, work: Sequence[Work]) -> _Call:
+        """Render the prompts, then fetch and decode the images of those rows that have any."""
+        call = _Call()
+        addresses: dict[str, images.Decoded | RowError] = {}
+        for row, tasks in work:
+            for task in tasks:
+                asked = _Asked(row, task)
+                try:
+                    asked.prompt = task.render(row.columns)
+                    if row.image is None:
+                        raise RowError("no_image", "the manifest row names no image")
+                    addresses[row.image] = RowError("missing", "not fetched")
+                except RowError as error:
+                    asked.error = error
+                call.asked.append(asked)
+        for address, data in zip(addresses, self.fetcher.fetch_many(list(addresses)), strict=True):
+            addresses[address] = data if isinstance(data, RowError) else self._decode(data)
+        for asked in call.asked:
+            if asked.error is None and asked.row.image is not None:
+                image = addresses[asked.row.image]
+                if isinstance(image, RowError):
+                    asked.error = image
+                else:
+                    asked.image = image
+        return call
+
+    def _decode(self, data: bytes) -> images.Decoded | RowError:
+        try:
+            return images.decode(data, self.plan.image_size, max_pixels=self.plan.fetch.max_pixels)
+        except RowError as error:
+            return error
+
+    def _request(self, asked: _Asked) -> Request | None:
+        if asked.image is None or asked.prompt is None:
+            return None
+        name = f"{asked.row.row}/{asked.task.template}"
+        return Request(name, asked.prompt, asked.image.pixels, asked.image.sha256, asked.task.max_tokens)
+
+    def _records(self, call: _Call, shard: int) -> Iterator[Record]:
+        answers = iter(call.answers.result() if call.answers is not None else [])
+        for asked in call.asked:
+            prediction = next(answers) if asked.image is not None and asked.prompt is not None else None
+            yield record(asked.row, asked.task, asked.prompt, asked.image, prediction, asked.error, shard, self.masks)
+
+
+def record(
+    row: ManifestRow,
+    task: Task,
+    prompt: str | None,
+    image: images.Decoded | None,
+    prediction: Prediction | None,
+    error: RowError | None,
+    shard: int,
+    masks: MaskDecoder | None,
+) -> Record:
+    """Make the one record of a row under a task, from whichever of answer and error there is."""
+    kind, message = (error.kind, error.message) if error is not None else (None, None)
+    annotation: Annotation | None = None
+    score: float | None = None
+    if prediction is not None and prediction.error_kind is not None:
+        kind, message = prediction.error_kind, prediction.error_message  # type: ignore[assignment]
+    elif prediction is not None and image is not None:
+        annotation = task.parse(prediction.text, image.width, image.height)
+        score = float(np.exp(np.asarray(prediction.logprobs, dtype=np.float64)).mean())
+        if masks is not None and annotation.masks:
+            annotation = replace(annotation, masks=tuple(masks.fill(mask) for mask in annotation.masks))
+    answered = annotation is not None and prediction is not None
+    return Record(
+        id=row.id,
+        image=row.image,
+        task=task.template,
+        kind=task.kind,
+        prompt=prompt,
+        status=annotation.status if annotation is not None else "error",
+        text=annotation.text if annotation is not None else None,
+        boxes=annotation.boxes if annotation is not None else (),
+        masks=annotation.masks if annotation is not None else (),
+        score=score,
+        tokens=len(prediction.tokens) if answered and prediction is not None else None,
+        finish_reason=prediction.finish_reason if answered and prediction is not None else None,
+        error_kind=kind,
+        error_message=message,
+        width=image.width if image is not None else None,
+        height=image.height if image is not None else None,
+        image_sha256=image.sha256 if image is not None else None,
+        shard=shard,
+        row=row.row,
+        columns=row.columns,
+    )
+
+
+def load_mask_decoder(uri: str | None) -> MaskDecoder | None:
+    """The decoder at this address, or None for none. Raises UsageError if it cannot be read or is something else."""
+    if uri is None:
+        return None
+    folder, name = split(uri)
+    try:
+        return MaskDecoder.from_npz(open_store(folder).get(name))
+    except StorageError as error:
+        raise UsageError(f"mask_decoder {uri}: {error}") from None
+

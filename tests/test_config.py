@@ -1,0 +1,73 @@
+"""A job file and flags in, a checked job or one clear line out."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+from pipeline.errors import UsageError
+
+GOOD = {"manifest": "photos/", "tasks": ["caption en"], "output": "out"}
+
+
+def test_defaults_are_filled_and_shorthands_accepted() -> None:
+    job = config.parse(GOOD | {"tasks": "ocr", "model": "google/paligemma-3b-mix-224", "partition_by": "kind"})
+    assert job.tasks == ("ocr",)
+    assert job.model.id == "google/paligemma-3b-mix-224"
+    assert job.partition_by == ("kind",)
+    assert config.parse(GOOD).model.id == "demo"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": "demo"}, "unknown key 'modle' (did you mean 'model'?)"),
+        ({"pool": {"replica": 2}}, "unknown key 'pool.replica' (did you mean 'replicas'?)"),
+        ({"model": {"id": "demo", "precison": "float32"}}, "did you mean 'precision'?"),
+        ({"shard_rows": "many"}, "'shard_rows': input should be a valid integer"),
+        ({"shard_rows": 0}, "'shard_rows': input should be greater than or equal to 1"),
+        ({"tasks": []}, "'tasks'"),
+        ({"max_error_rate": 1.5}, "'max_error_rate'"),
+        ({"partition_by": ["task", "task"]}, "named twice"),
+        ({"model": {"precision": "float8"}}, "'model.precision'"),
+    ],
+)
+def test_what_is_wrong_is_named_on_one_line(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.parse(GOOD | change, source="job.yaml")
+    text = str(caught.value)
+    assert message in text
+    assert text.startswith("job.yaml: ")
+    assert "\n" not in text
+
+
+def test_missing_settings_are_all_named() -> None:
+    with pytest.raises(UsageError, match="'manifest' is missing; 'tasks' is missing; 'output' is missing"):
+        config.parse({})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "is a mapping"),
+        ("manifest: [unclosed\n", "not valid YAML at line"),
+        ("", "is a mapping"),
+    ],
+)
+def test_bad_job_files(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        config.load(file)
+
+
+def test_no_job_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such job file"):
+        config.load(tmp_path / "nothing.yaml")
+
+
+def test_precision_follows_the_hardware() -> None:
+    spec = config.ModelSpec()
+    assert spec.resolved(gpu=False).precision == "float32"
+    assert spec.resolved(gpu=True).precision == "bfloat16"
+    assert config.ModelSpec(precision="float16").resolved(gpu=False).precision == "float16"

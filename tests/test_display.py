@@ -1,0 +1,38 @@
+"""Progress in words."""
+
+import time
+
+import pytest
+
+from pipeline.display import duration, line, progress_display
+from pipeline.progress import Progress
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (89, "89 s"), (150, "2 min"), (3 * 3600 + 1200, "3 h 20 min"), (53 * 3600, "2 d 5 h")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_a_line_tells_rows_speed_errors_and_time_left() -> None:
+    progress = Progress(stage="annotating", rows=1000, rows_before=200, rows_committed=300, rows_open=100)
+    progress.annotating_since = time.monotonic() - 40
+    progress.error_kinds.update({"missing": 3, "corrupt": 1})
+    assert line(progress) == (
+        "annotating · 600/1,000 rows (60%) · 10.0 images/s · errors: missing 3, corrupt 1 · 40 s left"
+    )
+
+
+def test_what_is_unknown_is_left_out() -> None:
+    assert line(Progress(stage="starting")) == "starting"
+
+
+def test_without_a_terminal_a_new_stage_gets_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_display() as show:
+        for stage in ("freezing", "freezing", "annotating"):
+            show(Progress(stage=stage))
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == ["freezing", "annotating"]
+    assert captured.out == ""

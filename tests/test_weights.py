@@ -1,0 +1,121 @@
+"""Models are found, and what is wrong with one is said in a line, before anything is started."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ModelSpec
+from pipeline.errors import UsageError
+from pipeline.weights import locate
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REFUSALS = {  # what the hub answers: status and its X-Error-Code
+    "acme/gated": (403, "GatedRepo"),
+    "acme/nothing": (401, "RepoNotFound"),
+    "acme/no-config": (404, "EntryNotFound"),
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of a model hub that serves config.json, or refuses it."""
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        repository = "/".join(self.path.split("/")[1:3])
+        revision = self.path.split("/")[4]
+        status, code = REFUSALS.get(repository, (200, ""))
+        if revision == "no-such-branch":
+            status, code = 404, "RevisionNotFound"
+        kind = "bert" if repository == "acme/bert" else "paligemma"
+        data = {"model_type": kind, "vision_config": {"image_size": 448}, "text_config": {"model_type": "gemma"}}
+        content = json.dumps(data).encode() if status == 200 else b""
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", '"abc"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def located(hub: str, cache: Path, model: str, revision: str | None = None) -> str:
+    """What `locate` says in a process of its own, where the hub's address can be set."""
+    code = (
+        "import sys; from pipeline.config import ModelSpec; from pipeline.errors import UsageError\n"
+        "from pipeline.weights import locate\n"
+        f"try: print(locate(ModelSpec(id={model!r}, revision={revision!r})))\n"
+        "except UsageError as error: print('refused:', error)\n"
+    )
+    environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(cache)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_a_model_of_the_hub_is_pinned_to_its_commit(hub: str, tmp_path: Path) -> None:
+    assert located(hub, tmp_path, "acme/paligemma") == (
+        f"Located(path='acme/paligemma', revision='{COMMIT}', image_size=448, family='gemma')"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "words"),
+    [
+        ("acme/gated", None, "accept its licence at https://huggingface.co/acme/gated, then set HF_TOKEN"),
+        ("acme/nothing", None, "no such repository on Hugging Face"),
+        ("acme/no-config", None, "no config.json"),
+        ("acme/bert", None, "is a bert, not a PaliGemma"),
+        ("acme/paligemma", "no-such-branch", "has no revision 'no-such-branch'"),
+        ("a/b/c", None, "neither a folder nor a Hugging Face id"),
+    ],
+)
+def test_refusals_are_one_clear_line(hub: str, tmp_path: Path, model: str, revision: str | None, words: str) -> None:
+    said = located(hub, tmp_path, model, revision)
+    assert said.startswith("refused: ") and words in said and "\n" not in said
+
+
+def test_no_hub_to_be_reached(tmp_path: Path) -> None:
+    assert "cannot be reached" in located("http://127.0.0.1:9", tmp_path, "acme/paligemma")
+
+
+def test_the_demo_and_folders(tmp_path: Path) -> None:
+    demo = locate(ModelSpec())
+    assert demo.is_folder and demo.image_size == 112 and demo.family == "gemma"
+    copy = tmp_path / "copy"
+    shutil.copytree(demo.path, copy)
+    assert locate(ModelSpec(id=str(copy))).revision == demo.revision
+    with (copy / "model.safetensors").open("ab") as weights:
+        weights.write(b"\0")
+    assert locate(ModelSpec(id=str(copy))).revision != demo.revision
+    with pytest.raises(UsageError, match="a folder has no revisions"):
+        locate(ModelSpec(id=str(copy), revision="main"))
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="no .safetensors"):
+        locate(ModelSpec(id=str(copy)))
+    with pytest.raises(UsageError, match="no such folder"):
+        locate(ModelSpec(id=str(tmp_path / "nothing")))

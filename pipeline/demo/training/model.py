@@ -60,6 +60,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> PaliGemmaForCo
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         ),
+        hidden_size=WIDTH,
+        vocab_size=len(tokenizer),
         projection_dim=WIDTH,
         image_token_id=image_token_id,
         pad_token_id=tokenizer.pad_token_id,

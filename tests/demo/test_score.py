@@ -28,7 +28,9 @@ def test_caption_items_are_counted():
         "some text": 1,
     }
     assert caption_items("") == {}
-    found = match_items(caption_items("two blue squares and a red star"), caption_items("a blue square and a red circle"))
+    found = match_items(
+        caption_items("two blue squares and a red star"), caption_items("a blue square and a red circle")
+    )
     assert found == Matches(hit=1, extra=1, missed=2)
     assert (found.precision, found.recall, found.f1) == (1 / 2, 1 / 3, pytest.approx(0.4))
 

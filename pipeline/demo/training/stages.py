@@ -29,5 +29,5 @@ class Stage:
 STAGES = (
     Stage("tower", "tower", 2600, 32, 32, 0, 3e-3, 2e-3, 0.1),
     Stage("joint", "packed", 3200, 32, 12, 6, 3e-3, 2e-3, 0.05, dense=0.3),
-    Stage("finish", "plain", 90, 28, 0, 3, 2.5e-4, 1.6e-4, 0.0, dense=0.0, warmup=5),
+    Stage("finish", "plain", 360, 28, 0, 3, 5e-4, 3.2e-4, 0.0, dense=0.0, warmup=10),
 )

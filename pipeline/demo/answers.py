@@ -13,10 +13,14 @@ NUMBERS = ("no", "a", "two", "three", "four", "five", "six")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One prompt about a scene and its right answer; `boxes` are a detection's truth in pixels of the scene."""
+    """One prompt about a scene and its right answer; `boxes` are a detection's truth in pixels of the scene.
+
+    Kinds are: of answers count, color, shape and exists; of ocr number, letters, handwriting and none; of detect
+    present and absent; captions have none.
+    """
 
     task: str  # caption, ocr, answer or detect
-    kind: str  # finer than the task: count, color, shape, exists; number, letters, handwriting, none; present, absent
+    kind: str
     prompt: str
     answer: str
     boxes: tuple[tuple[str, Box], ...] = ()
@@ -27,7 +31,7 @@ def items(scene: Scene) -> list[Item]:
     rng = random.Random(f"items {scene.seed}")
     kind = scene.texts[0].kind if scene.texts else "none"
     found = [
-        Item("caption", "caption", "caption en", caption(scene)),
+        Item("caption", "", "caption en", caption(scene)),
         Item("ocr", kind, "ocr", scene.text),
         *_counts(scene, rng),
         *_colors(scene, rng),

@@ -22,7 +22,7 @@ class Result:
     """One answer beside the right one. Boxes are for `detect` only, in pixels of the original image."""
 
     task: str  # caption, ocr, answer or detect
-    kind: str
+    kind: str  # finer than the task, as in `answers.Item`; may be empty
     expected: str
     predicted: str
     expected_boxes: Sequence[Labelled] = ()
@@ -78,14 +78,15 @@ def summarise(results: Iterable[Result]) -> dict[str, float]:
     """
     tallies: dict[str, _Tally] = {}
     for result in results:
-        kind = f"{result.task}_{result.kind}"
+        kind = f"{result.task}_{result.kind}" if result.kind else result.task
         silent_ocr = result.task == "ocr" and not result.expected
         for name in {kind} if silent_ocr else {result.task, kind}:
             _count(tallies.setdefault(name, _Tally()), result)
     figures: dict[str, float] = {}
     for name, tally in sorted(tallies.items()):
         figures[f"{name}_n"] = tally.count
-        figures[f"{name}_exact"] = tally.exact / tally.count
+        if name not in ("detect", "detect_present"):  # boxes are compared by overlap, never to the pixel
+            figures[f"{name}_exact"] = tally.exact / tally.count
         if name in ("caption", "detect"):
             figures[f"{name}_precision"] = tally.matches.precision
             figures[f"{name}_recall"] = tally.matches.recall

@@ -72,11 +72,12 @@ def test_the_summary_counts_each_task_and_kind():
             Result("ocr", "number", "123", "124"),
             Result("ocr", "none", "", ""),
             Result("detect", "present", "x", "y", [("a", BOX)], [("a", BOX)]),
-            Result("caption", "caption", "a red star", "a red star"),
+            Result("caption", "", "a red star", "a red star"),
         ]
     )
     assert figures["answer_exact"] == 0.5 and figures["answer_n"] == 2 and figures["answer_color_exact"] == 0.0
     assert figures["ocr_cer"] == pytest.approx(1 / 3) and figures["ocr_n"] == 1
+    assert figures["detect_present_n"] == 1 and "detect_exact" not in figures and "caption__n" not in figures
     assert figures["ocr_none_exact"] == figures["detect_f1"] == figures["caption_f1"] == 1.0
     assert missed_floors(figures) == ["answer_exact", "ocr_exact"]
 

@@ -1,75 +1,63 @@
 """A run: freeze the manifest, annotate its shards on a pool, publish the parts. `run_batch` is the story."""
 
 import contextlib
-import os
-import signal
-import threading
+import functools
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from types import FrameType
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
 
 from pipeline import manifest, results
+from pipeline.cluster import cluster, translating
 from pipeline.config import JobConfig
-from pipeline.errors import PaliscribeError, RunError, UsageError
+from pipeline.driver import repeating, session
+from pipeline.errors import RunError, UsageError
 from pipeline.manifest import FrozenManifest
 from pipeline.pool import PoolAddress, PoolClient, open_pool
-from pipeline.results import Marker, ModelFacts
+from pipeline.progress import Progress, Report
+from pipeline.results import Layout, Marker, ModelFacts
 from pipeline.runs import Fingerprint, RunFile, refuse_changes
 from pipeline.stage import Plan, Stage, load_mask_decoder
 from pipeline.storage import StorageError, Store, check_writable, open_store
-from pipeline.tasks import parse_tasks
-from pipeline.weights import Located, locate
+from pipeline.tasks import Task, parse_tasks
+from pipeline.weights import locate
 
 RATE_SAMPLE = 20  # requests that must be finished before their error rate can stop a run
+WORKERS = 64  # stage processes at most, unless the job says otherwise
+PUBLISHING = 2  # parts that are published at a time
 
 
 @dataclass(slots=True)
-class Progress:
-    """Where a run stands. Counts of this process's work exclude what an earlier one had committed."""
+class Run:
+    """One generation of a run at work: the whole manifest (0), or the dead letters of the one before."""
 
-    stage: str = "checking"  # a few words for people
-    rows: int = 0  # of the whole run
-    rows_before: int = 0  # committed before this process began
-    rows_done: int = 0  # annotated by this one, shards that are not committed yet included
-    requests: int = 0  # finished in committed shards
-    statuses: Counter[str] = field(default_factory=Counter)
-    error_kinds: Counter[str] = field(default_factory=Counter)
-    annotating_since: float | None = None  # time.monotonic() of the first shard's start
-    finished: bool = False
+    job: JobConfig
+    store: Store
+    frozen: FrozenManifest
+    file: RunFile
+    tasks: list[Task]
+    generation: int
+    progress: Progress
 
     @property
-    def images_per_second(self) -> float | None:
-        """Images annotated a second since the pool was ready; None until there is something to measure."""
-        if self.annotating_since is None or not self.rows_done:
-            return None
-        return self.rows_done / max(time.monotonic() - self.annotating_since, 1e-6)
+    def layout(self) -> Layout:
+        """How shards fall into parts."""
+        return Layout(
+            self.frozen.shards, self.frozen.shard_rows, self.frozen.rows, self.job.tasks, self.job.partition_by
+        )
 
-    @property
-    def seconds_left(self) -> float | None:
-        """At the rate so far; None while it is unknown."""
-        rate = self.images_per_second
-        return None if rate is None else max(0, self.rows - self.rows_before - self.rows_done) / rate
-
-
-Report = Callable[[Progress], None]
-
-
-class Stopped(RunError):
-    """The run was told to stop (Ctrl-C, SIGTERM). What is committed stays; the same command goes on from there."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
-
-
-class Lost(RunError):
-    """Another driver took over the run's lease."""
+    def shards(self, part: int) -> list[int]:
+        """The shards of a part that this generation has to annotate."""
+        if self.generation == 0:
+            return list(self.layout.shards_of(part))
+        before = results.read_part(self.store, part, self.generation - 1)
+        return before.shards_with_errors if before else []
 
 
 def run_batch(job: JobConfig, report: Report = lambda progress: None) -> dict[str, Any]:
@@ -79,36 +67,77 @@ def run_batch(job: JobConfig, report: Report = lambda progress: None) -> dict[st
     """
     tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
     store = _writable(job.output)
-    located = locate(job.model)
-    load_mask_decoder(job.mask_decoder)
-    progress = Progress()
-    with _signals(), results.Lease.acquire(store) as lease, _ticker(progress, report):
-        run, frozen = _settle(job, store, located, progress)
-        schema = results.schema(frozen.schema)
-        _check_partitions(job, frozen)
-        parts = results.Parts.of(frozen, tasks=len(tasks), partition_by=job.partition_by)
-        finished = results.done(store)
-        todo = [shard for shard in range(frozen.shards) if shard not in finished]
-        progress.rows = frozen.rows
-        progress.rows_before = frozen.rows - sum(_rows_of(frozen, shard) for shard in todo)
-        if todo:
-            with _cluster():
-                run = _with_precision(run, store)
-                plan = Plan(
-                    output=job.output,
-                    tasks=tuple(tasks),
-                    schema=schema,
-                    facts=ModelFacts(run.fingerprint.model, run.fingerprint.revision, run.model.precision),
-                    image_size=run.image_size,
-                    group_size=job.pool.group_size,
-                    fetch=job.fetch,
-                    mask_decoder=job.mask_decoder,
-                )
-                progress.stage = f"starting the pool of {run.model.id}"
-                with open_pool(run.model, job.pool, results.name_of(store)) as pool:
-                    _annotate(plan, pool, job, todo, frozen, progress, lease)
-        progress.stage = "publishing"
-        return results.finish(store, parts)
+    with session(store, report) as progress:
+        file, frozen = _settle(job, store, progress)
+        if (summary := _finished(store)) is not None:
+            return summary
+        return _work(Run(job, store, frozen, file, tasks, 0, progress))
+
+
+def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, Any]:
+    """Annotate a finished run's dead letters again; returns its new summary. A retry that was cut short goes on.
+
+    Raises UsageError if there is no finished run, RunError or Stopped as `run_batch` does.
+    """
+    store = _writable(output)
+    file, frozen = RunFile.read(store), manifest.load(store)
+    if file is None or frozen is None:
+        raise UsageError(f"{output}: no run is here; `paliscribe annotate` begins one")
+    job = file.job.model_copy(update={"output": output})
+    revision = locate(job.model).revision
+    if revision != file.fingerprint.revision:
+        raise UsageError(
+            f"model {job.model.id} is at {revision} now; the run was made with {file.fingerprint.revision}"
+        )
+    with session(store, report) as progress:
+        summary = results.read_summary(store)
+        if summary is None:
+            raise UsageError(f"{output}: the run is not finished; go on with the command that began it, then retry")
+        generation = summary["retries"] + 1
+        if not summary["errors"]:
+            return _finished(store) or summary
+        results.begin_retry(store, generation)
+        tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
+        return _work(Run(job, store, frozen, file, tasks, generation, progress))
+
+
+def _work(run: Run) -> dict[str, Any]:
+    """Annotate what is not committed, publish what is not published, and finish."""
+    base = results.generation_base(run.generation)
+    finished, published = results.done(run.store, base), results.published(run.store, run.generation)
+    wanted = [shard for part in range(run.layout.parts) if part not in published for shard in run.shards(part)]
+    todo = [shard for shard in wanted if shard not in finished]
+    run.progress.rows = run.frozen.rows
+    run.progress.rows_before = run.frozen.rows - sum(map(run.frozen.rows_of, todo))
+    parts = _Parts(run, published, finished)
+    if todo:
+        with cluster():
+            run.file = _with_precision(run)
+            _annotate(run, todo, parts)
+    else:
+        run.file.write(run.store)
+    run.progress.stage = "publishing"
+    parts.publish_ready()
+    facts = {
+        "model": run.job.model.id,
+        "revision": run.file.fingerprint.revision,
+        "precision": run.file.model.precision,
+    }
+    summary = results.finish(run.store, run.layout, facts, run.generation)
+    results.sweep(run.store, run.layout)
+    run.progress.stage = "finished"
+    return summary | {"shards_annotated": len(todo)}
+
+
+def _finished(store: Store) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do, or None. Raises UsageError where a retry was cut short."""
+    summary = results.read_summary(store)
+    if summary is None:
+        return None
+    if results.retry_begun(store, summary["retries"] + 1):
+        raise UsageError(f"{store.uri}: a retry was cut short here; go on with `paliscribe retry {store.uri}`")
+    store.put(results.SUCCESS, b"")
+    return summary | {"shards_annotated": 0}
 
 
 def _writable(output: str) -> Store:
@@ -116,63 +145,205 @@ def _writable(output: str) -> Store:
         store = open_store(output)
         check_writable(store)
     except StorageError as error:
-        raise UsageError(f"output {output}: {error}") from None
+        raise UsageError(f"output {error}") from None
     return store
 
 
-def _settle(job: JobConfig, store: Store, located: Located, progress: Progress) -> tuple[RunFile, FrozenManifest]:
-    """Freeze the manifest and write the run file; or, where a run is, make sure that it is this one."""
+def _settle(job: JobConfig, store: Store, progress: Progress) -> tuple[RunFile, FrozenManifest]:
+    """Freeze the manifest and begin a run; or, where one is, make sure that it is this one."""
 
     def count(rows: int) -> None:
         progress.rows = rows
 
+    located = locate(job.model)
+    load_mask_decoder(job.mask_decoder)
     columns = {"image_column": job.image_column, "id_column": job.id_column}
-    run = RunFile.read(store)
-    frozen = manifest.load(store) if run is not None else None
-    if run is None or frozen is None:
-        progress.stage = "freezing the manifest"
-        frozen = manifest.freeze(job.manifest, store, shard_rows=job.shard_rows, progress=count, **columns)
-        fingerprint = Fingerprint.of(job, manifest=frozen.digest, rows=frozen.rows, revision=located.revision)
-        return RunFile(fingerprint, job, job.model, located.image_size), frozen
-    progress.stage = "comparing the manifest with the run's"
-    digest, rows = manifest.digest(job.manifest, **columns)
-    refuse_changes(
-        store, run.fingerprint, Fingerprint.of(job, manifest=digest, rows=rows, revision=located.revision)
-    )
-    return run, frozen
+    file, frozen = RunFile.read(store), manifest.load(store)
+    if file is not None and frozen is not None:
+        progress.stage = "comparing the manifest with the run's"
+        found = manifest.scan(job.manifest, progress=count, **columns)
+        now = Fingerprint.of(job, manifest=found.digest, rows=found.rows, revision=located.revision)
+        refuse_changes(store, file.fingerprint, now)
+        return replace(file, job=job), frozen
+    progress.stage = "freezing the manifest"
+    frozen = manifest.freeze(job.manifest, store, shard_rows=job.shard_rows, progress=count, **columns)
+    known = {"task", "kind", *frozen.schema.names}
+    if unknown := [name for name in job.partition_by if name not in known]:
+        raise UsageError(f"partition_by names {unknown[0]!r}; there is {', '.join(sorted(known))}")
+    fingerprint = Fingerprint.of(job, manifest=frozen.digest, rows=frozen.rows, revision=located.revision)
+    return RunFile(fingerprint, job, job.model, located.image_size), frozen
 
 
-def _annotate(
-    plan: Plan,
-    pool: PoolAddress,
-    job: JobConfig,
-    todo: list[int],
-    progress: Progress,
-    on_commit: Callable[[Marker], None],
-) -> None:
-    """Run the shards through Ray Data: one block a shard, one stage process a worker."""
-    board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
-    watch = threading.Event()
-    threading.Thread(target=_follow, args=(board, progress, watch), daemon=True).start()
-    workers = job.fetch.workers or _default_workers(job)
-    blocks = ray.data.range(len(todo), override_num_blocks=len(todo)).map_batches(
-        _StageActor,
-        batch_size=None,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, max_tasks_in_flight_per_actor=2),
-        fn_constructor_args=(plan, pool, board, todo),
-        num_cpus=_stage_cpus(),
-        max_restarts=3,
-        max_task_retries=3,
-    )
-    progress.annotating_since = time.monotonic()
-    try:
-        for batch in blocks.iter_batches(batch_size=None, prefetch_batches=0):
-            for body in batch["marker"]:
-                on_commit(Marker.from_json(body))
-    except PaliscribeError:
-        raise
-    except Exception as error:  # Ray wraps what a worker raised in types of its own, several deep
-        raise _translated(error) from error
-    finally:
-        watch.set()
+def _with_precision(run: Run) -> RunFile:
+    """Settle `auto` by the cluster's hardware and record it, so that a resume elsewhere does not mix precisions."""
+    gpu = ray.cluster_resources().get("GPU", 0) > 0 and run.job.pool.gpus_per_replica != 0
+    file = replace(run.file, model=run.file.model.resolved(gpu=gpu))
+    file.write(run.store)
+    return file
+
+
+def _annotate(run: Run, todo: list[int], parts: "_Parts") -> None:
+    """Run shards through Ray Data, one block a shard, and publish parts as they become whole."""
+    job, spec = run.job, run.file.model
+    run.progress.stage = f"starting the pool of {spec.id}"
+    with open_pool(spec, job.pool, results.run_name(run.store.uri)) as pool:
+        plan = Plan(
+            output=job.output,
+            tasks=tuple(run.tasks),
+            schema=results.schema(run.frozen.schema),
+            facts=ModelFacts(spec.id, run.file.fingerprint.revision, spec.precision),
+            image_size=run.file.image_size,
+            group_size=job.pool.group_size,
+            fetch=job.fetch,
+            mask_decoder=job.mask_decoder,
+            generation=run.generation,
+        )
+        board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+        cpus, workers = _stage_size(job)
+        blocks = ray.data.read_datasource(_Shards(todo), override_num_blocks=len(todo), num_cpus=0.05).map_batches(
+            _StageActor,
+            batch_size=None,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+            fn_constructor_args=(plan, pool, board),
+            num_cpus=cpus,
+            max_restarts=3,
+            max_task_retries=3,
+        )
+        run.progress.stage, run.progress.annotating_since = "annotating", time.monotonic()
+        with _following(board, run.progress), translating():
+            for batch in blocks.iter_batches(batch_size=None, prefetch_batches=0):
+                for body in batch["marker"]:
+                    marker = Marker.from_json(body)
+                    _book(run, marker)
+                    parts.committed(marker.shard)
+
+
+def _book(run: Run, marker: Marker) -> None:
+    """Add a committed shard to the progress. Raises RunError when too much of what is finished has failed."""
+    progress = run.progress
+    progress.rows_committed += run.frozen.rows_of(marker.shard)
+    progress.rows_open = max(0, progress.rows_open - run.frozen.rows_of(marker.shard))
+    progress.requests += marker.records
+    progress.statuses.update(marker.statuses)
+    progress.error_kinds.update(marker.error_kinds)
+    rate = progress.statuses["error"] / progress.requests if progress.requests else 0.0
+    if run.generation == 0 and progress.requests >= RATE_SAMPLE and rate > run.job.max_error_rate:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in progress.error_kinds.most_common(3))
+        raise RunError(
+            f"{progress.statuses['error']:,} of the first {progress.requests:,} requests failed ({kinds}), more than "
+            f"max_error_rate {run.job.max_error_rate:g} allows. Mend the cause, run the same command again, then "
+            "`paliscribe retry`"
+        )
+
+
+class _Parts:
+    """Publishes parts as their shards are committed."""
+
+    def __init__(self, run: Run, published: set[int], finished: set[int]) -> None:
+        self._run = run
+        self._left: dict[int, set[int]] = {
+            part: set(run.shards(part)) - finished for part in range(run.layout.parts) if part not in published
+        }
+        self._under_way: dict[int, Any] = {}
+
+    def committed(self, shard: int) -> None:
+        """Book a shard; once its part is whole, begin to publish it on the cluster."""
+        part = self._run.layout.part_of(shard)
+        self._left[part].discard(shard)
+        if not self._left[part]:
+            while len(self._under_way) >= PUBLISHING:
+                self._wait()
+            uri, layout = self._run.store.uri, self._run.layout
+            self._under_way[part] = _publish.remote(uri, layout, part, self._run.generation)
+
+    def publish_ready(self) -> None:
+        """Wait for what is under way, and publish here what an earlier process left whole but unpublished."""
+        while self._under_way and ray.is_initialized():
+            self._wait()
+        for part in [part for part, shards in self._left.items() if not shards]:
+            results.publish_part(self._run.store, self._run.layout, part, self._run.generation)
+
+    def _wait(self) -> None:
+        ready, _ = ray.wait(list(self._under_way.values()), num_returns=1)
+        with translating():
+            ray.get(ready[0])
+        part = next(part for part, reference in self._under_way.items() if reference == ready[0])
+        del self._under_way[part], self._left[part]
+
+
+@ray.remote(num_cpus=0.1, max_retries=2)  # type: ignore[untyped-decorator]
+def _publish(uri: str, layout: Layout, part: int, generation: int) -> None:
+    results.publish_part(open_store(uri), layout, part, generation)
+
+
+@ray.remote
+class _Board:
+    """Where stage processes note the rows that they have annotated of shards that are not committed yet."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, int] = {}
+
+    def note(self, shard: int, rows: int | None) -> None:
+        if rows is None:
+            self._rows.pop(shard, None)
+        else:
+            self._rows[shard] = rows
+
+    def total(self) -> int:
+        return sum(self._rows.values())
+
+
+class _Shards(Datasource):  # type: ignore[misc]
+    """The numbers of the shards to annotate, one a block. Reading one takes no time, so it reserves next to no CPU."""
+
+    def __init__(self, shards: list[int]) -> None:
+        self._shards = shards
+
+    def estimate_inmemory_data_size(self) -> int:
+        return 8 * len(self._shards)
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        return [ReadTask(functools.partial(_block, shard), BlockMetadata(1, 8, None, None)) for shard in self._shards]
+
+
+def _block(shard: int) -> list[pa.Table]:
+    return [pa.table({"shard": [shard]})]
+
+
+class _StageActor:
+    """A stage process as Ray Data calls it."""
+
+    def __init__(self, plan: Plan, pool: PoolAddress, board: Any) -> None:
+        self._stage, self._board = Stage(plan, PoolClient(pool)), board
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        markers = []
+        for shard in map(int, batch["shard"]):
+            marker = self._stage.annotate_shard(shard, functools.partial(self._board.note.remote, shard))
+            self._board.note.remote(shard, None)
+            markers.append(marker.as_json().decode())
+        return {"marker": np.array(markers, dtype=object)}
+
+
+def _stage_size(job: JobConfig) -> tuple[float, int]:
+    """CPUs of a stage process and how many there may be: what the replicas leave over."""
+    total = ray.cluster_resources().get("CPU", 1.0)
+    replicas = job.pool.replicas or max(1, int(ray.cluster_resources().get("GPU", 0)))
+    left = max(0.25, total - replicas * job.pool.cpus_per_replica - 0.25)  # Ray Data's own tasks need a little
+    if job.fetch.workers is not None:
+        return min(1.0, left / job.fetch.workers), job.fetch.workers
+    return min(1.0, left), min(WORKERS, max(1, int(left)))
+
+
+@contextlib.contextmanager
+def _following(board: Any, progress: Progress) -> Iterator[None]:
+    """Keep `progress.rows_open` up to date."""
+
+    def look() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            progress.rows_open = ray.get(board.total.remote(), timeout=10)
+
+    with repeating(look):
+        yield
+    progress.rows_open = 0

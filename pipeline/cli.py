@@ -1,7 +1,6 @@
 """The command line: parse, call one function, print. Results on stdout, everything else on stderr."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -126,9 +125,7 @@ def demo(
 
 
 @app.command(epilog="Example:  paliscribe status s3://bucket/run-1 --json")
-def status(
-    output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: Json = False
-) -> None:
+def status(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: Json = False) -> None:
     """Say where a run stands: rows, errors by kind, whether a driver is at work, how to go on."""
     from pipeline.report import run_status, status_words
 
@@ -168,9 +165,7 @@ def ask(
 
 @app.command(epilog="Example:  paliscribe doctor s3://bucket/run-1")
 def doctor(
-    locations: Annotated[
-        list[str] | None, typer.Argument(help="Folders or prefixes to try to list and write.")
-    ] = None,
+    locations: Annotated[list[str] | None, typer.Argument(help="Folders or prefixes to try to list and write.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what this machine and its credentials can do. Exit code 1 if something needed is missing."""
@@ -207,12 +202,12 @@ def _run(job: JobConfig, quiet: bool) -> dict[str, Any]:
 def _summary_words(summary: dict[str, Any], output: str) -> str:
     from pipeline.report import summary_words
 
-    return summary_words(summary, output)
+    words: str = summary_words(summary, output)
+    return words
 
 
 def main() -> None:
     """Run the command line: errors that Paliscribe raises on purpose are one line on stderr and an exit code."""
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     try:
         app()
     except RunError as error:

@@ -94,7 +94,7 @@ class RunFile:
             raise
         if body["version"] != VERSION:
             raise RunError(f"{store.uri}: this run was written by another version of paliscribe; use that one")
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in body["fingerprint"].items()}
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body["fingerprint"].items()}
         return cls(
             fingerprint=Fingerprint(**given),
             job=JobConfig.model_validate(body["job"]),

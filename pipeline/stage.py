@@ -7,7 +7,7 @@ more, so that online calls always find room.
 
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -56,8 +56,7 @@ class Plan:
     group_size: int
     fetch: FetchConfig
     mask_decoder: str | None = None
-    folder: str = results.SHARDS  # where shard files go: retries have folders of their own
-    only: Mapping[int, Mapping[int, tuple[str, ...]]] | None = None  # shard -> row -> tasks, for a retry
+    generation: int = 0  # 0: every row under every task; g: what ended in an error in generation g - 1
 
 
 @dataclass(slots=True)
@@ -103,23 +102,30 @@ class Stage:
             done += len({asked.row.row for asked in call.asked})
             progress(done)
         table = results.to_table(records, self.plan.facts, self.plan.schema)
-        marker = results.write_shard(self.store, shard, uuid.uuid4().hex[:8], table, folder=self.plan.folder)
-        return results.commit(self.store, marker, folder=self.plan.folder)
+        base = results.generation_base(self.plan.generation)
+        marker = results.write_shard(self.store, shard, uuid.uuid4().hex[:8], table, base)
+        return results.commit(self.store, marker, base)
 
     def _work(self, shard: int) -> Iterator[list[Work]]:
         """The shard's rows in calls of fixed size: what a call holds depends on the manifest and the job alone."""
-        rows = read_shard(self.store, shard)
-        work: list[Work] = [(row, self._tasks_of(shard, row)) for row in rows]
-        work = [(row, tasks) for row, tasks in work if tasks]
+        work: list[Work] = [(row, self.plan.tasks) for row in read_shard(self.store, shard)]
+        if self.plan.generation:
+            failed = self._failed(shard)
+            work = [(row, tuple(t for t in tasks if t.template in failed.get(row.row, ()))) for row, tasks in work]
+            work = [(row, tasks) for row, tasks in work if tasks]
         size = max(1, GROUPS_A_CALL * self.plan.group_size // len(self.plan.tasks))
         for start in range(0, len(work), size):
             yield work[start : start + size]
 
-    def _tasks_of(self, shard: int, row: ManifestRow) -> tuple[Task, ...]:
-        if self.plan.only is None:
-            return self.plan.tasks
-        wanted = self.plan.only.get(shard, {}).get(row.row, ())
-        return tuple(task for task in self.plan.tasks if task.template in wanted)
+    def _failed(self, shard: int) -> dict[int, set[str]]:
+        """Row -> tasks that ended in an error in the generation before."""
+        base = results.generation_base(self.plan.generation - 1)
+        table = results.read_committed(self.store, results.read_marker(self.store, shard, base))
+        failed: dict[int, set[str]] = {}
+        for record in table.select(["row", "task", "status"]).to_pylist():
+            if record["status"] == "error":
+                failed.setdefault(record["row"], set()).add(record["task"])
+        return failed
 
     def _answered(self, calls: Iterable[list[Work]]) -> Iterator[_Call]:
         """Keep a few calls in flight while the next one is prepared; give them back in order."""
@@ -215,7 +221,7 @@ def record(
         tokens=len(prediction.tokens) if answered and prediction is not None else None,
         finish_reason=prediction.finish_reason if answered and prediction is not None else None,
         error_kind=kind,
-        error_message=message,
+        error_message=message if annotation is None else annotation.problem,
         width=image.width if image is not None else None,
         height=image.height if image is not None else None,
         image_sha256=image.sha256 if image is not None else None,
@@ -234,4 +240,3 @@ def load_mask_decoder(uri: str | None) -> MaskDecoder | None:
         return MaskDecoder.from_npz(open_store(folder).get(name))
     except StorageError as error:
         raise UsageError(f"mask_decoder {uri}: {error}") from None
-

@@ -115,7 +115,7 @@ def test_the_demo_and_folders(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a folder has no revisions"):
         locate(ModelSpec(id=str(copy), revision="main"))
     (copy / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="no .safetensors"):
+    with pytest.raises(UsageError, match=r"no \.safetensors"):
         locate(ModelSpec(id=str(copy)))
     with pytest.raises(UsageError, match="no such folder"):
         locate(ModelSpec(id=str(tmp_path / "nothing")))

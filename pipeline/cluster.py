@@ -1,0 +1,56 @@
+"""Ray, joined or started, and the errors that it wraps around ours."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from pipeline.errors import PaliscribeError, RunError
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, or start Ray in this process; leave or stop it afterwards."""
+    if ray.is_initialized():
+        yield
+        return
+    _hush()
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": os.cpu_count(), "include_dashboard": False}
+    try:
+        ray.init(**quiet, **own)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = os.environ.get("RAY_ADDRESS", "here")
+        raise RunError(f"no Ray cluster at {where}: {str(error).strip().splitlines()[0]}") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def translating() -> Iterator[None]:
+    """Give back the error of ours inside what Ray wrapped around it; name what is left."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        inner: BaseException | None = error
+        while inner is not None:
+            if isinstance(inner, PaliscribeError):
+                raise inner from None
+            inner = getattr(inner, "cause", None) or inner.__cause__
+        line = str(error).strip().splitlines()[-1]
+        raise RunError(f"a worker failed: {line}; run the same command again to go on") from error
+
+
+def _hush() -> None:
+    """Keep Ray's own lines off stderr; they are in its log folder. An environment variable that is set stays."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    for name in ("ray", "ray.serve", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)

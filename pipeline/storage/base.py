@@ -1,0 +1,83 @@
+"""What a store can do, and the one error of storage."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from pipeline.errors import PaliscribeError
+
+StorageErrorKind = Literal["missing", "forbidden", "throttled", "unreachable", "bad_uri", "too_large"]
+PASSING: frozenset[str] = frozenset({"throttled", "unreachable"})  # worth another attempt
+
+
+class StorageError(PaliscribeError):
+    """An object could not be read or written. Its fate depends on who asked: see `Fetcher` and `batch`."""
+
+    def __init__(self, kind: StorageErrorKind, uri: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(kind, uri, message)
+        self.kind: StorageErrorKind = kind
+        self.uri = redacted(uri)
+        self.message = message
+        self.retry_after = retry_after  # seconds that the store asked to wait
+
+    def __str__(self) -> str:
+        return f"{self.uri}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One listed object. `modified`: seconds since 1970."""
+
+    key: str
+    size: int
+    etag: str
+    modified: float
+
+
+class Store(Protocol):
+    """A folder or prefix. Keys are relative. All methods raise StorageError and may be called from any thread."""
+
+    uri: str
+
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """A whole object; `too_large` if it has more than `max_bytes`."""
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        """A whole object and the tag of this version of it."""
+
+    def open(self, key: str) -> BinaryIO:
+        """Read an object from the front in constant memory."""
+
+    def put(self, key: str, data: bytes) -> str:
+        """Write a whole object at once; readers see the old or the new one. Returns its tag."""
+
+    def put_file(self, key: str, path: Path) -> str:
+        """The same from a file of any size."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Create an object. False if it is there already, with other content than this call's."""
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
+        """Replace the version with this tag. None if it has changed or gone."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects below, recursively, by key."""
+
+    def exists(self, key: str) -> bool:
+        """Whether an object is there."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is fine."""
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Remove objects."""
+
+
+def redacted(uri: str) -> str:
+    """The address without what may be secret: user, password, query."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "?..." if parts.query else "", ""))

@@ -1,0 +1,181 @@
+"""PaliGemma's task grammar: prompts out, answers in.
+
+The kind of a task is read off its prompt; everything that depends on the kind is one entry of `KINDS`. Parsing never
+raises: output that breaks the grammar is an annotation of status `invalid` that keeps the raw text and what could be
+read.
+
+Grammar of boxes and masks, from PaliGemma's authors (big_vision, `proj/paligemma`):
+
+    detect a ; b    ->  <locY1><locX1><locY2><locX2> label ; ...
+    segment a       ->  <locY1><locX1><locY2><locX2><seg000>..16..<seg127> label ; ...
+"""
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from pipeline.errors import RowError, UsageError
+from pipeline.records import Annotation, Box, Mask
+
+Kind = Literal["caption", "describe", "ocr", "answer", "question", "detect", "segment", "free"]
+
+# Bins 0..1023 over the squeezed square image. The authors encode round(v * 1023) of a relative coordinate v; only
+# dividing by 1023 inverts that and lets a box reach the far edge (1023 -> 1.0). Ports that divide by 1024 shrink
+# every box by a thousandth, up to one pixel in a thousand.
+LAST_BIN = 1023
+MASK_CODES = 16
+SPECIAL = re.compile(r"<(?:image|bos|eos|pad|unk|loc\d{4}|seg\d{3})>")
+_BOX = re.compile(r"((?:<loc\d{4}>)*)((?:<seg\d{3}>)*)\s*([^<>]*)")
+_LOC = re.compile(r"<loc(\d{4})>")
+_SEG = re.compile(r"<seg(\d{3})>")
+_LANGUAGE = r"[a-z]{2,3}(?:-[A-Za-z]{2,4})?"
+
+Parse = Callable[[str, int, int], Annotation]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One prompt asked of every row. `template` is its name in results; `columns` are those it is filled from."""
+
+    template: str
+    kind: Kind
+    columns: tuple[str, ...]
+    max_tokens: int
+
+    def render(self, columns: Mapping[str, Any]) -> str:
+        """The prompt for a row. Raises RowError `prompt`: a column is missing or null, or holds a special token."""
+        values = {name: _value(name, columns) for name in self.columns}
+        prompt = " ".join(self.template.format_map(values).split())
+        if not prompt:
+            raise RowError("prompt", "the prompt is empty")
+        return prompt
+
+    def parse(self, text: str, width: int, height: int) -> Annotation:
+        """The answer's text as an annotation; `width` and `height` in pixels of the upright original image."""
+        return KINDS[self.kind].parse(text, width, height)
+
+
+@dataclass(frozen=True, slots=True)
+class KindEntry:
+    """What a kind is known by, how long its answers may be by default (in tokens), and how they are read."""
+
+    prefix: re.Pattern[str]
+    max_tokens: int
+    parse: Parse
+
+
+def parse_tasks(templates: Sequence[str], *, max_tokens: int | None = None) -> list[Task]:
+    """Check a run's tasks. Raises UsageError for a bad one, or for one given twice."""
+    tasks = [parse_task(template, max_tokens=max_tokens) for template in templates]
+    twice = sorted({repr(task.template) for task in tasks if sum(t.template == task.template for t in tasks) > 1})
+    if twice:
+        raise UsageError(f"a task is given twice: {', '.join(twice)}")
+    return tasks
+
+
+def parse_task(template: str, *, max_tokens: int | None = None) -> Task:
+    """Check one task and read its kind. Raises UsageError for a template that can never be asked."""
+    template = " ".join(template.split())
+    if not template:
+        raise UsageError("a task is empty; PaliGemma's grammar has `caption en`, `ocr`, `detect cat ; dog`, ...")
+    if found := SPECIAL.search(template):
+        raise UsageError(f"task {template!r}: {found[0]} is added by the model's own prompt format, leave it out")
+    kind: Kind = next(name for name, entry in KINDS.items() if entry.prefix.match(template))
+    return Task(template, kind, _columns(template), max_tokens or KINDS[kind].max_tokens)
+
+
+def _columns(template: str) -> tuple[str, ...]:
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UsageError(f"task {template!r}: {error}; write literal braces as {{{{ and }}}}") from None
+    names = []
+    for _, name, spec, conversion in pieces:
+        if name is None:
+            continue
+        if spec or conversion or not name.isidentifier():
+            raise UsageError(f"task {template!r}: a placeholder is a plain column name such as {{question}}")
+        names.append(name)
+    return tuple(dict.fromkeys(names))
+
+
+def _value(name: str, columns: Mapping[str, Any]) -> str:
+    value = columns.get(name)
+    if value is None:
+        raise RowError("prompt", f"the row has no {name!r}" + ("" if name in columns else ": no such column"))
+    text = " ".join(str(value).split())  # a newline would end PaliGemma's prompt
+    if found := SPECIAL.search(text):
+        raise RowError("prompt", f"column {name!r} holds the special token {found[0]}")
+    if not text:
+        raise RowError("prompt", f"the row has an empty {name!r}")
+    return text
+
+
+def _text(text: str, width: int, height: int) -> Annotation:
+    return Annotation("ok", text.strip())
+
+
+def _detect(text: str, width: int, height: int) -> Annotation:
+    return _places(text, width, height, codes=0)
+
+
+def _segment(text: str, width: int, height: int) -> Annotation:
+    return _places(text, width, height, codes=MASK_CODES)
+
+
+def _places(text: str, width: int, height: int, *, codes: int) -> Annotation:
+    """Read boxes, and masks where `codes` is 16. Empty output is an answer: nothing was found."""
+    text = text.strip()
+    boxes: list[Box] = []
+    masks: list[Mask] = []
+    problems: list[str] = []
+    for number, piece in enumerate(text.split(";") if text else [], start=1):
+        read = _place(piece.strip(), width, height, codes)
+        if isinstance(read, str):
+            problems.append(f"item {number}: {read}")
+            continue
+        box, indices = read
+        boxes.append(box)
+        if codes:
+            masks.append(Mask(box.label, box, indices, height, width))
+    status: Literal["ok", "invalid"] = "invalid" if problems else "ok"
+    return Annotation(status, text, tuple(boxes), tuple(masks), "; ".join(problems) or None)
+
+
+def _place(piece: str, width: int, height: int, codes: int) -> tuple[Box, tuple[int, ...]] | str:
+    """One `<loc>x4[<seg>x16] label`, or what is wrong with it."""
+    found = _BOX.fullmatch(piece)
+    if found is None:
+        return "tokens and words are mixed up"
+    bins = [int(digits) for digits in _LOC.findall(found[1])]
+    indices = tuple(int(digits) for digits in _SEG.findall(found[2]))
+    label = found[3].strip()
+    if len(bins) != 4:
+        return f"{len(bins)} <loc> tokens where 4 should be"
+    if len(indices) != codes:
+        return f"{len(indices)} <seg> tokens where {codes} should be"
+    if max(bins) > LAST_BIN or max(indices, default=0) > 127:
+        return "a token is out of range"
+    if not label:
+        return "no label"
+    y_min, x_min, y_max, x_max = (value / LAST_BIN for value in bins)  # y1 x1 y2 x2, relative
+    if y_min > y_max or x_min > x_max:
+        return "the box ends before it begins"
+    return Box(label, x_min * width, y_min * height, x_max * width, y_max * height), indices
+
+
+# In this order: the first prefix that matches is the kind. `free` matches everything and comes last.
+KINDS: dict[Kind, KindEntry] = {
+    "caption": KindEntry(re.compile(rf"cap(?:tion)? {_LANGUAGE}$"), 64, _text),
+    "describe": KindEntry(re.compile(rf"describe {_LANGUAGE}$"), 128, _text),
+    "ocr": KindEntry(re.compile(r"ocr$"), 128, _text),
+    "answer": KindEntry(re.compile(rf"answer {_LANGUAGE} \S"), 32, _text),
+    "question": KindEntry(re.compile(rf"question {_LANGUAGE} \S"), 32, _text),
+    "detect": KindEntry(re.compile(r"detect \S"), 256, _detect),
+    "segment": KindEntry(re.compile(r"segment \S"), 256, _segment),
+    "free": KindEntry(re.compile(""), 128, _text),
+}
+if set(KINDS) != set(get_args(Kind)):
+    raise AssertionError("KINDS and Kind differ")

@@ -104,12 +104,12 @@ def demo(
     from pipeline.demo.collection import write_collection
     from pipeline.report import demo_accuracy
 
-    place = folder / f"{images}-{seed}"
+    place = folder / f"{images}-scenes-seed-{seed}"
     manifest = write_collection(place / "collection", images, seed)
     job = JobConfig(
         manifest=str(manifest),
         tasks=("caption en", "answer en {question}", "ocr", "detect {objects}"),
-        output=str(place / "annotations-run"),
+        output=str(place / "output"),
         shard_rows=max(1, images // 4),
     )
     summary = _run(job, quiet)

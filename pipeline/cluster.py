@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +23,8 @@ def cluster() -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": os.cpu_count(), "include_dashboard": False}
     try:
-        ray.init(**quiet, **own)
+        with _silent():
+            ray.init(**quiet, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = os.environ.get("RAY_ADDRESS", "here")
         raise RunError(f"no Ray cluster at {where}: {str(error).strip().splitlines()[0]}") from error
@@ -54,3 +57,18 @@ def _hush() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.serve", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Send file descriptor 2 nowhere: Ray's core, in C++, reports its own log level there."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -8,6 +8,7 @@ errors of a call are translated here.
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -89,13 +90,26 @@ def deployment_name(spec: ModelSpec) -> str:
 def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAddress]:
     """Attach to a running pool of `spec`, or start one for this run and remove it afterwards.
 
-    Raises RunError if no replica comes up, with the replica's own last words.
+    Raises RunError as `start_pool` does.
     """
     name = deployment_name(spec)
     if (served := _served_pool(name)) is not None:
         yield served
         return
     application = HEADLESS + run
+    try:
+        yield start_pool(spec, config, application)
+    finally:
+        if ray.is_initialized():
+            serve.delete(application)
+
+
+def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAddress:
+    """Start the replicas of `spec` as a Serve application and wait until they have loaded their weights.
+
+    Raises RunError if none comes up, with the replica's own last words.
+    """
+    name = deployment_name(spec)
     gpus = ray.cluster_resources().get("GPU", 0)
     each = (1 if gpus else 0) if config.gpus_per_replica is None else config.gpus_per_replica
     count = config.replicas or (max(1, int(gpus / each)) if each else 1)
@@ -109,15 +123,12 @@ def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAdd
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )(Replica)
-    try:
-        _start(deployment.bind(spec, config.threads, config.group_size), application)
-        yield PoolAddress(application, name, count)
-    finally:
-        if ray.is_initialized():
-            serve.delete(application)
+    threads = config.threads or (max(1, (os.cpu_count() or 2) - 1) if not each else None)
+    _run(deployment.bind(spec, threads, config.group_size), application)
+    return PoolAddress(application, name, count)
 
 
-def _start(application: Any, name: str) -> None:
+def _run(application: Any, name: str) -> None:
     serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "WARNING"})
     try:
         serve.run(application, name=name, route_prefix=None, _local_testing_mode=False)

@@ -110,22 +110,18 @@ class Stage:
         """The shard's rows in calls of fixed size: what a call holds depends on the manifest and the job alone."""
         work: list[Work] = [(row, self.plan.tasks) for row in read_shard(self.store, shard)]
         if self.plan.generation:
-            failed = self._failed(shard)
-            work = [(row, tuple(t for t in tasks if t.template in failed.get(row.row, ()))) for row, tasks in work]
-            work = [(row, tasks) for row, tasks in work if tasks]
+            work = list(self._failed(shard, work))
         size = max(1, GROUPS_A_CALL * self.plan.group_size // len(self.plan.tasks))
         for start in range(0, len(work), size):
             yield work[start : start + size]
 
-    def _failed(self, shard: int) -> dict[int, set[str]]:
-        """Row -> tasks that ended in an error in the generation before."""
-        base = results.generation_base(self.plan.generation - 1)
-        table = results.read_committed(self.store, results.read_marker(self.store, shard, base))
-        failed: dict[int, set[str]] = {}
-        for record in table.select(["row", "task", "status"]).to_pylist():
-            if record["status"] == "error":
-                failed.setdefault(record["row"], set()).add(record["task"])
-        return failed
+    def _failed(self, shard: int, work: Iterable[Work]) -> Iterator[Work]:
+        """What ended in an error in the generation before, with the rows as the retry took them from the manifest."""
+        failed = {(r["row"], r["task"]) for r in results.read_failed(self.store, shard, self.plan.generation - 1)}
+        mended = results.retry_rows(self.store, self.plan.generation)
+        for row, tasks in work:
+            if wanted := tuple(task for task in tasks if (row.row, task.template) in failed):
+                yield mended.get(row.row, row), wanted
 
     def _answered(self, calls: Iterable[list[Work]]) -> Iterator[_Call]:
         """Keep a few calls in flight while the next one is prepared; give them back in order."""

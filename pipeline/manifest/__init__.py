@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,21 @@ def read_shard(store: Store, shard: int) -> list[ManifestRow]:
             {name: value for name, value in values.items() if value is not None},
         )
         for values in table.to_pylist()
+    ]
+
+
+def read_mended(
+    frozen: FrozenManifest, failed: Mapping[str, int], *, image_column: str, id_column: str
+) -> list[ManifestRow]:
+    """The rows with these ids (-> their row numbers in the run) as the manifest has them now, for a retry.
+
+    Columns that the run does not carry are left out. Raises UsageError where the manifest can no longer be read.
+    """
+    carried = set(frozen.schema.names)
+    return [
+        replace(row, row=failed[row.id], columns={k: v for k, v in row.columns.items() if k in carried})
+        for row in read(frozen.source, image_column=image_column, id_column=id_column)
+        if row.id in failed
     ]
 
 

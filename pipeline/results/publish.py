@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
+from pipeline.records import ManifestRow
 from pipeline.results.commit import FIRST_RUN, Marker, add, read_committed, read_marker
 from pipeline.storage import StorageError, Store
 
@@ -178,10 +179,28 @@ def read_summary(store: Store) -> dict[str, Any] | None:
     return summary
 
 
-def begin_retry(store: Store, generation: int) -> None:
-    """Note that a retry is under way, so that one that is cut short is gone on with. `_SUCCESS` goes first."""
+def begin_retry(store: Store, generation: int, rows: list[ManifestRow]) -> None:
+    """Note that a retry is under way, so that one that is cut short is gone on with. `_SUCCESS` goes first.
+
+    `rows`: the dead letters' rows as the manifest has them now; what is noted first stays.
+    """
     store.delete(SUCCESS)
-    store.put_if_absent(f"{generation_base(generation)}/begun.json", b"{}")
+    body = json.dumps({"rows": [asdict(row) for row in rows]}).encode()
+    store.put_if_absent(f"{generation_base(generation)}/begun.json", body)
+
+
+def retry_rows(store: Store, generation: int) -> dict[int, ManifestRow]:
+    """Row number -> row, of the rows that a retry took from the manifest anew."""
+    rows = json.loads(store.get(f"{generation_base(generation)}/begun.json"))["rows"]
+    return {row["row"]: ManifestRow(**row) for row in rows}
+
+
+def read_failed(store: Store, shard: int, generation: int) -> list[dict[str, Any]]:
+    """id, row and task of a shard's dead letters in a generation."""
+    table = read_committed(store, read_marker(store, shard, generation_base(generation)))
+    failed = table.filter(pc.equal(table["status"], "error"))
+    records: list[dict[str, Any]] = failed.select(["id", "row", "task"]).to_pylist()
+    return records
 
 
 def retry_begun(store: Store, generation: int) -> bool:

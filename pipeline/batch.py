@@ -202,7 +202,7 @@ def _annotate(run: Run, todo: list[int], parts: "_Parts") -> None:
     run.progress.stage = f"starting the pool of {spec.id}"
     with open_pool(spec, job.pool, results.run_name(run.store.uri)) as pool:
         plan = Plan(
-            output=job.output,
+            output=run.store.uri,
             tasks=tuple(run.tasks),
             schema=results.schema(run.frozen.schema),
             facts=ModelFacts(spec.id, run.file.fingerprint.revision, spec.precision),

@@ -14,14 +14,17 @@ from pipeline.errors import PaliscribeError, RunError
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names, or start Ray in this process; leave or stop it afterwards."""
+def cluster(num_cpus: int | None = None) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, or start Ray in this process; leave or stop it afterwards.
+
+    `num_cpus`: of a Ray that is started here; default: the machine's. Raises RunError if there is no cluster to join.
+    """
     if ray.is_initialized():
         yield
         return
     _hush()
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": os.cpu_count(), "include_dashboard": False}
+    own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_cpus or os.cpu_count(), "include_dashboard": False}
     try:
         with _silent():
             ray.init(**quiet, **own)

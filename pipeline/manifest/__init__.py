@@ -4,7 +4,6 @@ import datetime
 import decimal
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -61,8 +60,11 @@ def read(source: str, *, image_column: str = "image", id_column: str = "id") -> 
     folder = split(source)[0]
     taken = NAMES - {id_column, image_column}
     named = False
-    for number, values in enumerate(formats.rows(source, image_column)):
-        named = named or image_column in values
+    seen: dict[str, None] = {}  # columns, until the image's is among them
+    for number, values in enumerate(formats.rows(source, image_column, id_column)):
+        if not named:
+            seen |= dict.fromkeys(values)
+            named = image_column in seen
         if number == 1000 and not named:
             break
         reference = _text(values.pop(image_column, None))
@@ -72,14 +74,17 @@ def read(source: str, *, image_column: str = "image", id_column: str = "id") -> 
                 f"manifest {source}: column {', '.join(map(repr, clash))} has the name of a result column; rename it"
             )
         columns = {name: _plain(value, name, number, source) for name, value in values.items()}
+        _check_text(number, source, given, reference, *columns, *columns.values())
         yield ManifestRow(
             row=number,
             id=given or reference or f"row-{number}",
             image=resolve(reference, folder) if reference else None,
             columns={name: value for name, value in columns.items() if value is not None},
         )
+    if not seen:
+        raise UsageError(f"manifest {source}: it has 0 rows, so there is nothing to annotate")
     if not named:
-        known = ", ".join(repr(name) for name in values) if "values" in locals() else "none: the manifest is empty"
+        known = ", ".join(map(repr, seen))
         raise UsageError(
             f"manifest {source}: no column {image_column!r} (there is {known}); name the right one by --image-column"
         )
@@ -104,7 +109,7 @@ def scan(
     with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
         ids = _Ids(Path(folder))
         for row in read(source, image_column=image_column, id_column=id_column):
-            whole.update(json.dumps([row.id, row.image, sorted(row.columns.items())]).encode() + b"\n")
+            whole.update(_canonical(row))
             ids.add(row.id)
             for name, value in row.columns.items():
                 _settle(types, name, type(value), row.row, source)
@@ -132,18 +137,25 @@ def freeze(
     names = {"image_column": image_column, "id_column": id_column}
     found = scan(source, progress=progress, **names)
     schema = _shard_schema(found.schema)
+    types = {field.name: field.type for field in found.schema}
+    changed = UsageError(f"manifest {source} changed while it was read; run the command again")
     waiting: list[dict[str, Any]] = []
     shard = 0
+    whole = hashlib.sha256()
     for row in read(source, **names):
-        waiting.append({"row": row.row, "id": row.id, "image": row.image, **row.columns})
+        whole.update(_canonical(row))
+        if row.columns.keys() - types.keys():
+            raise changed
+        columns = {name: _fitting(value, types[name]) for name, value in row.columns.items()}
+        waiting.append({"row": row.row, "id": row.id, "image": row.image, **columns})
         if len(waiting) == shard_rows:
             _write(store, shard, waiting, schema)
             shard, waiting = shard + 1, []
     if waiting:
         _write(store, shard, waiting, schema)
         shard += 1
-    if shard != math.ceil(found.rows / shard_rows):
-        raise UsageError(f"manifest {source} changed while it was read; run the command again")
+    if whole.hexdigest() != found.digest:
+        raise changed
     source = source if "://" in source else str(Path(source).expanduser().absolute())
     frozen = FrozenManifest(source, found.rows, shard, shard_rows, found.digest, found.schema)
     index = {
@@ -190,14 +202,22 @@ def read_mended(
 ) -> list[ManifestRow]:
     """The rows with these ids (-> their row numbers in the run) as the manifest has them now, for a retry.
 
-    Columns that the run does not carry are left out. Raises UsageError where the manifest can no longer be read.
+    Columns that the run does not carry are left out. Raises UsageError where the manifest can no longer be read, or a
+    carried column has another type.
     """
-    carried = set(frozen.schema.names)
-    return [
-        replace(row, row=failed[row.id], columns={k: v for k, v in row.columns.items() if k in carried})
-        for row in read(frozen.source, image_column=image_column, id_column=id_column)
-        if row.id in failed
-    ]
+    types = {field.name: field.type for field in frozen.schema}
+    mended = []
+    for row in read(frozen.source, image_column=image_column, id_column=id_column):
+        if row.id in failed:
+            columns = {name: _fitting(v, types[name]) for name, v in row.columns.items() if name in types}
+            for name, value in columns.items():
+                if TYPES[type(value)] != types[name]:
+                    raise UsageError(
+                        f"manifest {frozen.source}: column {name!r} in row {row.row + 1} is {type(value).__name__} "
+                        f"now; the run carries it as {types[name]}"
+                    )
+            mended.append(replace(row, row=failed[row.id], columns=columns))
+    return mended
 
 
 class _Ids:
@@ -250,6 +270,15 @@ def _settle(types: dict[str, type], name: str, kind: type, row: int, source: str
     )
 
 
+def _fitting(value: Any, kind: pa.DataType) -> Any:
+    """A value of a column of this type; whole numbers among floats become floats."""
+    return float(value) if kind == TYPES[float] and type(value) is int else value
+
+
+def _canonical(row: ManifestRow) -> bytes:
+    return json.dumps([row.id, row.image, sorted(row.columns.items())]).encode() + b"\n"
+
+
 def _plain(value: Any, name: str, row: int, source: str) -> Any:
     """A carried value as bool, int, float, str or None."""
     if value is None or isinstance(value, (bool, str, float)):
@@ -272,6 +301,18 @@ def _plain(value: Any, name: str, row: int, source: str) -> Any:
 def _text(value: Any) -> str | None:
     text = "" if value is None or value != value else str(value).strip()
     return text or None
+
+
+def _check_text(row: int, source: str, *values: Any) -> None:
+    """Refuse halves of characters, which JSON can spell and no file can hold."""
+    for value in values:
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise UsageError(
+                    f"manifest {source}: row {row + 1} holds text that is not Unicode: {value!r}"
+                ) from None
 
 
 def _shard_schema(carried: pa.Schema) -> pa.Schema:

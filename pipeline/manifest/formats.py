@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -21,7 +22,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".p
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".txt": "list", ".lst": "list"}
 
 
-def rows(source: str, image_column: str) -> Iterator[Row]:
+def rows(source: str, image_column: str, id_column: str) -> Iterator[Row]:
     """The rows of a manifest as they are written. Raises UsageError that names file and line."""
     name, compression = source, None
     for suffix, codec in ((".gz", "gzip"), (".zst", "zstd")):
@@ -30,7 +31,7 @@ def rows(source: str, image_column: str) -> Iterator[Row]:
     kind = next((kind for suffix, kind in FORMATS.items() if name.lower().endswith(suffix)), None)
     try:
         if kind is None:
-            yield from _listed(source, image_column)
+            yield from _listed(source, image_column, id_column)
         elif kind == "parquet":
             yield from _parquet(source)
         else:
@@ -41,8 +42,9 @@ def rows(source: str, image_column: str) -> Iterator[Row]:
         raise UsageError(f"manifest {error}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"manifest {source}: not UTF-8 text (at byte {error.start})") from None
-    except (gzip.BadGzipFile, EOFError, pa.ArrowInvalid, OSError) as error:
-        raise UsageError(f"manifest {source}: cannot be read: {str(error).splitlines()[0]}") from None
+    except (EOFError, OSError, ValueError, zlib.error, pa.ArrowException) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"manifest {source}: cannot be read: {words}") from None
 
 
 def _text(source: str, compression: str | None) -> TextIO:
@@ -63,7 +65,7 @@ def _jsonl(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise UsageError(f"manifest {source}, line {number}: not a JSON object")
@@ -106,13 +108,13 @@ def _parquet(source: str) -> Iterator[Row]:
             yield from batch.to_pylist()
 
 
-def _listed(source: str, image_column: str) -> Iterator[Row]:
+def _listed(source: str, image_column: str, id_column: str) -> Iterator[Row]:
     store = open_store(source)
     found = False
     for item in store.list():
         if item.key.lower().endswith(IMAGES):
             found = True
-            yield {"id": item.key, image_column: f"{store.uri.rstrip('/')}/{item.key}"}
+            yield {id_column: item.key, image_column: f"{store.uri.rstrip('/')}/{item.key}"}
     if not found:
         raise UsageError(
             f"manifest {source}: no folder or prefix with images, and not a file named "

@@ -4,6 +4,7 @@ A lease is stale if its content has not changed for `ttl` seconds of the *reader
 machines need not agree, or at once if its owner was a process of this very boot of this machine and is gone.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -11,7 +12,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -42,9 +42,14 @@ class Owner:
         return cls(uuid.uuid4().hex, socket.gethostname(), pid, _boot(), _started(pid) or "", time.time(), 0, ttl)
 
     @property
+    def here(self) -> bool:
+        """Whether it is or was a process of this boot of this machine, so that this one can tell if it runs."""
+        return self.boot == _boot() != "" and self.host == socket.gethostname()
+
+    @property
     def surely_gone(self) -> bool:
         """Whether it was a process of this boot of this machine that no longer runs."""
-        return self.boot == _boot() and self.host == socket.gethostname() and _started(self.pid) != self.process_start
+        return self.here and _started(self.pid) != self.process_start
 
     def as_json(self) -> bytes:
         """Canonical bytes."""
@@ -71,8 +76,9 @@ class Lease:
         """Give the lease back, if it is still ours."""
         self._stop.set()
         self._thread.join()
-        if not self.lost and (found := _read(self._store)) is not None and found[0].token == self._owner.token:
-            self._store.delete(KEY)
+        with contextlib.suppress(StorageError):  # it will be stale, and what ended the run shall be heard of
+            if (found := _read(self._store)) is not None and found[0].token == self._owner.token:
+                self._store.delete(KEY)
 
     def _renew(self) -> None:
         last = time.monotonic()
@@ -80,6 +86,8 @@ class Lease:
             renewed = replace(self._owner, renewals=self._owner.renewals + 1)
             try:
                 etag = self._store.put_if_match(KEY, renewed.as_json(), self._etag)
+                if etag is None and (found := _read(self._store)) is not None and found[0].token == renewed.token:
+                    etag = found[1]  # an earlier renewal was written although its answer was an error
             except StorageError:
                 if time.monotonic() - last < self._owner.ttl:
                     continue  # the store may come back in time
@@ -91,7 +99,7 @@ class Lease:
             self._owner, self._etag, last = renewed, etag, time.monotonic()
 
 
-@contextmanager
+@contextlib.contextmanager
 def hold(
     store: Store,
     *,
@@ -134,8 +142,7 @@ def _acquire(store: Store, owner: Owner, waiting: Callable[[str], None]) -> str:
 def _watch(store: Store, holder: Owner, etag: str, waiting: Callable[[str], None]) -> None:
     """Return if the lease stays unchanged for its ttl; raise RunError as soon as its owner renews it."""
     at = f"process {holder.pid} on {holder.host}"
-    alive_here = holder.boot == _boot() and holder.host == socket.gethostname()
-    if alive_here:
+    if holder.here:
         raise RunError(f"another driver is at work on {store.uri}: {at}, since {_ago(holder.since)}")
     waiting(f"watching whether {at} still works on this run")
     until = time.monotonic() + holder.ttl
@@ -163,8 +170,9 @@ def _ago(moment: float) -> str:
 
 
 def _boot() -> str:
+    """This boot of this machine, and the name space of its pids: containers of one host may share its name."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

@@ -3,12 +3,18 @@
 A run's first generation has the base `_run`; the g-th retry `_run/retry-00g`, where the same commit protocol runs
 over the dead letters of the generation before. What a part publishes is a function of what its generation committed:
 
-* `annotations/[col=value/]part-00003[.retry-001].parquet`: records that were answered (ok and invalid);
-* `errors/[col=value/]part-00003.parquet`: records of the newest generation that were not.
+* `annotations/[col-value/]part-00003[.retry-001].parquet`: records that were answered (ok and invalid);
+* `errors/[col-value/]part-00003.parquet`: records of the newest generation that were not.
 
-A retry first replaces the errors, then adds the annotations, so that a reader who looks in between misses a record for
-a moment and never sees it twice. Each step writes equal bytes when it is repeated after a crash; the part's marker
-comes last.
+A retry first deletes the errors of the generation before, then writes its own, then adds the annotations, so that a
+reader who looks in between misses a record for a moment and never sees it twice, even one whose mended row belongs to
+another folder. Each step writes equal bytes when it is repeated after a crash; the part's marker comes last.
+
+Folders are named `task-caption en`, not `task=caption en`, and every column is in the files. Readers infer a column
+from `name=value` paths beside or instead of the one in the files, with a type of their own: `pyarrow.parquet.read_table`
+and pandas refuse even a string column that is in both, `pyarrow.dataset(partitioning="hive")` an integer one and strings
+such as `007`, and DuckDB turns booleans and floats into text. Nor would a long task fit into a name of 255 bytes. The
+files of a folder hold its value alone, so that the statistics in their footers let readers skip them all the same.
 """
 
 import hashlib
@@ -32,8 +38,7 @@ from pipeline.storage import StorageError, Store
 
 PART_RECORDS = 1_000_000  # about 128 MB of Parquet at some 130 bytes a record
 ROW_GROUP = 65_536  # records
-NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-MOST_FOLDERS = 1_000  # of one part
+FOLDER_BYTES = 120  # of one partition value in a folder's name
 SUMMARY, SUCCESS = "_summary.json", "_SUCCESS"
 
 
@@ -118,12 +123,9 @@ def publish_part(store: Store, layout: Layout, part: int, generation: int = 0) -
         for marker in markers:
             files.add(read_committed(store, marker))
         written = files.close()
-        errors = {key for key in written if key.startswith("errors/")}
-        for key in sorted(errors):
-            store.put_file(key, written[key][0])
         if before is not None:
-            store.delete_many(sorted(key for key in before.files if key.startswith("errors/") and key not in errors))
-        for key in sorted(written.keys() - errors):
+            store.delete_many(sorted(key for key in before.files if key.startswith("errors/")))
+        for key in sorted(written, reverse=True):  # errors before annotations
             store.put_file(key, written[key][0])
         made = _part_marker(part, markers, {key: facts for key, (_, facts) in written.items()})
     store.put(_part_key(part, generation), made.as_json())
@@ -272,7 +274,7 @@ class _Files:
                     self._write(key, last=False)
 
     def close(self) -> dict[str, tuple[Path, dict[str, Any]]]:
-        """Finish the files: key -> path, facts."""
+        """Finish the files, one after the other, so that any number of folders can be written: key -> path, facts."""
         made = {}
         for key in list(self._waiting):
             self._write(key, last=True)
@@ -287,10 +289,6 @@ class _Files:
         table = pa.concat_tables(self._waiting[key])
         whole = table.num_rows if last else table.num_rows // ROW_GROUP * ROW_GROUP
         if key not in self._writers:
-            if len(self._writers) >= MOST_FOLDERS:
-                raise RunError(
-                    f"partition_by {', '.join(self._by)} makes more than {MOST_FOLDERS} folders; use fewer values"
-                )
             self._writers[key] = pq.ParquetWriter(self._path(key), table.schema, compression="zstd")
         if whole:
             self._writers[key].write_table(table.slice(0, whole).combine_chunks(), row_group_size=ROW_GROUP)
@@ -304,13 +302,28 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[list[str
     """Slices of equal partition values with their folders, rows in order."""
     if not table.num_rows:
         return
-    folders = [[f"{quote(name, safe='')}={_value(value)}" for value in table[name].to_pylist()] for name in columns]
-    joined = pa.array(["/".join(parts) for parts in zip(*folders, strict=True)] if columns else [""] * table.num_rows)
-    for folder in pc.unique(joined).to_pylist():
-        yield [folder] if folder else [], table.filter(pc.equal(joined, folder))
+    if not columns:
+        yield [], table
+        return
+    names = [[_folder(name, value) for value in table[name].to_pylist()] for name in columns]
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for row, folders in enumerate(zip(*names, strict=True)):
+        rows.setdefault(folders, []).append(row)
+    for folders, chosen in rows.items():
+        yield list(folders), table.take(pa.array(chosen))
 
 
-def _value(value: Any) -> str:
-    if value is None:
-        return NULL_PARTITION
-    return quote(str(value).lower() if isinstance(value, bool) else str(value), safe=" ")
+def _folder(column: str, value: Any) -> str:
+    """A folder's name: no reader takes it for a column or for hidden, and every file system for a name."""
+    name = quote(column, safe="")
+    if name[0] in "_.":
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    words = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{_short(name)}-{_short(quote(words, safe=' '))}"
+
+
+def _short(quoted: str) -> str:
+    """A quoted name as it is, or, where it is long, its beginning and a hash of it all."""
+    if len(quoted) <= FOLDER_BYTES:
+        return quoted
+    return f"{quoted[: FOLDER_BYTES - 9]}~{hashlib.sha256(quoted.encode()).hexdigest()[:8]}"

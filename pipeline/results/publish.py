@@ -11,10 +11,11 @@ reader who looks in between misses a record for a moment and never sees it twice
 another folder. Each step writes equal bytes when it is repeated after a crash; the part's marker comes last.
 
 Folders are named `task-caption en`, not `task=caption en`, and every column is in the files. Readers infer a column
-from `name=value` paths beside or instead of the one in the files, with a type of their own: `pyarrow.parquet.read_table`
-and pandas refuse even a string column that is in both, `pyarrow.dataset(partitioning="hive")` an integer one and strings
-such as `007`, and DuckDB turns booleans and floats into text. Nor would a long task fit into a name of 255 bytes. The
-files of a folder hold its value alone, so that the statistics in their footers let readers skip them all the same.
+from `name=value` paths beside or instead of the one in the files, with a type of their own: pandas and
+`pyarrow.parquet.read_table` refuse even a string column that is in both, `pyarrow.dataset(partitioning="hive")` an
+integer one and strings such as `007`, and DuckDB turns booleans and floats into text. Nor would a long task fit into a
+name of 255 bytes. The files of a folder hold its value alone, so that the statistics in their footers let readers skip
+them all the same.
 """
 
 import hashlib

@@ -1,0 +1,183 @@
+"""Records, shards and whole outputs made by hand, and a store that fails when it is told to."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from pipeline import results
+from pipeline.records import Box, Mask, Record
+from pipeline.results import Layout, ModelFacts
+from pipeline.storage import ObjectInfo, StorageError, Store, open_store
+
+FACTS = ModelFacts("demo", "abc123", "float32")
+TASKS = ("caption en", "answer en what's in a/b = 50%?")
+Values = Sequence[dict[str, Any]]  # carried columns, one mapping a row
+Failing = Callable[[int, str], bool]  # whether this row fails under this task
+
+
+def record(row: int, task: str, *, shard: int = 0, failed: bool = False, **columns: Any) -> Record:
+    """A record that is a function of its arguments alone."""
+    box = Box("cat", 1.5, 2.25, 30.0, 40.0, 0.5)
+    answered = not failed
+    return Record(
+        id=f"id-{row}",
+        image=f"/images/{row}.png" if row % 5 else None,
+        task=task,
+        kind=task.split()[0],
+        prompt=task,
+        status="error" if failed else ("invalid" if row % 3 == 2 else "ok"),
+        text=f"text {row} é" if answered else None,
+        boxes=(box,) * (row % 3) if answered else (),
+        masks=(Mask("dog", box, tuple(range(16)), 480, 640, (3, 4, 5) if row % 2 else None),) if answered else (),
+        score=0.25 if answered else None,
+        tokens=row if answered else None,
+        finish_reason="stop" if answered else None,
+        error_kind="missing" if failed else None,
+        error_message="no such file" if failed else None,
+        width=640,
+        height=480,
+        image_sha256=hashlib.sha256(str(row).encode()).hexdigest(),
+        shard=shard,
+        row=row,
+        columns=columns,
+    )
+
+
+class Job:
+    """A run over made-up records: `values` are the carried columns, three rows a shard."""
+
+    def __init__(
+        self,
+        values: Values,
+        carried: pa.Schema | None = None,
+        *,
+        by: tuple[str, ...] = ("task",),
+        tasks: tuple[str, ...] = TASKS,
+        shard_rows: int = 3,
+    ) -> None:
+        self.values, self.tasks = values, tasks
+        self.schema = results.schema(carried if carried is not None else pa.schema([]))
+        self.layout = Layout(-(-len(values) // shard_rows), shard_rows, len(values), tasks, by)
+
+    def records(self, failing: Failing = lambda row, task: False) -> list[Record]:
+        """Every record of generation 0."""
+        return [record for shard in range(self.layout.shards) for record in self.shard(shard, failing)]
+
+    def shard(self, shard: int, failing: Failing) -> list[Record]:
+        """The records of a shard."""
+        rows = range(shard * self.layout.shard_rows, min((shard + 1) * self.layout.shard_rows, self.layout.rows))
+        return [
+            record(row, task, shard=shard, failed=failing(row, task), **self.values[row])
+            for row in rows
+            for task in self.tasks
+        ]
+
+    def table(self, records: Sequence[Record]) -> pa.Table:
+        """Records as they are published."""
+        return results.to_table(records, FACTS, self.schema)
+
+    def annotate(self, store: Store, failing: Failing = lambda row, task: False, attempt: str = "a") -> None:
+        """Commit every shard of generation 0."""
+        for shard in range(self.layout.shards):
+            results.commit(store, results.write_shard(store, shard, attempt, self.table(self.shard(shard, failing))))
+
+    def retry(self, store: Store, generation: int, failing: Failing, attempt: str = "a") -> None:
+        """Commit what ended in an error in the generation before."""
+        base = results.generation_base(generation)
+        for part in range(self.layout.parts):
+            before = results.read_part(store, part, generation - 1)
+            assert before is not None
+            for shard in before.shards_with_errors:
+                wanted = {(r["row"], r["task"]) for r in results.read_failed(store, shard, generation - 1)}
+                records = [r for r in self.shard(shard, failing) if (r.row, r.task) in wanted]
+                marker = results.write_shard(store, shard, attempt, self.table(records), base)
+                results.commit(store, marker, base)
+
+    def publish(self, store: Store, generation: int = 0) -> dict[str, Any]:
+        """Publish every part and finish."""
+        for part in range(self.layout.parts):
+            results.publish_part(store, self.layout, part, generation)
+        return results.finish(store, self.layout, {"model": "demo"}, generation)
+
+
+def published(output: str) -> dict[str, bytes]:
+    """What readers see of an output: key -> bytes."""
+    store = open_store(output)
+    return {found.key: store.get(found.key) for found in store.list() if not found.key.startswith("_run/")}
+
+
+class Crash(Exception):
+    """The process died."""
+
+
+class Crashing:
+    """A store that dies at its n-th write, before or after it took place; 0 never does."""
+
+    def __init__(self, store: Store, at: int = 0, *, after: bool = False) -> None:
+        self._store, self._at, self._after = store, at, after
+        self.uri = store.uri
+        self.writes = 0
+        self.seen: Callable[[], None] = lambda: None  # called after each write
+
+    def _write(self, action: Callable[[], Any]) -> Any:
+        self.writes += 1
+        if self.writes == self._at and not self._after:
+            raise Crash
+        found = action()
+        self.seen()
+        if self.writes == self._at:
+            raise Crash
+        return found
+
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        return self._store.get(key, max_bytes=max_bytes)
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        return self._store.get_with_etag(key)
+
+    def open(self, key: str) -> BinaryIO:
+        return self._store.open(key)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self._store.list(prefix)
+
+    def exists(self, key: str) -> bool:
+        return self._store.exists(key)
+
+    def put(self, key: str, data: bytes) -> str:
+        return self._write(lambda: self._store.put(key, data))
+
+    def put_file(self, key: str, path: Path) -> str:
+        return self._write(lambda: self._store.put_file(key, path))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        return self._write(lambda: self._store.put_if_absent(key, data))
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
+        return self._write(lambda: self._store.put_if_match(key, data, etag))
+
+    def delete(self, key: str) -> None:
+        self._write(lambda: self._store.delete(key))
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.delete(key)
+
+
+class Unreachable(Crashing):
+    """A store whose writes fail as a broken network fails them while `down`; `answered` ones take place unheard."""
+
+    down = False
+    unheard = False
+
+    def _write(self, action: Callable[[], Any]) -> Any:
+        if self.down:
+            raise StorageError("unreachable", self.uri, "the network is down")
+        found = action()
+        if self.unheard:
+            self.unheard = False
+            raise StorageError("unreachable", self.uri, "the answer was lost")
+        return found

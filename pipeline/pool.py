@@ -129,7 +129,7 @@ def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAdd
 
 
 def _run(application: Any, name: str) -> None:
-    serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "WARNING"})
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
     try:
         serve.run(application, name=name, route_prefix=None, _local_testing_mode=False)
     except RuntimeError as error:

@@ -75,7 +75,15 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     names = ("s3", "master", "volume", "filer")
     flags = [flag for name, port in zip(names, ports, strict=True) for flag in _port_flags(name, port)]
     flags += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-s3.config={folder}/identities.json"]
-    flags += ["-s3", "-volume.max=50", "-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false", "-iam=false"]
+    flags += [
+        "-s3",
+        "-volume.max=50",
+        "-master.volumeSizeLimitMB=64",
+        "-master.volumePreallocate=false",
+        "-iam=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([weed, "server", *flags], stdout=log, stderr=log, cwd=folder)
     try:

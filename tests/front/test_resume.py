@@ -1,0 +1,132 @@
+"""Drivers that die, are stopped, or meet one another."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from front.conftest import TASKS, Paliscribe, published, read_rows, task_flags, write_rows
+
+pytestmark = pytest.mark.cluster
+SHARD_ROWS = "4"
+
+
+@pytest.fixture(scope="module")
+def manifest(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 rows over the collection's images: enough to be interrupted in the middle."""
+    rows = []
+    for turn in range(4):
+        for row in read_rows(collection):
+            rows.append(row | {"id": f"{turn}-{row['id']}", "image": str(collection.parent / row["image"])})
+    return write_rows(tmp_path_factory.mktemp("resume") / "manifest.jsonl", rows)
+
+
+def command(manifest: Path, output: Path) -> list[str | Path]:
+    return ["annotate", "--manifest", manifest, "--output", output, "--shard-rows", SHARD_ROWS, *task_flags(*TASKS)]
+
+
+def start(manifest: Path, output: Path) -> subprocess.Popen[str]:
+    """The command in a process of its own, with a Ray of its own."""
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *map(str, command(manifest, output))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def markers(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (output / "_run" / "done").glob("*.json")}
+
+
+def wait_for_markers(process: subprocess.Popen[str], output: Path, count: int) -> None:
+    until = time.monotonic() + 180
+    while len(markers(output)) < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until, "no shard was committed"
+        time.sleep(0.05)
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    for process in alive:  # the children of a process that this test started
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(served: None, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    from pipeline.batch import run_batch
+    from pipeline.config import JobConfig
+
+    output = tmp_path_factory.mktemp("undisturbed") / "output"
+    run_batch(JobConfig(manifest=str(manifest), tasks=TASKS, output=str(output), shard_rows=int(SHARD_ROWS)))
+    return published(output)
+
+
+def test_kill_9_in_mid_run(
+    manifest: Path, undisturbed: dict[str, bytes], tmp_path: Path, paliscribe: Paliscribe
+) -> None:
+    output = tmp_path / "output"
+    driver = start(manifest, output)
+    wait_for_markers(driver, output, 3)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.communicate()
+    wait_until_gone(children)
+    before = markers(output)
+    assert 3 <= len(before) < 24, "the run was meant to be killed in its middle"
+    status = paliscribe("status", output, "--json")
+    assert status.code == 0, status.err
+    assert status.json["state"] == "interrupted"
+
+    said = paliscribe(*command(manifest, output), "--json", "--quiet")
+    assert said.code == 0, said.err
+    assert said.json["shards_annotated"] == 24 - len(before)
+    after = markers(output)
+    assert len(after) == 24
+    assert {name: after[name] for name in before} == before
+    assert published(output) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop(manifest: Path, tmp_path: Path, paliscribe: Paliscribe, number: signal.Signals) -> None:
+    output = tmp_path / "output"
+    driver = start(manifest, output)
+    wait_for_markers(driver, output, 2)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(number)
+    _, err = driver.communicate(timeout=90)
+    assert driver.returncode == 128 + number
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(f"paliscribe: {number.name}: stopped. ")
+    assert "run the same command again to go on" in last
+    assert "Traceback" not in err
+    assert not (output / "_run" / "lease.json").exists()
+    wait_until_gone(children)
+    found = paliscribe("status", output, "--json").json
+    assert found["state"] == "interrupted" and 0 < found["shards_done"] < 24
+
+
+def test_a_second_driver_is_refused(served: None, manifest: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:
+    output = tmp_path / "output"
+    driver = start(manifest, output)
+    try:
+        until = time.monotonic() + 60
+        while not (output / "_run" / "lease.json").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        said = paliscribe(*command(manifest, output), "--quiet")
+        assert said.code == 1
+        assert said.err.startswith(f"paliscribe: another driver is at work on {output}: process {driver.pid} on ")
+        assert len(said.err.splitlines()) == 1
+    finally:
+        children = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        driver.communicate()
+        wait_until_gone(children)

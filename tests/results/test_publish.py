@@ -1,0 +1,381 @@
+"""What readers see: every row under every task once, whatever died while it was written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from made import TASKS, Crash, Crashing, Failing, Job, published
+
+from pipeline import results
+from pipeline.errors import RunError
+from pipeline.records import ManifestRow
+from pipeline.results import Layout
+from pipeline.results.publish import FOLDER_BYTES
+from pipeline.storage import open_store
+
+Rows = list[dict[str, Any]]
+ODD = ["007", "a/b c%20=é", None, "", "..", ".", "true", "null", "__HIVE_DEFAULT_PARTITION__", "2024-01-01", "x" * 300]
+ODD += ["[*]?'\"\\", "new\nline", " ", "-", "7"]
+CARRIED = {
+    "s": (pa.string(), ODD),
+    "n": (pa.int64(), [1, 2, -3, None, 7, 2**40, 2**62, 1]),
+    "digits": (pa.string(), ["007", "7", "8", "1e5"]),
+    "b": (pa.bool_(), [True, False, None, True]),
+    "f": (pa.float64(), [1.0, 2.5, None, 1e300]),
+    "_hidden": (pa.string(), ["a", None, "b"]),
+    "k" * 300: (pa.string(), ["a", None, "b"]),
+}
+
+
+def odd(row: int, task: str) -> bool:
+    return row % 2 == 1
+
+
+def never(row: int, task: str) -> bool:
+    return False
+
+
+def duck(output: str, options: str = "") -> pa.Table:
+    query = f"select * from read_parquet('{output}/**/*.parquet'{options})"
+    with duckdb.connect() as connection:
+        return connection.sql(query).to_arrow_table()
+
+
+READERS: dict[str, Callable[[str], pa.Table]] = {
+    "pyarrow.dataset": lambda output: ds.dataset(output, format="parquet").to_table(),
+    "pyarrow.dataset, hive": lambda output: ds.dataset(output, format="parquet", partitioning="hive").to_table(),
+    "pyarrow.parquet": pq.read_table,
+    "duckdb": duck,
+    "duckdb, hive": lambda output: duck(output, ", hive_partitioning=true"),
+    "duckdb, no hive": lambda output: duck(output, ", hive_partitioning=false"),
+    "polars": lambda output: pl.scan_parquet(f"{output}/**/*.parquet").collect().to_arrow(),
+    "polars, hive": lambda output: (
+        pl.scan_parquet(f"{output}/**/*.parquet", hive_partitioning=True).collect().to_arrow()
+    ),
+}
+
+
+def in_order(table: pa.Table) -> Rows:
+    return sorted(table.to_pylist(), key=lambda record: (record["row"], record["task"]))
+
+
+def check(output: str, job: Job, failing: Failing, readers: dict[str, Callable[[str], pa.Table]]) -> None:
+    expected = in_order(job.table(job.records(failing)))
+    assert len(expected) == job.layout.rows * len(job.tasks)
+    for name, reader in readers.items():
+        table = reader(output)
+        assert set(table.schema.names) == set(job.schema.names), name
+        assert in_order(table) == expected, name
+
+
+def snapshot(output: str) -> Rows:
+    """What a reader sees who looks now. Empty where nothing is published yet."""
+    tables = [pq.ParquetFile(path).read() for path in sorted(Path(output).rglob("*.parquet"))]
+    return [record for table in tables for record in table.to_pylist()]
+
+
+def check_no_doubles(output: str) -> None:
+    keys = [(record["id"], record["task"]) for record in snapshot(output)]
+    assert len(keys) == len(set(keys)), "a record is seen twice"
+
+
+@pytest.mark.parametrize("name", [name[:8] for name in CARRIED])
+@pytest.mark.parametrize("more", [(), ("task",)], ids=["alone", "and task"])
+def test_every_reader_sees_every_record_once(name: str, more: tuple[str, ...], tmp_path: Path) -> None:
+    name = next(full for full in CARRIED if full[:8] == name)
+    kind, values = CARRIED[name]
+    job = Job([{name: value} for value in values], pa.schema([(name, kind)]), by=(name, *more))
+    store = open_store(str(tmp_path / "out"))
+    job.annotate(store, odd)
+    job.publish(store)
+    check(store.uri, job, odd, READERS)
+
+
+@pytest.mark.parametrize("by", [(), ("task",), ("kind",), ("kind", "task")])
+def test_folders_by_what_is_asked(by: tuple[str, ...], tmp_path: Path) -> None:
+    job = Job([{}] * 8, by=by)
+    store = open_store(str(tmp_path / "out"))
+    job.annotate(store, odd)
+    job.publish(store)
+    check(store.uri, job, odd, READERS)
+    folders = {
+        (): [""],
+        ("task",): ["task-answer en what%27s in a%2Fb %3D 50%25%3F/", "task-caption en/"],
+        ("kind",): ["kind-answer/", "kind-caption/"],
+        ("kind", "task"): [
+            "kind-answer/task-answer en what%27s in a%2Fb %3D 50%25%3F/",
+            "kind-caption/task-caption en/",
+        ],
+    }[by]
+    expected = [f"{half}/{folder}part-00000.parquet" for half in ("annotations", "errors") for folder in folders]
+    assert sorted(published(store.uri)) == sorted([*expected, "_SUCCESS", "_summary.json"])
+
+
+def test_files_have_the_documented_schema_and_size(tmp_path: Path) -> None:
+    job = Job([{"n": row} for row in range(50)], pa.schema([("n", pa.int64())]), shard_rows=7)
+    store = open_store(str(tmp_path))
+    job.annotate(store)
+    job.publish(store)
+    for path in tmp_path.rglob("*.parquet"):
+        file = pq.ParquetFile(path)
+        assert file.schema_arrow.equals(job.schema, check_metadata=True)
+        assert file.num_row_groups == 1, "shards are gathered into large row groups"
+        assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+        rows = file.read(["row"])["row"].to_pylist()
+        assert rows == sorted(rows), "rows keep the manifest's order"
+
+
+def test_long_names_fit_and_stay_apart(tmp_path: Path) -> None:
+    tasks = tuple(f"detect {' ; '.join(['наушники'] * 60)} ; {last}" for last in ("a", "b"))
+    job = Job([{}] * 3, tasks=tasks)
+    store = open_store(str(tmp_path))
+    job.annotate(store)
+    job.publish(store)
+    folders = [path.name for path in (tmp_path / "annotations").iterdir()]
+    assert len(folders) == 2 and all(len(name.encode()) <= 5 + FOLDER_BYTES for name in folders)
+    check(store.uri, job, never, READERS)
+
+
+def test_many_folders(tmp_path: Path) -> None:
+    job = Job([{"n": row} for row in range(1100)], pa.schema([("n", pa.int64())]), by=("n",), shard_rows=400)
+    job.annotate(store := open_store(str(tmp_path)))
+    assert len(job.publish(store)["files"]) == 1100
+    check(store.uri, job, never, {"pyarrow.dataset": READERS["pyarrow.dataset"]})
+
+
+def test_large_parts_have_many_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results.publish, "ROW_GROUP", 10)
+    job = Job([{}] * 25, shard_rows=4)
+    job.annotate(store := open_store(str(tmp_path)))
+    job.publish(store)
+    for path in (tmp_path / "annotations").rglob("*.parquet"):
+        metadata = pq.ParquetFile(path).metadata
+        assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [10, 10, 5]
+    check(store.uri, job, never, READERS)
+
+
+def test_shards_fall_into_parts() -> None:
+    for layout in (
+        Layout(10, 100_000, 950_000, TASKS, ()),
+        Layout(7, 256, 1700, TASKS, ()),
+        Layout(1, 1, 1, TASKS, ()),
+    ):
+        found = [shard for part in range(layout.parts) for shard in layout.shards_of(part)]
+        assert found == list(range(layout.shards))
+        assert all(layout.part_of(shard) == part for part in range(layout.parts) for shard in layout.shards_of(part))
+        assert layout.part_shards * layout.shard_rows * len(TASKS) <= 1_000_000
+    assert Layout(10, 100_000, 950_000, TASKS, ()).parts == 2
+
+
+def test_other_attempts_publish_equal_bytes(tmp_path: Path) -> None:
+    job = Job([{}] * 10)
+    for name, order in (("one", range(4)), ("two", reversed(range(4)))):
+        store = open_store(str(tmp_path / name))
+        for shard in order:
+            marker = results.write_shard(store, shard, f"{name}-lost", job.table([]))  # never committed
+            marker = results.write_shard(store, shard, name, job.table(job.shard(shard, odd)))
+            results.commit(store, marker)
+        job.publish(store)
+    assert published(str(tmp_path / "one")) == published(str(tmp_path / "two"))
+
+
+def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
+    job = Job([{}] * 5)
+    job.annotate(store := open_store(str(tmp_path)), odd)
+    summary = job.publish(store)
+    before = published(store.uri)
+    crashing = Crashing(store)
+    assert job.publish(crashing) == summary == results.read_summary(store)
+    assert crashing.writes == 2, "the summary and _SUCCESS alone are written again"
+    assert published(store.uri) == before
+
+
+def test_the_summary_adds_up(tmp_path: Path) -> None:
+    job = Job([{}] * 10)
+    job.annotate(store := open_store(str(tmp_path)), odd)
+    assert results.read_summary(store) is None
+    summary = job.publish(store)
+    records = snapshot(store.uri)
+    assert summary["rows"] == 10 and summary["records"] == len(records) == 20 and summary["retries"] == 0
+    for name, status in (("ok", "ok"), ("invalid", "invalid"), ("errors", "error")):
+        assert summary[name] == sum(record["status"] == status for record in records)
+    assert summary["error_kinds"] == {"missing": 10}
+    assert summary["tokens"] == sum(record["tokens"] or 0 for record in records)
+    assert sorted(summary["files"]) == sorted(key for key in published(store.uri) if key.endswith(".parquet"))
+    assert sum(facts["records"] for facts in summary["files"].values()) == 20
+    assert json.loads(store.get("_summary.json")) == summary
+
+
+def test_a_wrong_total_is_refused(tmp_path: Path) -> None:
+    job = Job([{}] * 6)
+    store = open_store(str(tmp_path))
+    for shard in range(2):
+        rows = job.shard(shard, never)
+        results.commit(store, results.write_shard(store, shard, "a", job.table(rows[: 6 - shard])))
+    with pytest.raises(RunError, match="11 records where 12 should be"):
+        job.publish(store)
+    assert not store.exists(results.SUCCESS) and results.read_summary(store) is None
+
+
+def crash_everywhere(
+    prepare: Callable[[str], Any], action: Callable[[Crashing], Any], output: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Let `action` die at each of its writes, before and after it; then repeat it and compare with an undisturbed one."""
+    clean = output("clean")
+    prepare(clean)
+    undisturbed = Crashing(open_store(clean))
+    undisturbed.seen = lambda: check_no_doubles(clean)
+    action(undisturbed)
+    expected = published(clean)
+    assert undisturbed.writes > 5
+    for after in (False, True):
+        for at in range(1, undisturbed.writes + 1):
+            folder = output(f"{at}-{after}")
+            prepare(folder)
+            with pytest.raises(Crash):
+                action(Crashing(open_store(folder), at, after=after))
+            check_no_doubles(folder)
+            again = Crashing(open_store(folder))
+            again.seen = lambda folder=folder: check_no_doubles(folder)
+            action(again)
+            assert published(folder) == expected, f"died at write {at}"
+            shutil.rmtree(folder)
+
+
+def test_a_crash_at_any_write_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results.publish, "PART_RECORDS", 12)
+    job = Job([{}] * 10)
+    assert job.layout.parts == 2
+
+    def action(store: Crashing) -> None:
+        job.annotate(store, odd, attempt=f"{id(store)}")
+        job.publish(store)
+
+    crash_everywhere(lambda folder: None, action, lambda name: str(tmp_path / name), tmp_path)
+
+
+def moving(retry: bool) -> Job:
+    """A job whose retry finds the failed rows' values mended, so that they belong to other folders."""
+    values = [{"n": (row + 2 * retry) % 4 if row % 2 else 9} for row in range(10)]
+    return Job(values, pa.schema([("n", pa.int64())]), by=("n",))
+
+
+def still(row: int, task: str) -> bool:
+    return row in (1, 3, 9) and task == TASKS[0]
+
+
+def last(row: int, task: str) -> bool:
+    return row == 9 and task == TASKS[0]
+
+
+def test_a_retry_that_dies_at_any_write_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results.publish, "PART_RECORDS", 12)
+
+    def prepare(folder: str) -> None:
+        store = open_store(folder)
+        moving(False).annotate(store, odd)
+        moving(False).publish(store)
+
+    def action(store: Crashing) -> None:
+        results.begin_retry(store, 1, [])
+        moving(True).retry(store, 1, still, attempt=f"{id(store)}")
+        moving(True).publish(store, 1)
+
+    crash_everywhere(prepare, action, lambda name: str(tmp_path / name), tmp_path)
+    found = {(r["row"], r["task"]): (r["status"], r["n"]) for r in snapshot(str(tmp_path / "clean"))}
+    then, now = moving(False).records(odd), moving(True).records(still)
+    expected = {(r.row, r.task): (r.status, r.columns["n"]) for r in then}
+    expected |= {(r.row, r.task): (r.status, r.columns["n"]) for r in now if odd(r.row, r.task)}
+    assert found == expected
+
+
+def test_retries_redo_errors_alone_until_none_is_left(tmp_path: Path) -> None:
+    job = Job([{}] * 10)
+    store = open_store(str(tmp_path))
+    job.annotate(store, odd)
+    summaries = [job.publish(store)]
+    first = {key: body for key, body in published(store.uri).items() if key.startswith("annotations/")}
+    for generation, failing in enumerate((still, last, never), start=1):
+        assert not results.retry_begun(store, generation)
+        mended = [ManifestRow(9, "id-9", "/elsewhere.png", {"n": 3})]
+        results.begin_retry(store, generation, mended)
+        results.begin_retry(store, generation, [])
+        assert results.retry_rows(store, generation) == {9: mended[0]}, "what is noted first stays"
+        assert results.retry_begun(store, generation) and not store.exists(results.SUCCESS)
+        job.retry(store, generation, failing)
+        summaries.append(job.publish(store, generation))
+        check(store.uri, job, failing, READERS)
+        now = published(store.uri)
+        assert all(now[key] == body for key, body in first.items()), "what was answered is not touched"
+        assert sorted(summaries[-1]["files"]) == sorted(key for key in now if key.endswith(".parquet"))
+        assert store.exists(results.SUCCESS)
+    assert [summary["errors"] for summary in summaries] == [10, 3, 1, 0]
+    assert [summary["retries"] for summary in summaries] == [0, 1, 2, 3]
+    assert all(summary["ok"] + summary["invalid"] + summary["errors"] == 20 for summary in summaries)
+    assert summaries[-1]["tokens"] == sum(record["tokens"] for record in snapshot(store.uri))
+    assert not [key for key in published(store.uri) if key.startswith("errors/")]
+    names = {Path(key).name for key in published(store.uri) if key.startswith("annotations/")}
+    assert names == {"part-00000.parquet", *(f"part-00000.retry-00{n}.parquet" for n in (1, 2, 3))}
+
+
+def test_a_retry_that_lost_a_record_is_refused(tmp_path: Path) -> None:
+    job = Job([{}] * 4, shard_rows=4)
+    store = open_store(str(tmp_path))
+    job.annotate(store, odd)
+    job.publish(store)
+    results.begin_retry(store, 1, [])
+    base = results.generation_base(1)
+    some = [record for record in job.records(never) if odd(record.row, record.task)][1:]
+    results.commit(store, results.write_shard(store, 0, "a", job.table(some), base), base)
+    with pytest.raises(RunError, match="3 records where 4 should be"):
+        job.publish(store, 1)
+    assert not store.exists(results.SUCCESS)
+
+
+def test_the_sweep_leaves_what_is_needed(tmp_path: Path) -> None:
+    job = Job([{}] * 9)
+    store = open_store(str(tmp_path))
+    for attempt in ("lost", "won", "late"):
+        for shard in range(3):
+            table = job.table(job.shard(shard, lambda row, task: row == 4))
+            marker = results.write_shard(store, shard, attempt, table)
+            if attempt != "lost":
+                results.commit(store, marker)
+    job.publish(store)
+    before = published(store.uri)
+    assert results.sweep(store, job.layout) == 8
+    assert [found.key for found in store.list("_run/shards/")] == ["_run/shards/shard-00001.won.arrow"]
+    assert results.sweep(store, job.layout) == 0
+    assert published(store.uri) == before
+    assert [record["row"] for record in results.read_failed(store, 1, 0)] == [4, 4]
+    job.retry(store, 1, never)
+    job.publish(store, 1)
+    assert results.sweep(store, job.layout) == 0
+    check(store.uri, job, never, READERS)
+
+
+def test_an_output_on_s3(bucket: str) -> None:
+    job = Job([{"s": value} for value in ODD], pa.schema([("s", pa.string())]), by=("task", "s"))
+    store = open_store(f"s3://{bucket}/some/output")
+    job.annotate(store, odd)
+    job.publish(store)
+    results.begin_retry(store, 1, [])
+    job.retry(store, 1, never)
+    job.publish(store, 1)
+    assert results.sweep(store, job.layout) > 0
+    found = published(store.uri)
+    tables = [pq.read_table(pa.BufferReader(body)) for key, body in found.items() if key.endswith(".parquet")]
+    assert in_order(pa.concat_tables(tables)) == in_order(job.table(job.records(never)))
+    assert not [key for key in found if key.startswith("errors/")]
+
+
+def test_names_of_runs_differ() -> None:
+    assert results.run_name("s3://a/b") == results.run_name("s3://a/b") != results.run_name("s3://a/c")

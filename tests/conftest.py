@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub import hub
 
 from pipeline.storage import s3
+
+__all__ = ["hub"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two busy threads in each of two processes thrash two cores
 for name in [name for name in os.environ if name.startswith("AWS_")]:

@@ -70,6 +70,8 @@ def read(source: str, *, image_column: str = "image", id_column: str = "id") -> 
         reference = _text(values.pop(image_column, None))
         given = _text(values.pop(id_column, None))
         if clash := sorted(taken & values.keys()):
+            if not named:
+                break  # more likely the images are in a column of another name
             raise UsageError(
                 f"manifest {source}: column {', '.join(map(repr, clash))} has the name of a result column; rename it"
             )

@@ -9,6 +9,13 @@ import pyarrow as pa
 from pipeline.records import Box, Mask, Record
 
 VERSION = "1"
+
+
+def _list(kind: pa.DataType) -> pa.DataType:
+    """A list whose child has the name that Parquet gives it, so that what is read is what is documented."""
+    return pa.list_(pa.field("element", kind))
+
+
 BOX = pa.struct(
     [
         ("label", pa.string()),
@@ -22,8 +29,8 @@ BOX = pa.struct(
 MASK = pa.struct(
     [
         ("label", pa.string()),
-        ("codes", pa.list_(pa.int16())),
-        ("rle", pa.list_(pa.int32())),
+        ("codes", _list(pa.int16())),
+        ("rle", _list(pa.int32())),
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("score", pa.float32()),
@@ -37,8 +44,8 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("prompt", pa.string(), "What the model was asked; null if it could not be rendered"),
     ("status", pa.string(), "ok; invalid: the output breaks the task's grammar; error: a dead letter"),
     ("text", pa.string(), "The model's output; null for an error"),
-    ("boxes", pa.list_(BOX), "Boxes in pixels of the upright original image"),
-    ("masks", pa.list_(MASK), "Masks: codebook indices, and with a mask decoder COCO run lengths over the image"),
+    ("boxes", _list(BOX), "Boxes in pixels of the upright original image"),
+    ("masks", _list(MASK), "Masks: codebook indices, and with a mask decoder COCO run lengths over the image"),
     ("score", pa.float32(), "Mean probability of the generated tokens, 0 to 1"),
     ("tokens", pa.int32(), "Generated tokens, without end-of-sequence"),
     ("finish_reason", pa.string(), "stop: the model ended; length: the token limit ended it"),
@@ -80,7 +87,7 @@ def describe() -> str:
 
 
 def _words(kind: pa.DataType) -> str:
-    return str(kind).replace("element: ", "").replace("item: ", "").replace("child 0, ", "")
+    return str(kind).replace("element: ", "")
 
 
 def record_values(record: Record) -> dict[str, Any]:

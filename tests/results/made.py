@@ -114,22 +114,20 @@ class Crash(Exception):
 
 
 class Crashing:
-    """A store that dies at its n-th write, before or after it took place; 0 never does."""
+    """A store that dies before its n-th write; 0 never does."""
 
-    def __init__(self, store: Store, at: int = 0, *, after: bool = False) -> None:
-        self._store, self._at, self._after = store, at, after
+    def __init__(self, store: Store, at: int = 0) -> None:
+        self._store, self._at = store, at
         self.uri = store.uri
         self.writes = 0
         self.seen: Callable[[], None] = lambda: None  # called after each write
 
     def _write(self, action: Callable[[], Any]) -> Any:
         self.writes += 1
-        if self.writes == self._at and not self._after:
+        if self.writes == self._at:
             raise Crash
         found = action()
         self.seen()
-        if self.writes == self._at:
-            raise Crash
         return found
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
@@ -168,7 +166,7 @@ class Crashing:
 
 
 class Unreachable(Crashing):
-    """A store whose writes fail as a broken network fails them while `down`; `answered` ones take place unheard."""
+    """A store whose writes fail while it is `down`; an `unheard` one takes place and fails nevertheless."""
 
     down = False
     unheard = False

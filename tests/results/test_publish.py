@@ -145,9 +145,9 @@ def test_long_names_fit_and_stay_apart(tmp_path: Path) -> None:
 
 
 def test_many_folders(tmp_path: Path) -> None:
-    job = Job([{"n": row} for row in range(1100)], pa.schema([("n", pa.int64())]), by=("n",), shard_rows=400)
+    job = Job([{"n": row} for row in range(1010)], pa.schema([("n", pa.int64())]), by=("n",), shard_rows=500)
     job.annotate(store := open_store(str(tmp_path)))
-    assert len(job.publish(store)["files"]) == 1100
+    assert len(job.publish(store)["files"]) == 1010
     check(store.uri, job, never, {"pyarrow.dataset": READERS["pyarrow.dataset"]})
 
 
@@ -226,9 +226,9 @@ def test_a_wrong_total_is_refused(tmp_path: Path) -> None:
 
 
 def crash_everywhere(
-    prepare: Callable[[str], Any], action: Callable[[Crashing], Any], output: Callable[[str], str], tmp_path: Path
+    prepare: Callable[[str], Any], action: Callable[[Crashing], Any], output: Callable[[str], str]
 ) -> None:
-    """Let `action` die at each of its writes, before and after it; then repeat it and compare with an undisturbed one."""
+    """Let `action` die before each of its writes; then repeat it and compare with one that was not disturbed."""
     clean = output("clean")
     prepare(clean)
     undisturbed = Crashing(open_store(clean))
@@ -236,18 +236,16 @@ def crash_everywhere(
     action(undisturbed)
     expected = published(clean)
     assert undisturbed.writes > 5
-    for after in (False, True):
-        for at in range(1, undisturbed.writes + 1):
-            folder = output(f"{at}-{after}")
-            prepare(folder)
-            with pytest.raises(Crash):
-                action(Crashing(open_store(folder), at, after=after))
-            check_no_doubles(folder)
-            again = Crashing(open_store(folder))
-            again.seen = lambda folder=folder: check_no_doubles(folder)
-            action(again)
-            assert published(folder) == expected, f"died at write {at}"
-            shutil.rmtree(folder)
+    for at in range(1, undisturbed.writes + 1):
+        folder = output(str(at))
+        prepare(folder)
+        with pytest.raises(Crash):
+            action(Crashing(open_store(folder), at))
+        again = Crashing(open_store(folder))
+        again.seen = lambda folder=folder: check_no_doubles(folder)
+        action(again)
+        assert published(folder) == expected, f"died at write {at}"
+        shutil.rmtree(folder)
 
 
 def test_a_crash_at_any_write_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +257,7 @@ def test_a_crash_at_any_write_leaves_no_trace(tmp_path: Path, monkeypatch: pytes
         job.annotate(store, odd, attempt=f"{id(store)}")
         job.publish(store)
 
-    crash_everywhere(lambda folder: None, action, lambda name: str(tmp_path / name), tmp_path)
+    crash_everywhere(lambda folder: None, action, lambda name: str(tmp_path / name))
 
 
 def moving(retry: bool) -> Job:
@@ -289,7 +287,7 @@ def test_a_retry_that_dies_at_any_write_is_gone_on_with(tmp_path: Path, monkeypa
         moving(True).retry(store, 1, still, attempt=f"{id(store)}")
         moving(True).publish(store, 1)
 
-    crash_everywhere(prepare, action, lambda name: str(tmp_path / name), tmp_path)
+    crash_everywhere(prepare, action, lambda name: str(tmp_path / name))
     found = {(r["row"], r["task"]): (r["status"], r["n"]) for r in snapshot(str(tmp_path / "clean"))}
     then, now = moving(False).records(odd), moving(True).records(still)
     expected = {(r.row, r.task): (r.status, r.columns["n"]) for r in then}
@@ -365,12 +363,12 @@ def test_the_sweep_leaves_what_is_needed(tmp_path: Path) -> None:
 def test_an_output_on_s3(bucket: str) -> None:
     job = Job([{"s": value} for value in ODD], pa.schema([("s", pa.string())]), by=("task", "s"))
     store = open_store(f"s3://{bucket}/some/output")
-    job.annotate(store, odd)
+    job.annotate(store, lambda row, task: row < 2)
     job.publish(store)
     results.begin_retry(store, 1, [])
     job.retry(store, 1, never)
     job.publish(store, 1)
-    assert results.sweep(store, job.layout) > 0
+    assert results.sweep(store, job.layout) == job.layout.shards - 1
     found = published(store.uri)
     tables = [pq.read_table(pa.BufferReader(body)) for key, body in found.items() if key.endswith(".parquet")]
     assert in_order(pa.concat_tables(tables)) == in_order(job.table(job.records(never)))

@@ -1,0 +1,85 @@
+"""Write the tables of the docs that come from the code: `python -m jobs.docs` (`--check` only compares)."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from pipeline import results
+from pipeline.config import FetchConfig, JobConfig, ModelSpec, PoolConfig
+from pipeline.errors import ROW_ERROR_KINDS
+from pipeline.tasks import KINDS
+
+ROOT = Path(__file__).parents[1]
+
+
+def settings() -> str:
+    """Every setting of a job file, with default and description."""
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    models: list[tuple[str, type[BaseModel]]] = [
+        ("", JobConfig),
+        ("model.", ModelSpec),
+        ("pool.", PoolConfig),
+        ("fetch.", FetchConfig),
+    ]
+    for prefix, model in models:
+        for name, field in model.model_fields.items():
+            default = "required" if field.is_required() else _default(field.default)
+            lines.append(f"| `{prefix}{name}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
+def kinds() -> str:
+    """The kinds of task with their default limits."""
+    lines = ["| kind | most tokens, by default |", "|---|---|"]
+    return "\n".join(lines + [f"| {kind} | {entry.max_tokens} |" for kind, entry in KINDS.items()])
+
+
+def errors() -> str:
+    """The kinds of dead letters."""
+    return ", ".join(f"`{kind}`" for kind in ROW_ERROR_KINDS)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "columns": results.describe,
+    "settings": settings,
+    "kinds": kinds,
+    "errors": errors,
+}
+
+
+def main() -> int:
+    """Rewrite what lies between the marks of each table; 1 with --check if anything differs."""
+    check, differs = "--check" in sys.argv, 0
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if after != before:
+            differs += 1
+            print(f"{path.name} {'differs' if check else 'written'}")
+            if not check:
+                path.write_text(after, encoding="utf-8")
+    return 1 if check and differs else 0
+
+
+def filled(text: str) -> str:
+    """A page with every table between `<!-- table:NAME -->` and `<!-- end -->` made anew."""
+    for name, make in TABLES.items():
+        mark = f"<!-- table:{name} -->\n"
+        if mark in text:
+            head, _, rest = text.partition(mark)
+            text = f"{head}{mark}{make()}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    return text
+
+
+def _default(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{item}`" for item in value)
+    return "see below" if isinstance(value, BaseModel) or repr(value) == "PydanticUndefined" else f"`{value}`"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Only the same run goes on in an output, and what differs is named."""
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import JobConfig, ModelSpec
+from pipeline.errors import RunError, UsageError
+from pipeline.runs import RUN_FILE, Fingerprint, RunFile, refuse_changes
+from pipeline.storage import open_store
+
+JOB = JobConfig(manifest="m.jsonl", tasks=("caption en", "ocr"), output="out", partition_by=("task", "kind"))
+FINGERPRINT = Fingerprint.of(JOB, manifest="d1", rows=1000, revision="r1")
+CHANGES: dict[str, tuple[Any, str]] = {
+    "manifest": ("d2", "the manifest (1,000 rows then, 1,000 rows now, or other content)"),
+    "tasks": (("caption en",), "tasks ('caption en', 'ocr' then, 'caption en' now)"),
+    "model": ("other", "model ('demo' then, 'other' now)"),
+    "revision": ("r2", "revision ('r1' then, 'r2' now)"),
+    "precision": ("float16", "precision ('auto' then, 'float16' now)"),
+    "quantization": ("nf4", "quantization ('none' then, 'nf4' now)"),
+    "max_tokens": (7, "max_tokens (None then, 7 now)"),
+    "shard_rows": (8, "shard_rows (256 then, 8 now)"),
+    "image_column": ("url", "image_column ('image' then, 'url' now)"),
+    "id_column": ("key", "id_column ('id' then, 'key' now)"),
+    "partition_by": ((), "partition_by ('task', 'kind' then, none now)"),
+    "mask_decoder": ("v.npz", "mask_decoder (None then, 'v.npz' now)"),
+}
+
+
+def test_the_same_run_goes_on(tmp_path: Path) -> None:
+    again = Fingerprint.of(JOB, manifest="d1", rows=1000, revision="r1")
+    assert FINGERPRINT.differences(again) == []
+    refuse_changes(open_store(str(tmp_path)), FINGERPRINT, again)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_difference_is_named(name: str, tmp_path: Path) -> None:
+    value, words = CHANGES[name]
+    now = replace(FINGERPRINT, **{name: value})
+    assert FINGERPRINT.differences(now) == [words]
+    with pytest.raises(UsageError) as caught:
+        refuse_changes(open_store(str(tmp_path)), FINGERPRINT, now)
+    assert str(caught.value) == (
+        f"{tmp_path} holds a run that differs in {words}. Give another output, or undo the change"
+    )
+
+
+def test_nothing_is_left_out() -> None:
+    assert {*CHANGES, "rows"} == {field.name for field in fields(Fingerprint)}
+    now = replace(FINGERPRINT, rows=2000, **{name: value for name, (value, _) in CHANGES.items()})
+    assert len(FINGERPRINT.differences(now)) == len(CHANGES)
+    assert "1,000 rows then, 2,000 rows now" in FINGERPRINT.differences(now)[0]
+
+
+def test_the_run_file_is_written_once_and_read_back(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    assert RunFile.read(store) is None
+    file = RunFile(FINGERPRINT, JOB, ModelSpec(id="demo", precision="float32"), 56)
+    file.write(store)
+    replace(file, image_size=448).write(store)
+    assert RunFile.read(store) == file
+
+
+def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    RunFile(FINGERPRINT, JOB, JOB.model, 56).write(store)
+    store.put(RUN_FILE, json.dumps(json.loads(store.get(RUN_FILE)) | {"version": 2, "fingerprint": {}}).encode())
+    with pytest.raises(RunError, match="written by another version"):
+        RunFile.read(store)

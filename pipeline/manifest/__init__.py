@@ -146,9 +146,9 @@ def freeze(
     whole = hashlib.sha256()
     for row in read(source, **names):
         whole.update(_canonical(row))
-        if row.columns.keys() - types.keys():
+        columns = {name: _fitting(value, types.get(name)) for name, value in row.columns.items()}
+        if any(TYPES[type(value)] != types.get(name) for name, value in columns.items()):
             raise changed
-        columns = {name: _fitting(value, types[name]) for name, value in row.columns.items()}
         waiting.append({"row": row.row, "id": row.id, "image": row.image, **columns})
         if len(waiting) == shard_rows:
             _write(store, shard, waiting, schema)
@@ -272,7 +272,7 @@ def _settle(types: dict[str, type], name: str, kind: type, row: int, source: str
     )
 
 
-def _fitting(value: Any, kind: pa.DataType) -> Any:
+def _fitting(value: Any, kind: pa.DataType | None) -> Any:
     """A value of a column of this type; whole numbers among floats become floats."""
     return float(value) if kind == TYPES[float] and type(value) is int else value
 

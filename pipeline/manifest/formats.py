@@ -7,6 +7,8 @@ import csv
 import gzip
 import io
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO, cast
@@ -102,9 +104,12 @@ def _list(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
 
 
 def _parquet(source: str) -> Iterator[Row]:
+    """Parquet is read from its end: what a store can only read from the front is copied to the disk first."""
     folder, name = split(source)
-    with open_store(folder).open(name) as file:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
+    with open_store(folder).open(name) as file, tempfile.TemporaryFile(prefix="paliscribe-") as copy:
+        if not file.seekable():
+            shutil.copyfileobj(file, copy, 1 << 20)
+        for batch in pq.ParquetFile(file if file.seekable() else copy).iter_batches(batch_size=4096):
             yield from batch.to_pylist()
 
 

@@ -114,7 +114,7 @@ def test_parquet_keeps_types_and_spells_the_rest(tmp_path: Path) -> None:
         "price": pa.array([Decimal("1.50")]),
         "tags": pa.array([["b", "a"]]),
         "place": pa.array([{"y": 1, "x": None}]),
-        "kind": pa.array(["cat"]).dictionary_encode(),
+        "sort": pa.array(["cat"]).dictionary_encode(),
         "nothing": pa.array([None], pa.string()),
     }
     pq.write_table(pa.table({"image": ["a.png"], **values}), tmp_path / "m.parquet")
@@ -130,7 +130,7 @@ def test_parquet_keeps_types_and_spells_the_rest(tmp_path: Path) -> None:
         "price": "1.50",
         "tags": '["b", "a"]',
         "place": '{"x": null, "y": 1}',
-        "kind": "cat",
+        "sort": "cat",
     }
     pq.write_table(pa.table({"image": ["a.png"], "raw": [b"\x00"]}), tmp_path / "raw.parquet")
     assert "column 'raw' holds bytes values" in refusal(str(tmp_path / "raw.parquet"))

@@ -59,7 +59,7 @@ def _hush() -> None:
     """Keep Ray's own lines off stderr; they are in its log folder. An environment variable that is set stays."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.serve", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
 
 

@@ -194,24 +194,24 @@ class PendingCall:
             return self._repeat(error)
 
     def _repeat(self, first: ReplicaError) -> list[Prediction]:
-        answers: dict[str, Prediction] = {}
-        waiting = deque([(self._requests, 1, first)])
+        answers: dict[int, Prediction] = {}
+        waiting = deque([(range(len(self._requests)), 1, first)])
         while waiting:
-            requests, losses, error = waiting.popleft()
-            if len(requests) == 1 and losses >= LOSSES:
-                request = requests[0]
+            places, losses, error = waiting.popleft()
+            if len(places) == 1 and losses >= LOSSES:
+                request = self._requests[places[0]]
                 message = f"{losses} replicas were lost while they worked on this request; the last: {error}"
-                answers[request.id] = Prediction(request.id, "", (), (), None, "replica_lost", message)
+                answers[places[0]] = Prediction(request.id, "", (), (), None, "replica_lost", message)
                 continue
-            middle = len(requests) // 2
-            for half in (requests[:middle], requests[middle:]) if middle else (requests,):
+            middle = len(places) // 2
+            for half in (places[:middle], places[middle:]) if middle else (places,):
                 time.sleep(min(0.5 * losses, 5.0))  # a replacement needs a moment
                 try:
-                    found = self._wait(self._client._handle.predict.remote(half))
-                    answers.update({answer.id: answer for answer in found})
+                    found = self._wait(self._client._handle.predict.remote([self._requests[i] for i in half]))
+                    answers.update(zip(half, found, strict=True))
                 except ReplicaError as again:
                     waiting.append((half, losses + 1, again))
-        return [answers[request.id] for request in self._requests]
+        return [answers[place] for place in range(len(self._requests))]
 
     def _wait(self, response: Any) -> list[Prediction]:
         try:

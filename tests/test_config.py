@@ -71,3 +71,9 @@ def test_precision_follows_the_hardware() -> None:
     assert spec.resolved(gpu=False).precision == "float32"
     assert spec.resolved(gpu=True).precision == "bfloat16"
     assert config.ModelSpec(precision="float16").resolved(gpu=False).precision == "float16"
+
+
+def test_the_example_is_a_job() -> None:
+    example = Path(__file__).parents[1] / "examples" / "job.yaml"
+    job = config.parse(config.load(example), source=str(example))
+    assert job.partition_by == ("task", "split")

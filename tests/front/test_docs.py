@@ -1,0 +1,73 @@
+"""The docs are what the code says, and the README's commands do what it shows."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from front.conftest import Paliscribe
+
+from jobs import docs
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_generated_tables_are_current(page: Path) -> None:
+    text = page.read_text()
+    assert docs.filled(text) == text, "run `make docs`"
+
+
+def test_the_design_stays_short() -> None:
+    assert len((ROOT / "docs" / "design.md").read_text().splitlines()) <= 100
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def console() -> list[tuple[str, list[str]]]:
+    """The README's commands with the lines that it shows below each."""
+    found: list[tuple[str, list[str]]] = []
+    for block in re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                found.append((line[2:], []))
+            else:
+                found[-1][1].append(line)
+    return found
+
+
+def numbers_aside(lines: list[str]) -> list[str]:
+    """Lines without their figures: arithmetic differs in the last place between processors."""
+    return [re.sub(r"\d+(\.\d+)?", "#", line.rstrip()) for line in lines]
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("served")
+def test_the_readmes_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paliscribe: Paliscribe) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = console()
+    assert commands[0][0] == "make demo"
+    for command, shown in commands:
+        words = ["paliscribe", "demo", "--quiet"] if command == "make demo" else shlex.split(command)
+        assert words[0] == "paliscribe"
+        if command == "paliscribe demo --quiet":
+            continue  # what `make demo` runs
+        said = paliscribe(*words[1:])
+        assert said.code == 0, said.err
+        assert numbers_aside(said.out.splitlines()) == numbers_aside(shown), command
+
+
+def test_help_has_examples() -> None:
+    for command in ("annotate", "demo", "status", "retry", "ask", "doctor"):
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", command, "--help"], capture_output=True, text=True, check=True
+        )
+        assert "Example" in done.stdout and f"paliscribe {command}" in done.stdout

@@ -1,0 +1,96 @@
+"""Replicas that die while they work, requests that kill them, and pools that do not come up."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from ray import serve
+
+from pipeline.config import ModelSpec, PoolConfig
+from pipeline.errors import RunError
+from pipeline.pool import HEADLESS, PoolAddress, PoolClient, Replica, open_pool
+from pipeline.records import Prediction, Request
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
+SPEC = ModelSpec().resolved(gpu=False)
+
+
+def requests(count: int, max_tokens: int = 200) -> list[Request]:
+    pixels = np.random.default_rng(5).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    return [Request(str(number), "detect circle", pixels, "key", max_tokens) for number in range(count)]
+
+
+def replicas(application: str) -> list[psutil.Process]:
+    """The replica processes of one of this session's applications."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if command.startswith(f"ray::ServeReplica:{application}:"):
+            found.append(process)
+    return found
+
+
+def test_a_batch_attaches_to_a_served_pool() -> None:
+    with open_pool(SPEC, PoolConfig(), "some-run") as pool:
+        assert pool.application == "served-demo"
+        assert PoolClient(pool).facts().image_size == 112
+    assert not replicas(HEADLESS + "some-run")
+    assert len(replicas("served-demo")) == 1, "a served pool outlives the batches that use it"
+
+
+def test_answers_in_order_and_the_same_from_every_call() -> None:
+    with open_pool(SPEC, PoolConfig(), "some-run") as pool:
+        client = PoolClient(pool)
+        first, second = client.predict(requests(9, 20)), client.predict(requests(9, 20))
+    assert [answer.id for answer in first] == [str(number) for number in range(9)]
+    assert first == second
+
+
+def test_a_call_that_was_lost_with_its_replica_is_repeated() -> None:
+    with open_pool(SPEC, PoolConfig(), "some-run") as pool:
+        client = PoolClient(pool)
+        whole = client.predict(requests(6, 30))
+        before = client.facts().replica
+        call = client.send(requests(6, 30) + requests(600))
+        time.sleep(0.3)
+        for process in replicas("served-demo"):
+            os.kill(process.pid, signal.SIGKILL)
+        answers = call.result()
+        assert [answer.tokens for answer in answers[:6]] == [answer.tokens for answer in whole]
+        assert {answer.error_kind for answer in answers} == {None}
+        assert client.facts().replica != before, "the pool healed by itself"
+
+
+def test_a_pool_that_does_not_come_up_says_why(tmp_path: Path) -> None:
+    missing = ModelSpec(id=str(tmp_path / "nothing"), precision="float32")
+    with pytest.raises(RunError, match="no replica came up: .*no such folder"), open_pool(missing, PoolConfig(), "x"):
+        raise AssertionError("opened")
+    assert not replicas(HEADLESS + "x")
+
+
+class Poisonable(Replica):
+    """A replica that dies, as a process, of one prompt."""
+
+    async def predict(self, requests: list[Request]) -> list[Prediction]:
+        if any(request.prompt == "poison" for request in requests):
+            os._exit(1)
+        return await super().predict(requests)
+
+
+def test_a_request_that_kills_replicas_is_isolated() -> None:
+    deployment = serve.deployment(
+        name="poisonable", ray_actor_options={"num_cpus": 0.1}, health_check_period_s=1, graceful_shutdown_timeout_s=1
+    )(Poisonable)
+    serve.run(deployment.bind(SPEC, 1, 8), name="poisonable", route_prefix=None)
+    try:
+        wanted = requests(4, 10)
+        wanted[2].prompt = "poison"
+        answers = PoolClient(PoolAddress("poisonable", "poisonable", 1)).predict(wanted)
+    finally:
+        serve.delete("poisonable")
+    assert [answer.error_kind for answer in answers] == [None, None, "replica_lost", None]
+    assert "replicas were lost" in str(answers[2].error_message)

@@ -117,6 +117,6 @@ def test_partitions_by_kind_and_a_carried_column(collection: Path, tmp_path: Pat
     said = paliscribe("annotate", job, "--partition-by", "kind", "--partition-by", "split", "--quiet")
     assert said.code == 0, said.err
     folders = {path.parent.relative_to(tmp_path / "o").as_posix() for path in (tmp_path / "o").rglob("*.parquet")}
-    assert folders == {"annotations/kind=ocr/split=1", "annotations/kind=ocr/split=2"}
+    assert folders == {"annotations/kind-ocr/split-1", "annotations/kind-ocr/split-2"}
     found = duckdb.sql(f"select id, split from read_parquet('{tmp_path}/o/**/*.parquet') order by id").fetchall()
     assert found == [(row["id"], row["split"]) for row in rows]

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import ray
 from ray import serve
 
 from pipeline.config import ModelSpec, PoolConfig
@@ -15,6 +17,7 @@ from pipeline.errors import RunError
 from pipeline.pool import HEADLESS, PoolAddress, PoolClient, Replica, open_pool
 from pipeline.records import Prediction, Request
 
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import test modules
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
 SPEC = ModelSpec().resolved(gpu=False)
 
@@ -67,7 +70,7 @@ def test_a_call_that_was_lost_with_its_replica_is_repeated() -> None:
 
 def test_a_pool_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     missing = ModelSpec(id=str(tmp_path / "nothing"), precision="float32")
-    with pytest.raises(RunError, match="no replica came up: .*no such folder"), open_pool(missing, PoolConfig(), "x"):
+    with pytest.raises(RunError, match=r"no replica came up: .*no such folder"), open_pool(missing, PoolConfig(), "x"):
         raise AssertionError("opened")
     assert not replicas(HEADLESS + "x")
 

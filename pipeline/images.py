@@ -1,25 +1,37 @@
 """Encoded bytes to the pixels that PaliGemma sees: upright, RGB, squeezed to a square.
 
-Pixels equal those of transformers' Pillow image processor for RGB images; what it leaves open (other modes, rotation,
-animation) is settled here. All Pillow errors are translated here.
+Pixels equal those of transformers' Pillow image processor, which also lays transparent images on white; what it leaves
+open (16-bit, rotation, animation) is settled here. All Pillow errors are translated here.
 """
 
 import hashlib
 import io
-import struct
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import RowError
 
 Image.init()
-KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")  # MPO opens as JPEG
+KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # MPO opens as JPEG
 FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)  # decoders inside this process, as far as Pillow has them
-MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs, refused here before a pixel is decoded
+MAX_PIXELS = 178_956_970  # Pillow's own bound, above which it warns; above twice that it refuses, whatever is set here
+ORIENTATION = 0x0112  # the Exif tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Odd metadata and sizes make Pillow warn, once for each place. Filtered once here: catch_warnings is not thread-safe.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,61 +48,67 @@ def decode(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode an image and squeeze it to `size` pixels a side, bicubically.
 
     Raises RowError: `empty`, `not_an_image`, `corrupt`, `too_many_pixels`. Animations and multi-picture files give
-    their first frame.
+    their first frame. Size is judged by the header, before a pixel is decoded. Thread-safe.
     """
     if not data:
         raise RowError("empty", "the object has no bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's warnings on odd metadata and on size; size is checked below
-        image = _open(data)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
-            raise RowError(
-                "too_many_pixels", f"{image.width} x {image.height} pixels; at most {max_pixels:,} are decoded"
-            )
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            rgb = _rgb(upright)
-            squeezed = rgb.resize((size, size), Image.Resampling.BICUBIC)
-        except (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, TypeError, KeyError) as error:
-            raise RowError("corrupt", f"the image cannot be decoded: {_line(error)}") from error
+            words = f"{image.width} x {image.height} pixels; at most {max_pixels:,} are decoded"
+            raise RowError("too_many_pixels", words)
+        image.load()
+        upright = _upright(image)
+        squeezed = _rgb(upright).resize((size, size), Image.Resampling.BICUBIC)
+    except (RowError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        if _looks_known(data):
+            raise RowError("corrupt", "the image's header is cut off or broken") from None
+        raise RowError("not_an_image", "no image format is recognised in these bytes") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RowError("too_many_pixels", _line(error)) from error
+    except Exception as error:  # hostile bytes make decoders raise almost anything
+        raise RowError("corrupt", f"the image cannot be decoded: {_line(error)}") from error
     return Decoded(np.asarray(squeezed), upright.width, upright.height, hashlib.sha256(data).hexdigest())
 
 
-def _open(data: bytes) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its Exif orientation says; without any that can be read, as it is."""
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise RowError("not_an_image", "no image format is recognised in these bytes") from None
-    except Image.DecompressionBombError as error:
-        raise RowError("too_many_pixels", _line(error)) from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, TypeError, KeyError) as error:
-        raise RowError("corrupt", f"the image's header cannot be read: {_line(error)}") from error
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken metadata is no reason to lose a good picture, and raises almost anything
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB. Transparent pixels show white, as they do on a page."""
+    """Any mode as RGB. Transparent pixels show white: what colour they hold is chance, often black."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _eight_bits(image).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
-    if image.mode in ("LA", "La", "PA", "RGBa"):
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16- and 32-bit grey as 8-bit grey; Pillow's own conversion would clip at 255."""
-    values = np.asarray(image, dtype=np.float64)
-    if image.mode == "F":
-        low, high = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (0.0, 255.0)
+    """16- and 32-bit grey as 8-bit grey, from the smallest usual range that holds it; Pillow would clip at 255."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
+    if image.mode.startswith("I;16"):
+        ranges: tuple[float, ...] = (65535.0,)
     else:
-        low, high = 0.0, 65535.0 if values.max() > 255 or image.mode.startswith("I;16") else 255.0
-    scaled = np.clip((np.nan_to_num(values) - low) / (high - low) * 255, 0, 255)
-    return Image.fromarray(np.round(scaled).astype(np.uint8))
+        ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0, 2.0**31 - 1)
+    highest = next((end for end in ranges if values.max(initial=0) <= end), ranges[-1])
+    values *= 255 / highest
+    return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
+
+
+def _looks_known(data: bytes) -> bool:
+    """Whether the first bytes are those of a format that is decoded here."""
+    accepts = (Image.OPEN[name][1] for name in FORMATS)
+    return len(data) >= 16 and any(accept is not None and accept(data[:16]) for accept in accepts)
 
 
 def _line(error: BaseException) -> str:

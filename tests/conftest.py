@@ -74,18 +74,23 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
             "actions": ["Read:elsewhere"],
         },
     ]
+    (folder / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")  # volumes a bucket begins with
     (folder / "identities.json").write_text(json.dumps({"identities": identities}))
     names = ("s3", "master", "volume", "filer")
     flags = [flag for name, port in zip(names, ports, strict=True) for flag in _port_flags(name, port)]
     flags += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-s3.config={folder}/identities.json"]
     flags += [
         "-s3",
-        "-volume.max=50",
+        "-volume.max=500",
+        "-volume.preStopSeconds=0",
         "-master.volumeSizeLimitMB=64",
         "-master.volumePreallocate=false",
         "-iam=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
+        "-master.telemetry=false",
+        f"-s3.localSocket={folder}/s3.sock",
+        f"-filer.localSocket={folder}/filer.sock",
     ]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([weed, "server", *flags], stdout=log, stderr=log, cwd=folder)
@@ -93,8 +98,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         _wait(server, process, folder / "log")
         yield server
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # lets it remove its sockets
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture

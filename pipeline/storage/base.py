@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 from pipeline.errors import PaliscribeError
 
@@ -16,9 +15,9 @@ class StorageError(PaliscribeError):
     """An object could not be read or written. Its fate depends on who asked: see `Fetcher` and `batch`."""
 
     def __init__(self, kind: StorageErrorKind, uri: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(kind, uri, message)
-        self.kind: StorageErrorKind = kind
         self.uri = redacted(uri)
+        super().__init__(kind, self.uri, message)
+        self.kind: StorageErrorKind = kind
         self.message = message
         self.retry_after = retry_after  # seconds that the store asked to wait
 
@@ -28,7 +27,7 @@ class StorageError(PaliscribeError):
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One listed object. `modified`: seconds since 1970."""
+    """One listed object. `modified`: seconds since 1970. `etag` is of this listing (a disk's: time and size)."""
 
     key: str
     size: int
@@ -48,7 +47,7 @@ class Store(Protocol):
         """A whole object and the tag of this version of it."""
 
     def open(self, key: str) -> BinaryIO:
-        """Read an object from the front in constant memory."""
+        """Read an object of any size in constant memory; what comes back can seek."""
 
     def put(self, key: str, data: bytes) -> str:
         """Write a whole object at once; readers see the old or the new one. Returns its tag."""
@@ -57,7 +56,7 @@ class Store(Protocol):
         """The same from a file of any size."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Create an object. False if it is there already, with other content than this call's."""
+        """Create an object. True if this call created it, even where the answer was lost on the way."""
 
     def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
         """Replace the version with this tag. None if it has changed or gone."""
@@ -75,9 +74,18 @@ class Store(Protocol):
         """Remove objects."""
 
 
+def scheme(uri: str) -> str:
+    """An address's scheme in lower case; empty for a plain path."""
+    return uri.partition("://")[0].lower() if "://" in uri else ""
+
+
 def redacted(uri: str) -> str:
-    """The address without what may be secret: user, password, query."""
-    if "://" not in uri:
+    """The address without what may be secret: user, password and, on the web, query."""
+    if not (name := scheme(uri)):
         return uri
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "?..." if parts.query else "", ""))
+    authority, slash, path = uri.partition("://")[2].partition("/")
+    place = authority.rpartition("@")[2] + slash + path
+    if name in ("http", "https"):  # `?` and `#` are letters like any other in the keys of S3
+        place, *query = place.split("?", 1)
+        place = place.partition("#")[0] + ("?..." if query else "")
+    return f"{name}://{place}"

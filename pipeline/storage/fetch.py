@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import RowError
 from pipeline.storage import http, s3
-from pipeline.storage.base import StorageError
-from pipeline.storage.local import LocalStore
+from pipeline.storage.base import StorageError, scheme
+from pipeline.storage.local import LocalStore, local_path
 from pipeline.storage.retry import repeated
 
 
 class Fetcher:
-    """Fetches whole objects. Thread-safe; one a process is enough."""
+    """Fetches whole objects. Thread-safe; one a process is enough.
+
+    `retries` follow the first attempt, for what may pass only; `timeout`: seconds to connect and between two pieces
+    of an answer; `max_bytes`: the largest object.
+    """
 
     def __init__(
         self, *, concurrency: int = 32, retries: int = 4, timeout: float = 30.0, max_bytes: int = 256 * 2**20
@@ -43,16 +45,14 @@ class Fetcher:
         return list(self._threads.map(one, uris))
 
     def _once(self, uri: str) -> bytes:
-        parts = urlsplit(uri) if "://" in uri else None
-        scheme = parts.scheme.lower() if parts else "file"
-        if scheme == "s3" and parts is not None:
-            bucket, key = uri.removeprefix(uri[: uri.index("://") + 3]).partition("/")[::2]
+        name = scheme(uri)
+        if name == "s3":
+            bucket, _, key = uri.partition("://")[2].partition("/")
             return s3.get_once(bucket, key, self.max_bytes, self.concurrency, self.timeout)[0]
-        if scheme in ("http", "https"):
+        if name in ("http", "https"):
             return http.get_once(uri, self.max_bytes, self.concurrency, self.timeout)[0]
-        if scheme == "file":
-            path = Path(unquote(parts.path) if parts else uri)
+        if name in ("", "file"):
+            path = local_path(uri)
             return LocalStore(path.parent).get(path.name, max_bytes=self.max_bytes)
-        raise StorageError(
-            "bad_uri", uri, f"unknown scheme {scheme!r}; local paths, s3://, http:// and https:// are known"
-        )
+        words = f"unknown scheme {name!r}; local paths, s3://, http:// and https:// are known"
+        raise StorageError("bad_uri", uri, words)

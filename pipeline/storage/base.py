@@ -62,7 +62,7 @@ class Store(Protocol):
         """Replace the version with this tag. None if it has changed or gone."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects below, recursively, by key."""
+        """Objects below, recursively, always in one order: by key (some stores like S3: folder by folder)."""
 
     def exists(self, key: str) -> bool:
         """Whether an object is there."""

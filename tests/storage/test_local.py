@@ -70,3 +70,11 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "broken").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")
     assert [found.key for found in open_store(str(tmp_path)).list()] == ["linked/1", "real/1"]
+
+
+def test_listing_is_in_the_order_of_whole_keys(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    names = ["a-b/c", "a.txt", "a/b", "a0", "b", "é"]
+    for name in reversed(names):
+        store.put(name, b"")
+    assert [found.key for found in store.list()] == names == sorted(names)

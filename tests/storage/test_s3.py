@@ -25,7 +25,6 @@ def test_buckets(bucket: str) -> None:
     error = refused(lambda: open_store("s3://no-such-bucket-here").get("k"))
     assert (error.kind, error.message) == ("missing", "no such bucket")
     assert refused(lambda: open_store("s3://No_Bucket!").get("k")).kind == "bad_uri"
-    assert refused(lambda: open_store("s3://no-such-bucket-here").put_if_absent("k", b"")).kind == "missing"
 
 
 def test_credentials(bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

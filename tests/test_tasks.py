@@ -1,0 +1,119 @@
+"""PaliGemma's grammar: prompts out, answers in. One golden file a kind."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import RowError, UsageError
+from pipeline.tasks import KINDS, parse_task, parse_tasks
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def cases() -> list[tuple[str, dict[str, Any]]]:
+    return [(kind, case) for kind in KINDS for case in json.loads((GOLDEN / f"{kind}.json").read_text())]
+
+
+@pytest.mark.parametrize(("kind", "case"), cases())
+def test_golden(kind: str, case: dict[str, Any]) -> None:
+    task = parse_task(case["task"])
+    assert task.kind == kind
+    assert task.render(case["columns"]) == case["prompt"]
+    found = task.parse(case["text"], case["width"], case["height"])
+    assert json.loads(json.dumps(asdict(found))) == case["annotation"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"),
+    [
+        ("caption en", "caption"),
+        ("cap pt-BR", "caption"),
+        ("caption", "free"),
+        ("caption this picture", "free"),
+        ("describe en", "describe"),
+        ("ocr", "ocr"),
+        ("ocr this", "free"),
+        ("answer en {question}", "answer"),
+        ("answer what is it?", "free"),
+        ("question en yes", "question"),
+        ("detect {objects}", "detect"),
+        ("detection of cats", "free"),
+        ("segment cat", "segment"),
+        ("  detect   cat ; dog ", "detect"),
+    ],
+)
+def test_the_kind_is_read_off_the_prompt(prompt: str, kind: str) -> None:
+    assert parse_task(prompt).kind == kind
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["", "  \n", "detect {0}", "detect {}", "detect {a.b}", "detect {a[0]}", "detect {a!r}", "detect {a:>5}",
+     "detect {a", "detect a}", "<image> caption en", "detect <loc0001>", "<bos>ocr"],
+)  # fmt: skip
+def test_templates_that_can_never_be_asked(template: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_task(template)
+    assert "\n" not in str(caught.value)
+
+
+def test_literal_braces_and_limits() -> None:
+    task = parse_task("what is {{this}} {thing}?", max_tokens=7)
+    assert task.columns == ("thing",)
+    assert task.max_tokens == 7
+    assert task.render({"thing": 3}) == "what is {this} 3?"
+    assert parse_task("ocr").max_tokens == KINDS["ocr"].max_tokens
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", "a <image> b", "<loc0001>", "<eos>"])
+def test_values_that_cannot_be_asked(value: object) -> None:
+    with pytest.raises(RowError, match="question") as caught:
+        parse_task("answer en {question}").render({"question": value})
+    assert caught.value.kind == "prompt"
+
+
+def test_a_missing_column_is_named() -> None:
+    with pytest.raises(RowError, match="'question': no such column"):
+        parse_task("answer en {question}").render({"other": 1})
+
+
+def test_tasks_given_twice_are_named() -> None:
+    with pytest.raises(UsageError, match="'ocr'"):
+        parse_tasks(["ocr", "caption en", " ocr "])
+
+
+PIECES = st.one_of(
+    st.integers(0, 9999).map(lambda n: f"<loc{n:04d}>"),
+    st.integers(0, 999).map(lambda n: f"<seg{n:03d}>"),
+    st.sampled_from([" ; ", ";", " cat", "<loc12>", "<", ">", "\n", " "]),
+    st.text(max_size=5),
+)
+
+
+@given(st.lists(PIECES, max_size=40).map("".join), st.sampled_from(["detect cat", "segment cat", "caption en"]))
+def test_parsing_never_raises(text: str, prompt: str) -> None:
+    found = parse_task(prompt).parse(text, 640, 480)
+    assert found.text == text.strip()
+    assert (found.status == "invalid") == (found.problem is not None)
+    for box in found.boxes:
+        assert 0 <= box.x_min <= box.x_max <= 640
+        assert 0 <= box.y_min <= box.y_max <= 480
+        assert box.label
+    if prompt == "segment cat":
+        assert len(found.masks) == len(found.boxes)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 1023)] * 4, st.sampled_from(["cat", "big dog"])), max_size=5))
+def test_well_formed_boxes_are_all_read(items: list[tuple[int, int, int, int, str]]) -> None:
+    ordered = [(min(a, c), min(b, d), max(a, c), max(b, d), label) for a, b, c, d, label in items]
+    text = " ; ".join("".join(f"<loc{n:04d}>" for n in item[:4]) + f" {item[4]}" for item in ordered)
+    found = parse_task("detect cat").parse(text, 1023, 1023)
+    assert found.status == "ok"
+    assert [(b.y_min, b.x_min, b.y_max, b.x_max, b.label) for b in found.boxes] == [
+        (pytest.approx(a), pytest.approx(b), pytest.approx(c), pytest.approx(d), label) for a, b, c, d, label in ordered
+    ]

@@ -117,7 +117,7 @@ def _work(run: Run) -> dict[str, Any]:
     else:
         run.file.write(run.store)
     run.progress.stage = "publishing"
-    parts.publish_ready()
+    parts.publish_rest()
     facts = {
         "model": run.job.model.id,
         "revision": run.file.fingerprint.revision,
@@ -186,7 +186,8 @@ def _settle(job: JobConfig, store: Store, progress: Progress) -> tuple[RunFile, 
     if unknown := [name for name in job.partition_by if name not in known]:
         raise UsageError(f"partition_by names {unknown[0]!r}; there is {', '.join(sorted(known))}")
     fingerprint = Fingerprint.of(job, manifest=frozen.digest, rows=frozen.rows, revision=located.revision)
-    return RunFile(fingerprint, job, job.model, located.image_size), frozen
+    pinned = {} if located.is_folder else {"revision": located.revision}  # replicas load this commit, not a newer one
+    return RunFile(fingerprint, job, job.model.model_copy(update=pinned), located.image_size), frozen
 
 
 def _with_precision(run: Run) -> RunFile:
@@ -232,6 +233,7 @@ def _annotate(run: Run, todo: list[int], parts: "_Parts") -> None:
                     marker = Marker.from_json(body)
                     _book(run, marker)
                     parts.committed(marker.shard)
+        parts.wait()
 
 
 def _book(run: Run, marker: Marker) -> None:
@@ -268,18 +270,21 @@ class _Parts:
         self._left[part].discard(shard)
         if not self._left[part]:
             while len(self._under_way) >= PUBLISHING:
-                self._wait()
+                self._next()
             uri, layout = self._run.store.uri, self._run.layout
             self._under_way[part] = _publish.remote(uri, layout, part, self._run.generation)
 
-    def publish_ready(self) -> None:
-        """Wait for what is under way, and publish here what an earlier process left whole but unpublished."""
-        while self._under_way and ray.is_initialized():
-            self._wait()
+    def wait(self) -> None:
+        """Wait until what is under way on the cluster is published."""
+        while self._under_way:
+            self._next()
+
+    def publish_rest(self) -> None:
+        """Publish here what an earlier process left whole but unpublished."""
         for part in [part for part, shards in self._left.items() if not shards]:
             results.publish_part(self._run.store, self._run.layout, part, self._run.generation)
 
-    def _wait(self) -> None:
+    def _next(self) -> None:
         ready, _ = ray.wait(list(self._under_way.values()), num_returns=1)
         with translating():
             ray.get(ready[0])

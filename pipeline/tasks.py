@@ -7,9 +7,12 @@ read.
 Grammar of boxes and masks, from PaliGemma's authors (big_vision, `proj/paligemma`):
 
     detect a ; b    ->  <locY1><locX1><locY2><locX2> label ; ...
-    segment a       ->  <locY1><locX1><locY2><locX2><seg000>..16..<seg127> label ; ...
+    segment a ; b   ->  <locY1><locX1><locY2><locX2><seg000>..16..<seg127> label ; ...
+
+Places are kept as the model wrote them: those it repeats, and those whose label was not asked for, too.
 """
 
+import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -26,11 +29,24 @@ Kind = Literal["caption", "describe", "ocr", "answer", "question", "detect", "se
 # every box by a thousandth, up to one pixel in a thousand.
 LAST_BIN = 1023
 MASK_CODES = 16
-SPECIAL = re.compile(r"<(?:image|bos|eos|pad|unk|loc\d{4}|seg\d{3})>")
-_BOX = re.compile(r"((?:<loc\d{4}>)*)((?:<seg\d{3}>)*)\s*([^<>]*)")
-_LOC = re.compile(r"<loc(\d{4})>")
-_SEG = re.compile(r"<seg(\d{3})>")
-_LANGUAGE = r"[a-z]{2,3}(?:-[A-Za-z]{2,4})?"
+SPECIAL = re.compile(r"<(?:image|bos|eos|pad|unk|mask|(?:start|end)_of_turn|loc[0-9]{4}|seg[0-9]{3})>")
+_BOX = re.compile(r"((?:<loc[0-9]{4}>)*)((?:<seg[0-9]{3}>)*)\s*([^<>]*)")
+_LOC = re.compile(r"<loc([0-9]{4})>")
+_SEG = re.compile(r"<seg([0-9]{3})>")
+_COLUMN = re.compile(r"[^\W\d](?:[\w -]*\w)?")  # a plain name; spaces and hyphens occur in the headers of CSV files
+
+# ISO 639-1, and the other codes of the authors' data. A closed list, because `answer the question` names no language.
+LANGUAGES = (
+    "aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ceb ch co cr cs cu cv cy da de dv dz ee el "
+    "en eo es et eu fa ff fi fil fj fo fr fy ga gd gl gn gu gv ha haw he hi hmn ho hr ht hu hy hz ia id ie ig ii ik io "
+    "is it iu iw ja jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms "
+    "mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu quz rm rn ro ru rw sa sc sd se sg si sk "
+    "sl sm sn so sq sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo "
+    "za zh zu"
+)
+_PLACEHOLDER = r"\{[^{}]+\}"  # stands for a language where one is due
+_LANGUAGE = rf"(?:(?:{LANGUAGES.replace(' ', '|')})(?:-[A-Za-z]{{2,4}})?|{_PLACEHOLDER})"
+_PLACE = r"(?:<loc[0-9]{4}>){4}"
 
 Parse = Callable[[str, int, int], Annotation]
 
@@ -46,10 +62,11 @@ class Task:
 
     def render(self, columns: Mapping[str, Any]) -> str:
         """The prompt for a row. Raises RowError `prompt`: a column is missing or null, or holds a special token."""
-        values = {name: _value(name, columns) for name in self.columns}
+        separator = " ; " if self.kind in ("detect", "segment") else ", "
+        values = {name: _value(name, columns, separator) for name in self.columns}
         prompt = " ".join(self.template.format_map(values).split())
-        if not prompt:
-            raise RowError("prompt", "the prompt is empty")
+        if token := _special(prompt):
+            raise RowError("prompt", f"the prompt holds the special token {token}, from {', '.join(values)}")
         return prompt
 
     def parse(self, text: str, width: int, height: int) -> Annotation:
@@ -77,13 +94,23 @@ def parse_tasks(templates: Sequence[str], *, max_tokens: int | None = None) -> l
 
 def parse_task(template: str, *, max_tokens: int | None = None) -> Task:
     """Check one task and read its kind. Raises UsageError for a template that can never be asked."""
+    if len(template.strip().splitlines()) > 1:
+        raise UsageError(f"task {template.strip()!r}: a task is one line, a newline ends PaliGemma's prompt")
     template = " ".join(template.split())
     if not template:
         raise UsageError("a task is empty; PaliGemma's grammar has `caption en`, `ocr`, `detect cat ; dog`, ...")
-    if found := SPECIAL.search(template):
-        raise UsageError(f"task {template!r}: {found[0]} is added by the model's own prompt format, leave it out")
+    if token := _special(template):
+        raise UsageError(f"task {template!r}: {token} is no part of a prompt, leave it out")
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"task {template!r}: max_tokens is {max_tokens}, and an answer has at least 1")
     kind: Kind = next(name for name, entry in KINDS.items() if entry.prefix.match(template))
     return Task(template, kind, _columns(template), max_tokens or KINDS[kind].max_tokens)
+
+
+def _special(prompt: str) -> str | None:
+    """A special token that the prompt may not hold. One prompt holds some: a caption of a box, `caption <loc>x4`."""
+    found = None if re.fullmatch(f"caption {_PLACE}", prompt) else SPECIAL.search(prompt)
+    return found[0] if found else None
 
 
 def _columns(template: str) -> tuple[str, ...]:
@@ -95,19 +122,22 @@ def _columns(template: str) -> tuple[str, ...]:
     for _, name, spec, conversion in pieces:
         if name is None:
             continue
-        if spec or conversion or not name.isidentifier():
+        if spec or conversion or not _COLUMN.fullmatch(name):
             raise UsageError(f"task {template!r}: a placeholder is a plain column name such as {{question}}")
         names.append(name)
     return tuple(dict.fromkeys(names))
 
 
-def _value(name: str, columns: Mapping[str, Any]) -> str:
+def _value(name: str, columns: Mapping[str, Any], separator: str) -> str:
+    """A column as words: a list is joined by `separator`, a not-a-number is null."""
     value = columns.get(name)
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         raise RowError("prompt", f"the row has no {name!r}" + ("" if name in columns else ": no such column"))
-    text = " ".join(str(value).split())  # a newline would end PaliGemma's prompt
-    if found := SPECIAL.search(text):
-        raise RowError("prompt", f"column {name!r} holds the special token {found[0]}")
+    items = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(item, bytes | Mapping | list | tuple) for item in items):
+        raise RowError("prompt", f"the row's {name!r} is neither text nor a number nor a list of them")
+    text = separator.join(str(item) for item in items if item is not None)
+    text = " ".join(text.split())  # a newline would end PaliGemma's prompt
     if not text:
         raise RowError("prompt", f"the row has an empty {name!r}")
     return text
@@ -128,20 +158,18 @@ def _segment(text: str, width: int, height: int) -> Annotation:
 def _places(text: str, width: int, height: int, *, codes: int) -> Annotation:
     """Read boxes, and masks where `codes` is 16. Empty output is an answer: nothing was found."""
     text = text.strip()
-    boxes: list[Box] = []
-    masks: list[Mask] = []
+    places: list[tuple[Box, tuple[int, ...]]] = []
     problems: list[str] = []
     for number, piece in enumerate(text.split(";") if text else [], start=1):
         read = _place(piece.strip(), width, height, codes)
         if isinstance(read, str):
             problems.append(f"item {number}: {read}")
-            continue
-        box, indices = read
-        boxes.append(box)
-        if codes:
-            masks.append(Mask(box.label, box, indices, height, width))
+        else:
+            places.append(read)
+    boxes = tuple(box for box, _ in places)
+    masks = tuple(Mask(box.label, box, indices, height, width) for box, indices in places if codes)
     status: Literal["ok", "invalid"] = "invalid" if problems else "ok"
-    return Annotation(status, text, tuple(boxes), tuple(masks), "; ".join(problems) or None)
+    return Annotation(status, text, boxes, masks, "; ".join(problems) or None)
 
 
 def _place(piece: str, width: int, height: int, codes: int) -> tuple[Box, tuple[int, ...]] | str:
@@ -168,7 +196,7 @@ def _place(piece: str, width: int, height: int, codes: int) -> tuple[Box, tuple[
 
 # In this order: the first prefix that matches is the kind. `free` matches everything and comes last.
 KINDS: dict[Kind, KindEntry] = {
-    "caption": KindEntry(re.compile(rf"cap(?:tion)? {_LANGUAGE}$"), 64, _text),
+    "caption": KindEntry(re.compile(rf"cap(?:tion)? {_LANGUAGE}$|caption {_PLACE}$"), 64, _text),
     "describe": KindEntry(re.compile(rf"describe {_LANGUAGE}$"), 128, _text),
     "ocr": KindEntry(re.compile(r"ocr$"), 128, _text),
     "answer": KindEntry(re.compile(rf"answer {_LANGUAGE} \S"), 32, _text),

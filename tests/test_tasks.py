@@ -40,6 +40,14 @@ def test_golden(kind: str, case: dict[str, Any]) -> None:
         ("ocr this", "free"),
         ("answer en {question}", "answer"),
         ("answer what is it?", "free"),
+        ("answer the question: what is it?", "free"),
+        ("answer {question}", "free"),
+        ("answer {language} {question}", "answer"),
+        ("caption {language}", "caption"),
+        ("caption fil", "caption"),
+        ("caption {{en}}", "free"),
+        ("describe the", "free"),
+        ("caption <loc0001><loc0002><loc0003><loc0004>", "caption"),
         ("question en yes", "question"),
         ("detect {objects}", "detect"),
         ("detection of cats", "free"),
@@ -54,12 +62,18 @@ def test_the_kind_is_read_off_the_prompt(prompt: str, kind: str) -> None:
 @pytest.mark.parametrize(
     "template",
     ["", "  \n", "detect {0}", "detect {}", "detect {a.b}", "detect {a[0]}", "detect {a!r}", "detect {a:>5}",
-     "detect {a", "detect a}", "<image> caption en", "detect <loc0001>", "<bos>ocr"],
+     "detect {a", "detect a}", "<image> caption en", "detect <loc0001>", "<bos>ocr",
+     "caption <loc0001><loc0002>", "caption en\nocr"],
 )  # fmt: skip
 def test_templates_that_can_never_be_asked(template: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_task(template)
     assert "\n" not in str(caught.value)
+
+
+def test_a_limit_is_at_least_one_token() -> None:
+    with pytest.raises(UsageError, match="max_tokens is 0"):
+        parse_task("ocr", max_tokens=0)
 
 
 def test_literal_braces_and_limits() -> None:
@@ -70,10 +84,35 @@ def test_literal_braces_and_limits() -> None:
     assert parse_task("ocr").max_tokens == KINDS["ocr"].max_tokens
 
 
-@pytest.mark.parametrize("value", [None, "", "  ", "a <image> b", "<loc0001>", "<eos>"])
+@pytest.mark.parametrize(
+    "value", [None, float("nan"), "", "  ", [], "a <image> b", "<loc0001>", "<eos>", b"a", {}, [[]]]
+)
 def test_values_that_cannot_be_asked(value: object) -> None:
     with pytest.raises(RowError, match="question") as caught:
         parse_task("answer en {question}").render({"question": value})
+    assert caught.value.kind == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("template", "value", "prompt"),
+    [
+        ("detect {x}", ["cat", None, "dog"], "detect cat ; dog"),
+        ("answer en is it {x}?", ["red", "blue"], "answer en is it red, blue?"),
+        ("answer en is it {x}?", "{x} {{y}}", "answer en is it {x} {{y}}?"),
+        ("caption {x}", "<loc0001><loc0002><loc0003><loc0004>", "caption <loc0001><loc0002><loc0003><loc0004>"),
+    ],
+)
+def test_values_in_words(template: str, value: object, prompt: str) -> None:
+    assert parse_task(template).render({"x": value}) == prompt
+
+
+def test_headers_with_spaces_and_hyphens_are_columns() -> None:
+    assert parse_task("answer en {alt-text} {File name}").render({"alt-text": "a", "File name": "b"}) == "answer en a b"
+
+
+def test_special_tokens_cannot_be_pieced_together() -> None:
+    with pytest.raises(RowError, match=r"<image>, from word") as caught:
+        parse_task("what is <{word}>?").render({"word": "image"})
     assert caught.value.kind == "prompt"
 
 
@@ -85,6 +124,16 @@ def test_a_missing_column_is_named() -> None:
 def test_tasks_given_twice_are_named() -> None:
     with pytest.raises(UsageError, match="'ocr'"):
         parse_tasks(["ocr", "caption en", " ocr "])
+
+
+def test_places_repeated_or_not_asked_for_are_kept() -> None:
+    place = "<loc0001><loc0002><loc0003><loc0004>"
+    found = parse_task("detect a").parse(f"{place} a ; {place} b ; {place} a", 9, 9)
+    assert (found.status, [box.label for box in found.boxes]) == ("ok", ["a", "b", "a"])
+
+
+def test_digits_of_other_scripts_are_no_tokens() -> None:
+    assert parse_task("detect a").parse("<loc000\u0661><loc0002><loc0003><loc0004> a", 9, 9).status == "invalid"
 
 
 PIECES = st.one_of(

@@ -1,10 +1,10 @@
 """PaliGemma's mask codes to pixels, in numpy.
 
-Sixteen codebook indices pick vectors of a 4x4 grid, which a small convolutional decoder turns into a 64x64 mask in
-[-1, 1]; resized into its box, what is above 0 is foreground. The decoder is the authors' `vae-oid.npz` (big_vision,
-`proj/paligemma`), whose convolution weights lie as PyTorch lays them: [out, in, 3, 3], and [in, out, 4, 4] for the
-transposed ones. Those weights are not part of this package, and this code has been run on weights of the same shapes
-only.
+Sixteen codebook indices pick vectors of a 4x4 grid, which a small convolutional decoder turns into a 64x64 mask of
+about -1 to 1; resized into its box, what is above 0 is foreground. The decoder is the authors' `vae-oid.npz`
+(big_vision, `proj/paligemma`), whose convolution weights lie as PyTorch lays them: [out, in, 3, 3], and
+[in, out, 4, 4] for the transposed ones. Those weights are not part of this package, and this code has been run on
+random weights of the same shapes only.
 """
 
 import io
@@ -20,6 +20,7 @@ from pipeline.errors import UsageError
 from pipeline.records import Box, Mask
 
 Floats = npt.NDArray[np.float32]
+CODES = 128
 CODEBOOK = "_vq_vae._embedding"
 RESIDUAL, UP = ("decoder.2.net", "decoder.3.net"), ("decoder.4", "decoder.6", "decoder.8", "decoder.10")
 FIRST, LAST = "decoder.0", "decoder.12"
@@ -41,15 +42,24 @@ class MaskDecoder:
                 weights = {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             raise UsageError("the mask decoder is not an .npz file of arrays") from None
-        wanted = [CODEBOOK, f"{FIRST}.weight", f"{LAST}.weight", *(f"{name}.weight" for name in UP)]
-        wanted += [f"{name}.{layer}.weight" for name in RESIDUAL for layer in (0, 2, 4)]
-        if missing := [name for name in wanted if name not in weights]:
-            raise UsageError(f"the mask decoder has no {missing[0]!r}: it is not PaliGemma's vae-oid.npz")
-        return cls(weights)
+        shapes = _shapes(weights[CODEBOOK].shape[-1] if weights.get(CODEBOOK, np.zeros(())).ndim == 2 else 0)
+        for name, shape in shapes.items():
+            if name not in weights:
+                raise UsageError(f"the mask decoder has no {name!r}: it is not PaliGemma's vae-oid.npz")
+            if weights[name].shape != shape or weights[name].dtype.kind != "f":
+                found = f"{weights[name].dtype} {list(weights[name].shape)}, not float {list(shape)}"
+                raise UsageError(f"the mask decoder's {name!r} is {found}: it is not PaliGemma's vae-oid.npz")
+        return cls({name: weights[name] for name in shapes})  # the file also holds the encoder
 
     def decode(self, codes: npt.NDArray[np.integer[Any]]) -> Floats:
-        """int [n, 16] (0..127) -> float32 [n, 64, 64] in [-1, 1]."""
-        grid = self._weights[CODEBOOK][codes].reshape(len(codes), 4, 4, -1).transpose(0, 3, 1, 2)
+        """int [n, 16] (0..127) -> float32 [n, 64, 64], trained towards [-1, 1] and not clipped to it.
+
+        Raises ValueError for codes of another shape or range.
+        """
+        if codes.ndim != 2 or codes.shape[1] != 16 or ((codes < 0) | (codes >= CODES)).any():
+            raise ValueError(f"mask codes are [n, 16] of 0..{CODES - 1}, these are {list(codes.shape)}")
+        codebook = self._weights[CODEBOOK]
+        grid = codebook[codes].reshape(len(codes), 4, 4, codebook.shape[1]).transpose(0, 3, 1, 2)
         out = np.maximum(self._conv(grid, FIRST), 0)
         for name in RESIDUAL:
             inner = np.maximum(self._conv(out, f"{name}.0", 1), 0)
@@ -57,7 +67,7 @@ class MaskDecoder:
             out = out + self._conv(inner, f"{name}.4")
         for name in UP:
             out = np.maximum(self._up(out, name), 0)
-        return np.clip(self._conv(out, LAST)[:, 0], -1, 1)
+        return self._conv(out, LAST)[:, 0]
 
     def fill(self, mask: Mask) -> Mask:
         """The mask with its run lengths over the whole original image."""
@@ -86,25 +96,39 @@ class MaskDecoder:
 
 
 def paste(square: Floats, box: Box, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """float32 [64, 64] resized bilinearly into its box: bool [height, width], True for foreground."""
+    """float32 [64, 64] resized bilinearly into its box: bool [height, width], True for foreground.
+
+    The box lies within the image. Its edges are rounded to pixels, as the authors round them before they encode a
+    mask; one that rounds to nothing has no foreground.
+    """
     out = np.zeros((height, width), dtype=np.bool_)
-    left, top = round(box.x_min), round(box.y_min)
-    right, bottom = min(round(box.x_max), width), min(round(box.y_max), height)
-    if right <= left or bottom <= top:
-        return out
-    rows, columns = _samples(bottom - top, square.shape[0]), _samples(right - left, square.shape[1])
-    (r0, r1, rf), (c0, c1, cf) = rows, columns
-    upper = square[r0][:, c0] * (1 - cf) + square[r0][:, c1] * cf
-    lower = square[r1][:, c0] * (1 - cf) + square[r1][:, c1] * cf
-    out[top:bottom, left:right] = upper * (1 - rf[:, None]) + lower * rf[:, None] > 0
+    left, top, right, bottom = (round(edge) for edge in (box.x_min, box.y_min, box.x_max, box.y_max))
+    if right > left and bottom > top:
+        rows, columns = _bilinear(bottom - top, square.shape[0]), _bilinear(right - left, square.shape[1])
+        out[top:bottom, left:right] = rows @ square @ columns.T > 0
     return out
 
 
-def _samples(to: int, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]:
-    """Where `to` pixel centres fall among `size`: the two neighbours and the weight of the second."""
-    at = np.clip((np.arange(to) + 0.5) * size / to - 0.5, 0, size - 1)
-    first = np.floor(at).astype(np.intp)
-    return first, np.minimum(first + 1, size - 1), (at - first).astype(np.float32)
+def _bilinear(to: int, size: int) -> Floats:
+    """Weights [to, size] of a resize along one axis. They widen when shrinking, as Pillow's, which the authors use."""
+    centres = (np.arange(to) + 0.5) * size / to
+    distances = np.abs(np.arange(size) + 0.5 - centres[:, None]) / max(size / to, 1)
+    weights = np.maximum(1 - distances, 0)
+    scaled: Floats = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return scaled
+
+
+def _shapes(width: int) -> dict[str, tuple[int, ...]]:
+    """Every array of the decoder, for codebook vectors of `width`."""
+    layers: dict[str, tuple[int, ...]] = {FIRST: (128, width, 1, 1), LAST: (1, 16, 1, 1)}
+    for name in RESIDUAL:
+        layers |= {f"{name}.0": (128, 128, 3, 3), f"{name}.2": (128, 128, 3, 3), f"{name}.4": (128, 128, 1, 1)}
+    channels = ((128, 128), (128, 64), (64, 32), (32, 16))
+    layers |= {name: (inside, outside, 4, 4) for name, (inside, outside) in zip(UP, channels, strict=True)}
+    shapes: dict[str, tuple[int, ...]] = {CODEBOOK: (CODES, width)}
+    for name, shape in layers.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": (shape[1] if name in UP else shape[0],)}
+    return shapes
 
 
 def encode_rle(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Mask codes to pixels: the convolutions against torch, run lengths both ways."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from torch import nn
 
 from pipeline.errors import UsageError
@@ -50,9 +52,10 @@ def test_decoding_equals_torch() -> None:
     codes = np.random.default_rng(1).integers(0, 128, (3, 16))
     with torch.inference_mode():
         grid = embedding[torch.from_numpy(codes)].reshape(3, 4, 4, 512).permute(0, 3, 1, 2)
-        wanted = decoder(grid)[:, 0].clamp(-1, 1).numpy()
+        wanted = decoder(grid)[:, 0].numpy()
     found = MaskDecoder.from_npz(file).decode(codes)
-    assert found.shape == (3, 64, 64)
+    assert found.shape == (3, 64, 64) and found.dtype == np.float32
+    assert MaskDecoder.from_npz(file).decode(codes[:0]).shape == (0, 64, 64)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert wanted.std() > 0
 
@@ -68,6 +71,33 @@ def test_a_file_without_the_weights() -> None:
     np.savez(file, other=np.zeros(3))
     with pytest.raises(UsageError, match=r"_vq_vae\._embedding"):
         MaskDecoder.from_npz(file.getvalue())
+
+
+@pytest.mark.parametrize("name", ["_vq_vae._embedding", "decoder.0.weight", "decoder.6.weight", "decoder.12.bias"])
+@pytest.mark.parametrize("wrong", [np.zeros((2, 2, 1, 1)), np.zeros(()), np.array(["a"])])
+def test_a_file_with_weights_of_another_shape(name: str, wrong: np.ndarray) -> None:
+    with np.load(io.BytesIO(reference()[2])) as right:
+        arrays = {key: right[key] for key in right.files}
+    file = io.BytesIO()
+    np.savez(file, **{**arrays, name: wrong})
+    with pytest.raises(UsageError, match=re.escape(f"{name!r} is ")) as caught:
+        MaskDecoder.from_npz(file.getvalue())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("codes", [[0] * 15, [0] * 15 + [128], [0] * 15 + [-1]])
+def test_codes_that_pick_nothing(codes: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"0\.\.127"):
+        MaskDecoder.from_npz(reference()[2]).decode(np.array([codes]))
+
+
+@given(st.integers(1, 150), st.integers(1, 150))
+def test_a_mask_is_resized_as_pillow_resizes(wide: int, high: int) -> None:
+    square = np.random.default_rng(2).normal(size=(64, 64)).astype(np.float32)
+    wanted = np.asarray(Image.fromarray(square).resize((wide, high), Image.Resampling.BILINEAR))
+    found = paste(square, Box("cat", 3, 2, 3 + wide, 2 + high), 200, 180)[2 : 2 + high, 3 : 3 + wide]
+    clear = np.abs(wanted) > 1e-4  # rounding decides the rest
+    assert (found == (wanted > 0))[clear].all()
 
 
 @given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=12)))

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,7 +25,11 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         return
     _hush()
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_cpus or os.cpu_count(), "include_dashboard": False}
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_listening(address)
+        own = {}
+    else:  # "local": never a cluster that somebody happens to have started on this machine
+        own = {"address": "local", "num_cpus": num_cpus or os.cpu_count(), "include_dashboard": False}
     try:
         with _silent():
             ray.init(**quiet, **own)
@@ -53,6 +58,17 @@ def translating() -> Iterator[None]:
             inner = getattr(inner, "cause", None) or inner.__cause__
         line = str(error).strip().splitlines()[-1]
         raise RunError(f"a worker failed: {line}; run the same command again to go on") from error
+
+
+def _check_listening(address: str) -> None:
+    """Raise RunError at once where nothing answers at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return  # `auto`, `ray://...`: for Ray to resolve
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise RunError(f"no Ray cluster at {address}: {error.strerror or error}") from error
 
 
 def _hush() -> None:

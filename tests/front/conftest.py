@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -76,6 +77,16 @@ def paliscribe() -> Paliscribe:
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of 24 held-out scenes."""
     return write_collection(tmp_path_factory.mktemp("collection"), 24, seed=7)
+
+
+def replicas(application: str, parent: psutil.Process | None = None) -> list[psutil.Process]:
+    """The replica processes of applications with this prefix, below this process (or `parent`)."""
+    found = []
+    for process in (parent or psutil.Process()).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:{application}"):
+                found.append(process)
+    return found
 
 
 def task_flags(*tasks: str) -> list[str]:

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import ray
+from front.conftest import replicas
 from ray import serve
 
 from pipeline.config import ModelSpec, PoolConfig
@@ -25,16 +25,6 @@ SPEC = ModelSpec().resolved(gpu=False)
 def requests(count: int, max_tokens: int = 200) -> list[Request]:
     pixels = np.random.default_rng(5).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     return [Request(str(number), "detect circle", pixels, "key", max_tokens) for number in range(count)]
-
-
-def replicas(application: str) -> list[psutil.Process]:
-    """The replica processes of one of this session's applications."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        command = " ".join(process.info["cmdline"] or [])
-        if command.startswith(f"ray::ServeReplica:{application}:"):
-            found.append(process)
-    return found
 
 
 def test_a_batch_attaches_to_a_served_pool() -> None:

@@ -1,0 +1,83 @@
+"""A run joins the cluster that RAY_ADDRESS names, and leaves it as it was."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pyarrow.dataset as ds
+import pytest
+import ray.util
+from front.conftest import replicas
+
+pytestmark = pytest.mark.cluster
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A Ray head: where it listens, and the process that its others descend from."""
+
+    address: str
+    process: int
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Head]:
+    """The address of a Ray head in processes of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
+    command += ["--include-dashboard=false", "--disable-usage-stats"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex((ray.util.get_node_ip_address(), port)) == 0:
+                    break
+            assert process.poll() is None and time.monotonic() < until, "the head did not come up"
+            time.sleep(0.2)
+        yield Head(f"{ray.util.get_node_ip_address()}:{port}", process.pid)
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.wait(30)
+        for left in psutil.wait_procs(children, timeout=20)[1]:
+            left.kill()
+
+
+def test_a_run_joins_and_leaves(head: Head, collection: Path, tmp_path: Path) -> None:
+    command = ["annotate", "--manifest", str(collection), "--output", str(tmp_path / "o"), "--task", "ocr", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *command],
+        env=os.environ | {"RAY_ADDRESS": head.address},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ds.dataset(tmp_path / "o", format="parquet").count_rows() == 24
+    assert not replicas("paliscribe-batch-", psutil.Process(head.process)), "its pool is gone"
+
+
+def test_no_cluster_at_the_address(collection: Path, tmp_path: Path) -> None:
+    command = ["annotate", "--manifest", str(collection), "--output", str(tmp_path / "o"), "--task", "ocr", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *command],
+        env=os.environ | {"RAY_ADDRESS": "127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("paliscribe: no Ray cluster at 127.0.0.1:9")
+    assert "Traceback" not in done.stderr

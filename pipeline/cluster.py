@@ -34,8 +34,10 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         with _silent():
             ray.init(**quiet, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = os.environ.get("RAY_ADDRESS", "here")
-        raise RunError(f"no Ray cluster at {where}: {str(error).strip().splitlines()[0]}") from error
+        line = str(error).strip().splitlines()[0]
+        if address := os.environ.get("RAY_ADDRESS"):
+            raise RunError(f"no Ray cluster at {address}: {line} (is RAY_AUTH_TOKEN that cluster's?)") from error
+        raise RunError(f"Ray cannot be started here: {line}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

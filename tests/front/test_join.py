@@ -1,5 +1,6 @@
 """A run joins the cluster that RAY_ADDRESS names, and leaves it as it was."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import ray.util
 from front.conftest import replicas
 
 pytestmark = pytest.mark.cluster
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ def head(tmp_path: Path) -> Iterator[Head]:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     command += ["--include-dashboard=false", "--disable-usage-stats"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = os.environ | TOKEN
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 60
         while True:
@@ -46,17 +49,19 @@ def head(tmp_path: Path) -> Iterator[Head]:
         yield Head(f"{ray.util.get_node_ip_address()}:{port}", process.pid)
     finally:
         children = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
+        process.kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         process.wait(30)
-        for left in psutil.wait_procs(children, timeout=20)[1]:
-            left.kill()
+        psutil.wait_procs(children, timeout=30)
 
 
 def test_a_run_joins_and_leaves(head: Head, collection: Path, tmp_path: Path) -> None:
     command = ["annotate", "--manifest", str(collection), "--output", str(tmp_path / "o"), "--task", "ocr", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.cli", *command],
-        env=os.environ | {"RAY_ADDRESS": head.address},
+        env=os.environ | TOKEN | {"RAY_ADDRESS": head.address},
         capture_output=True,
         text=True,
         check=False,

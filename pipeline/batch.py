@@ -68,7 +68,7 @@ def run_batch(job: JobConfig, report: Report = lambda progress: None) -> dict[st
     tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
     store = _writable(job.output)
     with session(store, report) as progress:
-        file, frozen = _settle(job, store, progress)
+        file, frozen = _settle(job, tasks, store, progress)
         if (summary := _finished(store)) is not None:
             return summary
         return _work(Run(job, store, frozen, file, tasks, 0, progress))
@@ -164,7 +164,7 @@ def _writable(output: str) -> Store:
     return store
 
 
-def _settle(job: JobConfig, store: Store, progress: Progress) -> tuple[RunFile, FrozenManifest]:
+def _settle(job: JobConfig, tasks: list[Task], store: Store, progress: Progress) -> tuple[RunFile, FrozenManifest]:
     """Freeze the manifest and begin a run; or, where one is, make sure that it is this one."""
 
     def count(rows: int) -> None:
@@ -182,6 +182,9 @@ def _settle(job: JobConfig, store: Store, progress: Progress) -> tuple[RunFile, 
         return replace(file, job=job), frozen
     progress.stage = "freezing the manifest"
     frozen = manifest.freeze(job.manifest, store, shard_rows=job.shard_rows, progress=count, **columns)
+    for task in tasks:
+        if absent := [name for name in task.columns if name not in frozen.schema.names]:
+            raise UsageError(f"task {task.template!r} needs a column {absent[0]!r}, which the manifest does not have")
     known = {"task", "kind", *frozen.schema.names}
     if unknown := [name for name in job.partition_by if name not in known]:
         raise UsageError(f"partition_by names {unknown[0]!r}; there is {', '.join(sorted(known))}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config import JobConfig, ModelSpec
 from pipeline.errors import RunError, UsageError
-from pipeline.storage import StorageError, Store
+from pipeline.storage import StorageError, Store, redacted
 
 RUN_FILE = "_run/run.json"
 VERSION = 1
@@ -77,7 +77,7 @@ class RunFile:
         body = {
             "version": VERSION,
             "fingerprint": asdict(self.fingerprint),
-            "job": self.job.model_dump(mode="json"),
+            "job": self.job.model_dump(mode="json") | {"manifest": redacted(self.job.manifest)},  # no secrets here
             "model": self.model.model_dump(mode="json"),
             "image_size": self.image_size,
         }

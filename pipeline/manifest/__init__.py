@@ -18,7 +18,7 @@ from pipeline.manifest import formats
 from pipeline.records import ManifestRow
 from pipeline.results.commit import decode, encode
 from pipeline.results.schema import NAMES
-from pipeline.storage import StorageError, Store, resolve, split
+from pipeline.storage import StorageError, Store, redacted, resolve, split
 
 FOLDER = "_run/manifest"
 INDEX = f"{FOLDER}/manifest.json"
@@ -73,7 +73,8 @@ def read(source: str, *, image_column: str = "image", id_column: str = "id") -> 
             if not named:
                 break  # more likely the images are in a column of another name
             raise UsageError(
-                f"manifest {source}: column {', '.join(map(repr, clash))} has the name of a result column; rename it"
+                f"manifest {redacted(source)}: column {', '.join(map(repr, clash))} has the name of "
+                f"a result column; rename it"
             )
         columns = {name: _plain(value, name, number, source) for name, value in values.items()}
         _check_text(number, source, given, reference, *columns, *columns.values())
@@ -84,11 +85,12 @@ def read(source: str, *, image_column: str = "image", id_column: str = "id") -> 
             columns={name: value for name, value in columns.items() if value is not None},
         )
     if not seen:
-        raise UsageError(f"manifest {source}: it has 0 rows, so there is nothing to annotate")
+        raise UsageError(f"manifest {redacted(source)}: it has 0 rows, so there is nothing to annotate")
     if not named:
         known = ", ".join(map(repr, seen))
         raise UsageError(
-            f"manifest {source}: no column {image_column!r} (there is {known}); name the right one by --image-column"
+            f"manifest {redacted(source)}: no column {image_column!r} (there is {known}); name the "
+            f"right one by --image-column"
         )
 
 
@@ -140,7 +142,7 @@ def freeze(
     found = scan(source, progress=progress, **names)
     schema = _shard_schema(found.schema)
     types = {field.name: field.type for field in found.schema}
-    changed = UsageError(f"manifest {source} changed while it was read; run the command again")
+    changed = UsageError(f"manifest {redacted(source)} changed while it was read; run the command again")
     waiting: list[dict[str, Any]] = []
     shard = 0
     whole = hashlib.sha256()
@@ -161,7 +163,7 @@ def freeze(
     source = source if "://" in source else str(Path(source).expanduser().absolute())
     frozen = FrozenManifest(source, found.rows, shard, shard_rows, found.digest, found.schema)
     index = {
-        "source": source,
+        "source": redacted(source),  # run files hold no secrets
         "rows": found.rows,
         "shards": shard,
         "shard_rows": shard_rows,
@@ -253,7 +255,7 @@ def _refuse(source: str, repeated: set[bytes], image_column: str, id_column: str
                 break
     more = f" and {len(repeated) - len(names):,} more" if len(repeated) > len(names) else ""
     raise UsageError(
-        f"manifest {source}: ids are given more than once: {', '.join(map(repr, names))}{more}. "
+        f"manifest {redacted(source)}: ids are given more than once: {', '.join(map(repr, names))}{more}. "
         f"Give each row its own in column {id_column!r}"
     )
 
@@ -267,7 +269,8 @@ def _settle(types: dict[str, type], name: str, kind: type, row: int, source: str
         types[name] = float
         return
     raise UsageError(
-        f"manifest {source}: column {name!r} is {known.__name__} at first and {kind.__name__} in row {row + 1}; "
+        f"manifest {redacted(source)}: column {name!r} is {known.__name__} at first and "
+        f"{kind.__name__} in row {row + 1}; "
         "a column has one type"
     )
 
@@ -287,7 +290,7 @@ def _plain(value: Any, name: str, row: int, source: str) -> Any:
         return value
     if isinstance(value, int):
         if not -(2**63) <= value < 2**63:
-            raise UsageError(f"manifest {source}: column {name!r} in row {row + 1} does not fit into 64 bits")
+            raise UsageError(f"manifest {redacted(source)}: column {name!r} in row {row + 1} does not fit into 64 bits")
         return value
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
@@ -296,7 +299,8 @@ def _plain(value: Any, name: str, row: int, source: str) -> Any:
     if isinstance(value, (list, dict)):
         return json.dumps(value, sort_keys=True, default=str)
     raise UsageError(
-        f"manifest {source}: column {name!r} holds {type(value).__name__} values, which cannot be carried; leave it out"
+        f"manifest {redacted(source)}: column {name!r} holds {type(value).__name__} values, which "
+        f"cannot be carried; leave it out"
     )
 
 
@@ -313,7 +317,7 @@ def _check_text(row: int, source: str, *values: Any) -> None:
                 value.encode()
             except UnicodeEncodeError:
                 raise UsageError(
-                    f"manifest {source}: row {row + 1} holds text that is not Unicode: {value!r}"
+                    f"manifest {redacted(source)}: row {row + 1} holds text that is not Unicode: {value!r}"
                 ) from None
 
 

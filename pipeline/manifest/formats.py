@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
-from pipeline.storage import StorageError, open_store, split
+from pipeline.storage import StorageError, open_store, redacted, split
 
 Row = dict[str, Any]
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".mpo")
@@ -27,6 +27,8 @@ FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "pa
 def rows(source: str, image_column: str, id_column: str) -> Iterator[Row]:
     """The rows of a manifest as they are written. Raises UsageError that names file and line."""
     name, compression = source, None
+    if source.startswith(("http://", "https://")):
+        name = source.partition("?")[0]  # a presigned address carries its signature as a query
     for suffix, codec in ((".gz", "gzip"), (".zst", "zstd")):
         if name.endswith(suffix):
             name, compression = name.removesuffix(suffix), codec
@@ -43,10 +45,10 @@ def rows(source: str, image_column: str, id_column: str) -> Iterator[Row]:
     except StorageError as error:
         raise UsageError(f"manifest {error}") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"manifest {source}: not UTF-8 text (at byte {error.start})") from None
+        raise UsageError(f"manifest {redacted(source)}: not UTF-8 text (at byte {error.start})") from None
     except (EOFError, OSError, ValueError, zlib.error, pa.ArrowException) as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"manifest {source}: cannot be read: {words}") from None
+        raise UsageError(f"manifest {redacted(source)}: cannot be read: {words}") from None
 
 
 def _text(source: str, compression: str | None) -> TextIO:
@@ -70,7 +72,7 @@ def _jsonl(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise UsageError(f"manifest {source}, line {number}: not a JSON object")
+            raise UsageError(f"manifest {redacted(source)}, line {number}: not a JSON object")
         yield {
             key: json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
             for key, value in row.items()
@@ -84,17 +86,18 @@ def _csv(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
         if header is None:
             return
         if len(set(header)) != len(header):
-            raise UsageError(f"manifest {source}: the header names a column twice")
+            raise UsageError(f"manifest {redacted(source)}: the header names a column twice")
         for values in reader:
             if not values:
                 continue
             if len(values) != len(header):
                 raise UsageError(
-                    f"manifest {source}, line {reader.line_num}: {len(values)} values under {len(header)} columns"
+                    f"manifest {redacted(source)}, line {reader.line_num}: {len(values)} values "
+                    f"under {len(header)} columns"
                 )
             yield dict(zip(header, values, strict=True))
     except csv.Error as error:
-        raise UsageError(f"manifest {source}, line {reader.line_num}: {error}") from None
+        raise UsageError(f"manifest {redacted(source)}, line {reader.line_num}: {error}") from None
 
 
 def _list(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
@@ -122,6 +125,6 @@ def _listed(source: str, image_column: str, id_column: str) -> Iterator[Row]:
             yield {id_column: item.key, image_column: f"{store.uri.rstrip('/')}/{item.key}"}
     if not found:
         raise UsageError(
-            f"manifest {source}: no folder or prefix with images, and not a file named "
+            f"manifest {redacted(source)}: no folder or prefix with images, and not a file named "
             f"{', '.join(FORMATS)} (with .gz or .zst)"
         )

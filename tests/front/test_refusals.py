@@ -42,6 +42,7 @@ def change(job: Path, **values: object) -> Path:
         ({"tasks": ["answer en {question.x}"]}, ["placeholder"]),
         ({"manifest": "/nowhere/at-all.jsonl"}, ["manifest /nowhere/at-all.jsonl: no such file"]),
         ({"image_column": "url"}, ["no column 'url'", "'image'", "--image-column"]),
+        ({"tasks": ["answer en {query}"]}, ["needs a column 'query'"]),
         ({"partition_by": ["colour"]}, ["partition_by names 'colour'", "question"]),
         ({"model": "/nowhere/model"}, ["model /nowhere/model: no such folder"]),
         ({"output": "ftp://there/out"}, ["unknown scheme 'ftp'"]),

@@ -3,8 +3,10 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +33,7 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     else:  # "local": never a cluster that somebody happens to have started on this machine
         own = {"address": "local", "num_cpus": num_cpus or os.cpu_count(), "include_dashboard": False}
     try:
-        with _silent():
+        with _silent(), _kept_signals():
             ray.init(**quiet, **own)
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
@@ -71,6 +73,19 @@ def _check_listening(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise RunError(f"no Ray cluster at {address}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _kept_signals() -> Iterator[None]:
+    """Put the signal handlers back afterwards: Ray takes SIGTERM over, in Python to exit, in C++ to abort."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
 
 def _hush() -> None:

@@ -197,3 +197,17 @@ def test_the_demo_is_the_genuine_class() -> None:
     located = locate(ModelSpec(id="demo"))
     network = AutoModelForImageTextToText.from_pretrained(located.path)
     assert type(network) is PaliGemmaForConditionalGeneration
+
+
+@pytest.mark.parametrize("spec", [{"precision": "bfloat16"}, {"quantization": "int8"}, {"quantization": "nf4"}])
+def test_other_precisions_load_and_answer(demo: Model, spec: dict[str, str]) -> None:
+    other = model_module.load(ModelSpec.model_validate(spec), device="cpu")
+    wanted = requests(10, max_tokens=12)
+    alike = [
+        mine.tokens == exact.tokens
+        for mine, exact in zip(Engine(other).run(wanted), Engine(demo).run(wanted), strict=True)
+    ]
+    assert sum(alike) >= 5, "noise images: answers are fragile, but most must stay"
+    weights = other.network.model.language_model.layers[0].mlp.up_proj.weight
+    vision = other.network.model.vision_tower.encoder.layers[0].mlp.fc1.weight
+    assert (weights.dtype == vision.dtype) == ("quantization" not in spec), "the decoder alone is quantised"

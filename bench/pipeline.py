@@ -69,7 +69,7 @@ def engine_alone(manifest: Path) -> float:
     from pipeline.config import ModelSpec
     from pipeline.engine import Engine
     from pipeline.records import Request
-    from pipeline.stage import GROUPS_A_CALL
+    from pipeline.stage import SLOTS_FILLED
     from pipeline.tasks import parse_tasks
 
     loaded = model.load(ModelSpec(), device="cpu")
@@ -80,7 +80,7 @@ def engine_alone(manifest: Path) -> float:
         for task in parse_tasks(list(TASKS)):
             name = f"{row['id']}/{task.template}"
             requests.append(Request(name, task.render(row), decoded.pixels, decoded.sha256, task.max_tokens))
-    size = GROUPS_A_CALL * 32
+    size = SLOTS_FILLED * engine.sizes.limits.slots
     engine.run(requests[:size])  # warm
     begun = time.perf_counter()
     for start in range(0, len(requests), size):

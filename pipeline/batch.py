@@ -212,7 +212,7 @@ def _annotate(run: Run, todo: list[int], parts: "_Parts") -> None:
             schema=results.schema(run.frozen.schema),
             facts=ModelFacts(spec.id, run.file.fingerprint.revision, spec.precision),
             image_size=run.file.image_size,
-            group_size=job.pool.group_size,
+            slots=PoolClient(pool).facts().slots,
             fetch=job.fetch,
             mask_decoder=job.mask_decoder,
             generation=run.generation,

@@ -59,7 +59,24 @@ class PoolConfig(Settings):
     threads: int | None = Field(
         None, ge=1, description="Torch threads of a replica without a GPU. Default: the machine's cores less one."
     )
-    group_size: int = Field(32, ge=1, description="Requests that a replica prefills and decodes together.")
+    slots: int | None = Field(
+        None,
+        ge=1,
+        description="Requests that a replica decodes together. Default: 32 on a CPU; on a GPU what its free memory "
+        "holds, at most 256.",
+    )
+    text_tokens: int = Field(
+        512, ge=1, description="Longest prompt and answer together, in tokens: with the image's, the length of a slot."
+    )
+    prefill_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of images and prompts that a replica reads in one step, while others wait for their next "
+        "token. Default: 4096 on a GPU, 512 on a CPU.",
+    )
+    embedding_cache: int = Field(
+        512, ge=0, description="MiB of image embeddings that a replica keeps for further tasks on the same images."
+    )
 
 
 class FetchConfig(Settings):

@@ -27,6 +27,7 @@ RowErrorKind = Literal[
     "too_many_pixels",  # a decompression bomb
     "prompt",  # the template names a column that the row lacks
     "prompt_too_long",  # the prompt does not fit
+    "expired",  # the request's deadline passed first
     "replica_lost",  # the request was in flight when replicas died, repeatedly
     "model",  # the model failed on this request
 ]

@@ -3,56 +3,58 @@
 The modules and the weights are those of transformers; the loop around them is ours. What makes it exact:
 
 * image and prompt attend to each other both ways and the answer is causal (prefix-LM), so in a prefill every
-  position sees every position that is not padding, and in a decode step the new one sees all before it;
-* shorter prompts are padded on the left, and padding is masked out for everybody;
-* positions count from 1 at the first token that is not padding, as transformers counts them;
+  position sees every position that is not padding, and in a decode step the new one sees all before it, except
+  that the sliding layers of PaliGemma 2 then look back no further than their window;
+* padding is masked out for everybody, and comes last, so that every request begins at the start of its slot;
+* positions count from 1, as transformers counts them;
 * pixels are uint8 until they are on the device, and x / 127.5 - 1 there.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipeline.config import ModelSpec
 from pipeline.errors import UsageError
+from pipeline.slots import ATTENTION, Slots, key_mask
 from pipeline.weights import Located, locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Only the decoder is quantised. Names must be given in full: a bare "vision_tower" matches nothing, silently.
 FULL_PRECISION = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-
-
-@dataclass(slots=True)
-class DecodeState:
-    """A group in mid-answer: keys and values of `g` requests, padded on the left to one length."""
-
-    cache: Any  # transformers.DynamicCache
-    visible: Tensor  # bool [g, length]: False where a key is padding
-    position: Tensor  # int64 [g]: 1-based position of the next token
-
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows (int64 [k]) and forget the others, which have ended."""
-        self.cache.batch_select_indices(rows)
-        self.visible, self.position = self.visible[rows], self.position[rows]
+# Products of so few rows, or of so odd a length, take other paths through a CPU's libraries, which round otherwise.
+# Kept to multiples of this, a request's numbers do not depend on its company, down to the last bit.
+ALIGNED = 4
 
 
 class Model:
     """One PaliGemma on one device. Not thread-safe: its engine calls it from one thread."""
 
     def __init__(self, network: Any, tokenizer: Any, located: Located, spec: ModelSpec) -> None:
-        self.network, self.tokenizer, self.located, self.spec = network, tokenizer, located, spec
-        text = network.config.text_config
+        self.network, self.located, self.spec = network, located, spec
+        self.config = network.config.text_config
+        self.config._attn_implementation = ATTENTION
+        # Each its own: a fast tokenizer must not encode in one thread while it decodes in another.
+        self.tokenizer, self._detokenizer = tokenizer, copy.deepcopy(tokenizer)
         self.image_size = located.image_size
         self.image_tokens = (located.image_size // network.config.vision_config.patch_size) ** 2
-        window = getattr(text, "sliding_window", None)  # only the Gemma 2 decoder has one
-        self.windowed = window is not None
-        self.context = min(int(text.max_position_embeddings), window or 2**31)  # tokens of image, prompt and answer
-        self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
+        self.context = int(self.config.max_position_embeddings)  # tokens of image, prompt and answer
+        self.window: int | None = getattr(self.config, "sliding_window", None)  # only the Gemma 2 decoder has one
+        self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        self._copying: torch.cuda.Stream | None = None
         end = network.generation_config.eos_token_id
         self.end_tokens = frozenset(end if isinstance(end, list) else [end])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, and of keys and values; that of the weights where they are not quantised."""
+        dtype: torch.dtype = self.network.model.multi_modal_projector.linear.weight.dtype
+        return dtype
 
     @property
     def device(self) -> torch.device:
@@ -67,57 +69,84 @@ class Model:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of an answer; `<loc>` and `<seg>` tokens stay in it."""
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._detokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    def upload(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        """Images [H, W, 3] onto the device, uint8 [n, H, W, 3]; to a GPU beside what it is computing."""
+        if self.device.type != "cuda":
+            return torch.from_numpy(np.stack(images))
+        pinned = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True)
+        for place, image in zip(pinned, images, strict=True):
+            place.copy_(torch.from_numpy(image))
+        if self._copying is None:
+            self._copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._copying):
+            moved = pinned.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._copying)
+        moved.record_stream(computing)
+        return moved
 
     @torch.inference_mode()
     def embed_images(self, pixels: Tensor) -> Tensor:
         """The SigLIP encoder and the projector: uint8 [n, H, W, 3] -> [n, image_tokens, hidden]."""
-        dtype = self.network.model.multi_modal_projector.linear.weight.dtype
-        scaled = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
-        features: Tensor = self.network.get_image_features(scaled.to(dtype)).pooler_output
+        scaled = pixels.to(self.device).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
+        features: Tensor = self.network.get_image_features(scaled.to(self.dtype)).pooler_output
         return features
 
     @torch.inference_mode()
-    def prefill(self, features: Tensor, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DecodeState]:
-        """Read image and prompt of g requests: [g, image_tokens, hidden] -> float32 logits [g, vocab] and a state."""
-        from transformers import DynamicCache
+    def prefill(self, features: Tensor, prompts: Sequence[Sequence[int]], slots: Slots, rows: Sequence[int]) -> Tensor:
+        """Read image and prompt of g requests into their slots: [g, image_tokens, hidden] -> float32 logits [g, vocab].
 
+        `rows`: the slot of each.
+        """
         longest = max(map(len, prompts))
-        padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=self.device)
-        length = self.image_tokens + longest
-        # Padding goes before the image, so that image, <bos> and prompt stay one run.
-        ids = torch.tensor([list(prompt) + [0] * (longest - len(prompt)) for prompt in prompts], device=self.device)
+        longest += -(self.image_tokens + longest) % ALIGNED
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        ids, lengths, target = (
+            torch.tensor(values, device=self.device)
+            for values in (padded, [self.image_tokens + len(prompt) for prompt in prompts], rows)
+        )
         embedded = self.network.get_input_embeddings()(ids)
-        tokens = torch.cat([features.to(embedded.dtype), embedded], dim=1)
-        columns = torch.arange(length, device=self.device)
-        source = (columns[None, :] - padding[:, None]) % length  # roll each row right by its padding
-        tokens = tokens.gather(1, source[:, :, None].expand_as(tokens))
-        visible = columns[None, :] >= padding[:, None]
-        position = (columns[None, :] - padding[:, None] + 1).clamp(min=1)
-        cache = DynamicCache(config=self.network.config.text_config)
-        logits = self._decoder(tokens, visible[:, None, None, :].expand(-1, 1, length, -1), position, cache)
-        return logits, DecodeState(cache, visible, position[:, -1] + 1)
+        hidden = torch.cat([features.to(embedded.dtype), embedded], dim=1)
+        count = hidden.shape[1]
+        mask = key_mask(lengths, count, hidden.dtype)
+        position = torch.arange(1, count + 1, device=self.device)[None]
+        hidden = self._layers(hidden, mask, mask, position, slots.writing(target))
+        return self._logits(hidden[torch.arange(len(rows), device=self.device), lengths - 1])
 
     @torch.inference_mode()
-    def decode_step(self, state: DecodeState, tokens: Tensor) -> Tensor:
-        """Append one token to each request: int64 [g] -> float32 logits [g, vocab]. Advances the state."""
-        state.visible = torch.cat([state.visible, state.visible.new_ones(len(tokens), 1)], dim=1)
-        embedded = self.network.get_input_embeddings()(tokens[:, None])
-        logits = self._decoder(embedded, state.visible[:, None, None, :], state.position[:, None], state.cache)
-        state.position = state.position + 1
-        return logits
+    def decode_step(self, slots: Slots, positions: Tensor, length: int) -> Tensor:
+        """Append `slots.tokens` to the first r slots: float32 logits [r, vocab] of what follows.
 
-    def _decoder(self, embedded: Tensor, visible: Tensor, position: Tensor, cache: Any) -> Tensor:
-        """Gemma over [g, n, hidden] under a mask bool [g, 1, n, length]; float32 logits of the last position."""
-        mask: Any = torch.zeros(visible.shape, dtype=embedded.dtype, device=embedded.device)
-        mask = mask.masked_fill(~visible, torch.finfo(embedded.dtype).min)
-        if self.windowed:  # `context` ends where the window does, so both kinds of layer see the same
-            mask = {"full_attention": mask, "sliding_attention": mask}
-        hidden = self.network.model.language_model(
-            inputs_embeds=embedded, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        logits: Tensor = self.network.lm_head(hidden[:, -1]).float()
+        `positions`: int64 [r], the tokens that each slot holds; `length`: how many are looked at, above all of them.
+        """
+        hidden = self.network.get_input_embeddings()(slots.tokens[: len(positions), None])
+        lengths = positions + 1
+        full = key_mask(lengths, length, hidden.dtype)
+        sliding = full
+        if self.window is not None and length > self.window:
+            sliding = key_mask(lengths, length, hidden.dtype, lengths - self.window)
+        cache = slots.appending(positions, length)
+        return self._logits(self._layers(hidden, full, sliding, lengths[:, None], cache)[:, 0])
+
+    def _layers(self, hidden: Tensor, full: Tensor, sliding: Tensor, position: Tensor, cache: Any) -> Tensor:
+        """Gemma's layers over [g, n, hidden]; `position` int64 [1 or g, n], from 1."""
+        decoder = self.network.model.language_model
+        rotation = decoder.rotary_emb(hidden, position)
+        for layer in decoder.layers:
+            mask = sliding if getattr(layer.self_attn, "sliding_window", None) is not None else full
+            hidden = layer(hidden, position_embeddings=rotation, attention_mask=mask, past_key_values=cache)
+        return hidden
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[g, hidden] -> float32 [g, vocab]."""
+        count = len(hidden)
+        if count % ALIGNED:
+            hidden = torch.cat([hidden, hidden.new_zeros(-count % ALIGNED, hidden.shape[1])])
+        normed = self.network.model.language_model.norm(hidden)
+        logits: Tensor = self.network.lm_head(normed)[:count].float()
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
@@ -154,8 +183,8 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
     model = Model(network.eval(), processor.tokenizer, located, spec)
     if model.image_tokens >= model.context:
         raise UsageError(
-            f"model {spec.id}: an image of {located.image_size} px is {model.image_tokens} tokens, which its attention "
-            f"window of {model.context} cannot hold at once; use a checkpoint of a lower resolution"
+            f"model {spec.id}: an image of {located.image_size} px is {model.image_tokens} tokens, more than the "
+            f"{model.context} positions that its decoder was made for"
         )
     return model
 

@@ -37,22 +37,23 @@ class ReplicaFacts:
     image_size: int
     revision: str
     precision: str
+    slots: int
 
 
 class Replica:
     """One actor that holds the model. Serve wraps it into the deployment."""
 
-    def __init__(self, spec: ModelSpec, threads: int | None, group_size: int) -> None:
+    def __init__(self, spec: ModelSpec, threads: int | None, config: PoolConfig) -> None:
         import torch
 
-        from pipeline.engine import Engine
+        from pipeline.engine import Engine, engine_sizes
         from pipeline.model import load
 
         if threads is not None:
             torch.set_num_threads(threads)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # a line a call otherwise
         self.model = load(spec)
-        self.engine = Engine(self.model, group_size)
+        self.engine = Engine(self.model, engine_sizes(self.model, config))
         self.engine.start()
 
     async def predict(self, requests: list[Request]) -> list[Prediction]:
@@ -64,7 +65,8 @@ class Replica:
         """Which replica this is and what it runs."""
         context = serve.get_replica_context()
         located, spec = self.model.located, self.model.spec
-        return ReplicaFacts(context.replica_tag, located.image_size, located.revision, spec.precision)
+        slots = self.engine.sizes.limits.slots
+        return ReplicaFacts(context.replica_tag, located.image_size, located.revision, spec.precision, slots)
 
     def check_health(self) -> None:
         """Serve's probe: an engine that no longer answers has its replica replaced."""
@@ -124,7 +126,7 @@ def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAdd
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )(Replica)
     threads = config.threads or (max(1, (os.cpu_count() or 2) - 1) if not each else None)
-    _run(deployment.bind(spec, threads, config.group_size), application)
+    _run(deployment.bind(spec, threads, config), application)
     return PoolAddress(application, name, count)
 
 

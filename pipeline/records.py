@@ -1,6 +1,7 @@
 """The values that travel: from a manifest row to a request, a prediction, an annotation and a result record."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,6 +57,8 @@ class Request:
     """One prompt asked of one image, as the engine sees it.
 
     `pixels`: uint8 [H, W, 3] at the model's resolution. Requests that share `image_key` share one vision pass.
+    `temperature` 0 is greedy; above it the answer is drawn from the `top_p` share of the probability, and equal
+    seeds draw equal answers. The answer ends before any of the `stop` strings. `timeout`: seconds from submission.
     """
 
     id: str
@@ -64,6 +67,11 @@ class Request:
     image_key: str
     max_tokens: int
     priority: int = BATCH
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,9 @@ class Prediction:
     """What the engine answers: text with special tokens but `<loc>`/`<seg>` removed, or an error of this request.
 
     `tokens` are the generated ids without end-of-sequence; `logprobs` one natural logarithm per generated step
-    (the end-of-sequence step included), so its mean is the score even of an empty answer.
+    (the end-of-sequence step included), so its mean is the score even of an empty answer. They are those of the
+    model's own distribution, whatever the temperature. `ends`, for an answer with boxes: the length of the text
+    after each token, in characters.
     """
 
     id: str
@@ -81,6 +91,29 @@ class Prediction:
     finish_reason: FinishReason | None
     error_kind: str | None = None
     error_message: str | None = None
+    ends: tuple[int, ...] = ()
+
+    def score(self, start: int = 0, end: int | None = None) -> float | None:
+        """Mean probability of the tokens that wrote `text[start:end]`; without bounds that of every step.
+
+        Rounded to 4 digits, the rest being noise of the arithmetic. None where `ends` are not known.
+        """
+        steps: Sequence[int] = range(len(self.logprobs))
+        if end is not None:
+            starts = (0, *self.ends[:-1])
+            steps = [
+                i for i, span in enumerate(zip(starts, self.ends, strict=False)) if span[0] < end and span[1] > start
+            ]
+        return round(math.fsum(math.exp(self.logprobs[i]) for i in steps) / len(steps), 4) if steps else None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an answer under way: what a token callback is given. The pieces joined are the prediction's."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline import images, results
@@ -25,7 +24,7 @@ from pipeline.storage import Fetcher, StorageError, Store, open_store, split
 from pipeline.tasks import Task
 
 CALLS_IN_FLIGHT = 2  # of one stage process
-GROUPS_A_CALL = 4  # the scheduler sorts a call by length: several groups a call leave it something to sort
+SLOTS_FILLED = 2  # by a call: its next requests are there when the first are answered, and it can be sorted by length
 
 Work = tuple[ManifestRow, tuple[Task, ...]]  # a row and the tasks to ask of it
 
@@ -53,7 +52,7 @@ class Plan:
     schema: pa.Schema
     facts: ModelFacts
     image_size: int
-    group_size: int
+    slots: int  # of a replica
     fetch: FetchConfig
     mask_decoder: str | None = None
     generation: int = 0  # 0: every row under every task; g: what ended in an error in generation g - 1
@@ -111,7 +110,7 @@ class Stage:
         work: list[Work] = [(row, self.plan.tasks) for row in read_shard(self.store, shard)]
         if self.plan.generation:
             work = list(self._failed(shard, work))
-        size = max(1, GROUPS_A_CALL * self.plan.group_size // len(self.plan.tasks))
+        size = max(1, SLOTS_FILLED * self.plan.slots // len(self.plan.tasks))
         for start in range(0, len(work), size):
             yield work[start : start + size]
 
@@ -198,8 +197,8 @@ def record(
     if prediction is not None and prediction.error_kind is not None:
         kind, message = prediction.error_kind, prediction.error_message  # type: ignore[assignment]
     elif prediction is not None and image is not None:
-        annotation = task.parse(prediction.text, image.width, image.height)
-        score = float(np.exp(np.asarray(prediction.logprobs, dtype=np.float64)).mean())
+        annotation = task.parse(prediction.text, image.width, image.height, prediction.score)
+        score = prediction.score()
         if masks is not None and annotation.masks:
             annotation = replace(annotation, masks=tuple(masks.fill(mask) for mask in annotation.masks))
     answered = annotation is not None and prediction is not None

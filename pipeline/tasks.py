@@ -16,7 +16,7 @@ import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from pipeline.errors import RowError, UsageError
@@ -48,7 +48,8 @@ _PLACEHOLDER = r"\{[^{}]+\}"  # stands for a language where one is due
 _LANGUAGE = rf"(?:(?:{LANGUAGES.replace(' ', '|')})(?:-[A-Za-z]{{2,4}})?|{_PLACEHOLDER})"
 _PLACE = r"(?:<loc[0-9]{4}>){4}"
 
-Parse = Callable[[str, int, int], Annotation]
+Confidence = Callable[[int, int], float | None]  # of the part of a text between two places
+Parse = Callable[[str, int, int, Confidence], Annotation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,12 @@ class Task:
             raise RowError("prompt", f"the prompt holds the special token {token}, from {', '.join(values)}")
         return prompt
 
-    def parse(self, text: str, width: int, height: int) -> Annotation:
-        """The answer's text as an annotation; `width` and `height` in pixels of the upright original image."""
-        return KINDS[self.kind].parse(text, width, height)
+    def parse(self, text: str, width: int, height: int, confidence: Confidence = lambda start, end: None) -> Annotation:
+        """The answer's text as an annotation; `width` and `height` in pixels of the upright original image.
+
+        `confidence` gives each box its score, from the place in the text that wrote it.
+        """
+        return KINDS[self.kind].parse(text, width, height, confidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,29 +147,33 @@ def _value(name: str, columns: Mapping[str, Any], separator: str) -> str:
     return text
 
 
-def _text(text: str, width: int, height: int) -> Annotation:
+def _text(text: str, width: int, height: int, confidence: Confidence) -> Annotation:
     return Annotation("ok", text.strip())
 
 
-def _detect(text: str, width: int, height: int) -> Annotation:
-    return _places(text, width, height, codes=0)
+def _detect(text: str, width: int, height: int, confidence: Confidence) -> Annotation:
+    return _places(text, width, height, confidence, codes=0)
 
 
-def _segment(text: str, width: int, height: int) -> Annotation:
-    return _places(text, width, height, codes=MASK_CODES)
+def _segment(text: str, width: int, height: int, confidence: Confidence) -> Annotation:
+    return _places(text, width, height, confidence, codes=MASK_CODES)
 
 
-def _places(text: str, width: int, height: int, *, codes: int) -> Annotation:
+def _places(text: str, width: int, height: int, confidence: Confidence, *, codes: int) -> Annotation:
     """Read boxes, and masks where `codes` is 16. Empty output is an answer: nothing was found."""
-    text = text.strip()
     places: list[tuple[Box, tuple[int, ...]]] = []
     problems: list[str] = []
-    for number, piece in enumerate(text.split(";") if text else [], start=1):
+    start = 0
+    for number, piece in enumerate(text.split(";") if text.strip() else [], start=1):
         read = _place(piece.strip(), width, height, codes)
         if isinstance(read, str):
             problems.append(f"item {number}: {read}")
         else:
-            places.append(read)
+            begin = start + len(piece) - len(piece.lstrip())
+            box = replace(read[0], score=confidence(begin, start + len(piece.rstrip())))
+            places.append((box, read[1]))
+        start += len(piece) + 1
+    text = text.strip()
     boxes = tuple(box for box, _ in places)
     masks = tuple(Mask(box.label, box, indices, height, width) for box, indices in places if codes)
     status: Literal["ok", "invalid"] = "invalid" if problems else "ok"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "records", "config", "tasks", "masks", "progress"], 0),
     **dict.fromkeys(["storage", "manifest", "images", "results", "runs"], 1),
-    **dict.fromkeys(["weights", "model", "engine", "scheduler", "demo"], 2),
+    **dict.fromkeys(["weights", "slots", "model", "engine", "demo"], 2),
     **dict.fromkeys(["stage", "ask", "pool", "batch", "cluster", "driver"], 3),
     **dict.fromkeys(["report", "doctor", "display"], 4),
     "cli": 5,

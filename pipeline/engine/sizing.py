@@ -1,0 +1,48 @@
+"""How much an engine takes on: slots, their length, the prefill of one step. From the model, the device and the job."""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config import PoolConfig
+from pipeline.engine.scheduler import Limits
+from pipeline.model import Model
+from pipeline.slots import Slots
+
+MOST_SLOTS = 256  # more make a step of an H100 longer without making it do more: its arithmetic is the limit then
+SLOT_SHARE = 0.6  # of the memory that the weights leave free; the rest is for activations, logits and embeddings
+CPU_SLOTS = 32
+ONLINE_SLOTS = 8  # kept for online requests, on top of those that batch can use
+CPU_PREFILL = 512  # tokens: what a core's caches hold the activations of
+GPU_PREFILL = 4096  # tokens: some 20 ms of an H100 for a 3B model
+GPU_FULL = 2048  # tokens below which a prefill leaves much of a GPU idle
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What an engine allocates and admits. `capacity`: tokens of a slot."""
+
+    limits: Limits
+    capacity: int
+    embedding_bytes: int
+
+
+def engine_sizes(model: Model, config: PoolConfig | None = None) -> Sizes:
+    """Sizes for a model on its device; what the configuration leaves open is chosen here."""
+    config = config or PoolConfig()
+    capacity = min(model.context, model.image_tokens + config.text_tokens)
+    gpu = model.device.type == "cuda"
+    slots = config.slots or (_slots_in_free_memory(model, capacity) if gpu else CPU_SLOTS)
+    limits = Limits(
+        slots=slots + ONLINE_SLOTS,
+        reserve=ONLINE_SLOTS,
+        prefill_tokens=config.prefill_tokens or (GPU_PREFILL if gpu else CPU_PREFILL),
+        gather=min(slots, -(-GPU_FULL // model.image_tokens)) if gpu else 1,
+    )
+    return Sizes(limits, capacity, config.embedding_cache * 2**20)
+
+
+def _slots_in_free_memory(model: Model, capacity: int) -> int:
+    free, _ = torch.cuda.mem_get_info(model.device)
+    each = Slots.bytes_each(model.config, capacity, model.dtype)
+    return max(1, min(MOST_SLOTS, int(free * SLOT_SHARE) // each - ONLINE_SLOTS))

@@ -1,0 +1,140 @@
+"""Keys and values of the requests under way: a fixed number of slots, each as long as a request may get.
+
+A slot holds one request's tokens from its start: image, prompt, answer. A prefill writes a group's slots; a decode
+step reads the first `rows` slots at once, each at its own length, and appends one token to each. The modules of
+transformers meet this memory twice: as the cache that a layer updates, and as the attention that it then calls.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface
+
+ATTENTION = "paliscribe"  # the name under which transformers finds `attention`
+LENGTH_STEP = 64  # a decode step looks at lengths rounded up to this: few shapes, and all of them well aligned
+
+
+class Slots:
+    """The memory: for each layer, keys and values [slots, kv_heads, capacity, head_dim]."""
+
+    def __init__(self, config: Any, count: int, capacity: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.count, self.capacity = count, -(-capacity // LENGTH_STEP) * LENGTH_STEP
+        shape = (config.num_hidden_layers, 2, count, config.num_key_value_heads, self.capacity, config.head_dim)
+        self._memory = torch.zeros(shape, dtype=dtype, device=device)
+        self.tokens = torch.zeros(count, dtype=torch.int64, device=device)  # the last token of each, not yet decoded
+
+    @staticmethod
+    def bytes_each(config: Any, capacity: int, dtype: torch.dtype) -> int:
+        """Bytes that one slot takes."""
+        numbers = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
+        return int(numbers * -(-capacity // LENGTH_STEP) * LENGTH_STEP * dtype.itemsize)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a request's first `length` tokens to another slot."""
+        self._memory[:, :, target, :, :length] = self._memory[:, :, source, :, :length]
+        self.tokens[target] = self.tokens[source]
+
+    def writing(self, slots: Tensor) -> "Writing":
+        """A cache for the prefill of these slots, int64 [g]."""
+        return Writing(self._memory, slots)
+
+    def appending(self, positions: Tensor, length: int) -> "Appending":
+        """A cache for a decode step of the first len(positions) slots, of which `length` tokens are looked at."""
+        return Appending(self._memory, positions, length, torch.arange(len(positions), device=positions.device))
+
+
+@dataclass(slots=True)
+class Writing:
+    """The cache of a prefill: what a layer computes goes into the slots, and is what it attends to."""
+
+    memory: Tensor
+    slots: Tensor
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """Keep keys and values [g, kv_heads, n, head_dim] of a layer."""
+        length = keys.shape[2]
+        for place, new in ((0, keys), (1, values)):
+            self.memory[layer, place, :, :, :length].index_copy_(0, self.slots, new)
+        return keys, values
+
+
+@dataclass(slots=True)
+class Appending:
+    """The cache of a decode step: one token joins each slot, and all of the slot is attended to."""
+
+    memory: Tensor
+    positions: Tensor  # int64 [rows]: where the new token goes
+    length: int
+    rows: Tensor  # int64 [rows]: 0, 1, 2, ...
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values [rows, kv_heads, 1, head_dim] of a layer; all that the rows then hold."""
+        for place, new in ((0, keys), (1, values)):
+            self.memory[layer, place][self.rows, :, self.positions] = new[:, :, 0]
+        held = self.memory[layer, :, : len(self.rows), :, : self.length]
+        return held[0], held[1]
+
+
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Grouped-query attention, [g, heads, n, head_dim] -> [g, n, heads, head_dim], under an additive mask.
+
+    Keys and values are never repeated for the heads that share them: those heads are rows of one product.
+    The mask is [g, 1, 1, length]: who may see a key does not depend on the query. On a CPU plain products are as fast
+    as the fused kernel, whose last bits depend on the padding.
+    """
+    rows, heads, count, width = query.shape
+    shared = key.shape[1]
+    each = heads // shared
+    if query.is_cuda and count > 1 and softcap is None:
+        folded = query.reshape(rows * shared, each, count, width)
+        keys, values = (kv.reshape(rows * shared, 1, -1, width).expand(-1, each, -1, -1) for kv in (key, value))
+        mask = attention_mask.repeat_interleave(shared, 0).expand(-1, 1, count, -1)
+        found = functional.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scaling)
+    else:
+        folded = query.reshape(rows, shared, each * count, width)
+        scores = folded @ key.transpose(2, 3) * scaling
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        weights = torch.softmax(scores + attention_mask, dim=-1, dtype=torch.float32).to(query.dtype)
+        found = weights @ value
+    return found.reshape(rows, heads, count, width).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+
+
+def key_mask(lengths: Tensor, columns: int, dtype: torch.dtype, first: Tensor | None = None) -> Tensor:
+    """Additive mask [g, 1, 1, columns]: keys `first` (inclusive, default 0) to `lengths` (exclusive) are seen."""
+    column = torch.arange(columns, device=lengths.device)
+    seen = column < lengths[:, None]
+    if first is not None:
+        seen = seen & (column >= first[:, None])
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None, None]
+
+
+def rounded(length: int, capacity: int) -> int:
+    """A length as decode steps see it: rounded up, within the capacity."""
+    return min(-(-length // LENGTH_STEP) * LENGTH_STEP, capacity)
+
+
+def row_counts(slots: int, step: int = 8) -> Sequence[int]:
+    """The numbers of rows that decode steps have: 8, 16, 32, 64, ... and enough for all slots."""
+    most = -(-slots // step) * step
+    counts = [step]
+    while counts[-1] < most:
+        counts.append(min(counts[-1] * 2, most))
+    return counts

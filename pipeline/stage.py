@@ -163,8 +163,9 @@ class Stage:
         return call
 
     def _decode(self, data: bytes) -> images.Decoded | RowError:
+        fetch = self.plan.fetch
         try:
-            return images.decode(data, self.plan.image_size, max_pixels=self.plan.fetch.max_pixels)
+            return images.decode(data, self.plan.image_size, max_pixels=fetch.max_pixels, draft=fetch.draft)
         except RowError as error:
             return error
 

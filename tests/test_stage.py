@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from pipeline import manifest, results
@@ -24,18 +23,18 @@ class Pool:
 
     def __init__(self) -> None:
         self.sent: list[Request] = []
+        self.call: Sequence[Request] = ()
 
     def send(self, requests: Sequence[Request]) -> "Pool":
+        self.call = requests
         self.sent += requests
         return self
 
     def result(self) -> list[Prediction]:
-        words = {"error_kind": "model", "error_message": "not asked"}
-        return [Prediction(request.id, "", (), (), "stop", **words) for request in self.sent]
+        return [Prediction(request.id, "", (), (), None, "model", "not asked") for request in self.call]
 
 
-@pytest.mark.parametrize("draft", [False, True])
-def test_draft_reaches_the_decoder(draft: bool, tmp_path: Path) -> None:
+def test_draft_reaches_the_decoder_and_the_key(tmp_path: Path) -> None:
     grain = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(grain).save(tmp_path / "one.jpg")
     (tmp_path / "images.txt").write_text("one.jpg\n")
@@ -44,7 +43,10 @@ def test_draft_reaches_the_decoder(draft: bool, tmp_path: Path) -> None:
     frozen = manifest.freeze(str(tmp_path / "images.txt"), open_store(output), shard_rows=8, **columns)
     pool, tasks = Pool(), tuple(parse_tasks(["caption en"]))
     schema, facts = results.schema(frozen.schema), ModelFacts("demo", "r1", "float32")
-    Stage(Plan(output, tasks, schema, facts, SIZE, 8, FetchConfig(draft=draft)), pool).annotate_shard(0)
     data = (tmp_path / "one.jpg").read_bytes()
-    expected, other = (decode(data, SIZE, draft=flag).pixels for flag in (draft, not draft))
-    assert np.array_equal(pool.sent[0].pixels, expected) and not np.array_equal(expected, other)
+    for draft in (False, True):
+        Stage(Plan(output, tasks, schema, facts, SIZE, 8, FetchConfig(draft=draft)), pool).annotate_shard(0)
+        assert np.array_equal(pool.sent[-1].pixels, decode(data, SIZE, draft=draft).pixels)
+    exact, reduced = pool.sent
+    assert not np.array_equal(exact.pixels, reduced.pixels)
+    assert exact.image_key != reduced.image_key  # else they would share a vision pass in a pool that serves both

@@ -90,8 +90,8 @@ def _reduce(image: Image.Image, size: int) -> tuple[float, float, float, float] 
     """Have a JPEG decoded at 1/2, 1/4 or 1/8, and return the box of the picture therein; None where it is too small.
 
     The decoder reduces each 8 x 8 block by itself, by dropping its high frequencies, which is coarser than to resize.
-    So at least DRAFT_GAP times the target is left a side and the resize does the last halving: without that (a gap
-    of 1), pixels of photographs differ from the exact ones two to five times as much; a gap of 3 gains little more.
+    So at least DRAFT_GAP times the target is left a side, and the resize does the last halving: with a gap of 1, pixels
+    of photographs differ from the exact ones two to five times as much.
     """
     if not isinstance(image, JpegImageFile):  # an MPO is one too
         return None

@@ -90,6 +90,7 @@ class FetchConfig(Settings):
     timeout: float = Field(30.0, gt=0, description="Seconds that one attempt may be without an answer.")
     max_bytes: int = Field(256 * 2**20, ge=1, description="Largest encoded image, in bytes.")
     max_pixels: int = Field(178_956_970, ge=1, description="Largest image, in pixels; more is a decompression bomb.")
+    draft: bool = Field(False, description="Decode large JPEGs at a reduced scale: faster, and not pixel-exact.")
 
 
 def _model_shorthand(value: Any) -> Any:

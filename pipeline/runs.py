@@ -29,6 +29,7 @@ class Fingerprint:
     id_column: str
     partition_by: tuple[str, ...]
     mask_decoder: str | None
+    draft: bool = False  # absent from the run files of older versions
 
     @classmethod
     def of(cls, job: JobConfig, *, manifest: str, rows: int, revision: str) -> "Fingerprint":
@@ -47,6 +48,7 @@ class Fingerprint:
             id_column=job.id_column,
             partition_by=job.partition_by,
             mask_decoder=job.mask_decoder,
+            draft=job.fetch.draft,
         )
 
     def differences(self, now: "Fingerprint") -> list[str]:

@@ -162,8 +162,9 @@ class Stage:
         return call
 
     def _decode(self, data: bytes) -> images.Decoded | RowError:
+        fetch = self.plan.fetch
         try:
-            return images.decode(data, self.plan.image_size, max_pixels=self.plan.fetch.max_pixels)
+            return images.decode(data, self.plan.image_size, max_pixels=fetch.max_pixels, draft=fetch.draft)
         except RowError as error:
             return error
 
@@ -171,7 +172,8 @@ class Stage:
         if asked.image is None or asked.prompt is None:
             return None
         name = f"{asked.row.row}/{asked.task.template}"
-        return Request(name, asked.prompt, asked.image.pixels, asked.image.sha256, asked.task.max_tokens)
+        key = f"draft-{asked.image.sha256}" if self.plan.fetch.draft else asked.image.sha256  # runs may share a pool
+        return Request(name, asked.prompt, asked.image.pixels, key, asked.task.max_tokens)
 
     def _records(self, call: _Call, shard: int) -> Iterator[Record]:
         answers = iter(call.answers.result() if call.answers is not None else [])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import RowError
-from pipeline.images import FORMATS, decode
+from pipeline.images import FORMATS, Decoded, decode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the module's own filter
 SIZE = 28
@@ -215,3 +215,77 @@ def test_threads_agree() -> None:
     with ThreadPoolExecutor(8) as threads:
         together = list(threads.map(lambda one: decode(one, SIZE).pixels, data))
     assert all(np.array_equal(a, decode(b, SIZE).pixels) for a, b in zip(together, data, strict=True))
+
+
+def distance(one: Decoded, other: Decoded) -> float:
+    """The mean difference of their pixels, 0..255."""
+    return float(np.abs(one.pixels.astype(int) - other.pixels).mean())
+
+
+def textured(width: int, height: int) -> Image.Image:
+    """A photo with grain, which is lost where fewer pixels are decoded."""
+    grain = np.random.default_rng(8).normal(0, 12, (height, width, 1))
+    return Image.fromarray((np.asarray(photo(width, height)) + grain).clip(0, 255).astype(np.uint8))
+
+
+# Odd sides leave the last column and row of a reduced JPEG partly empty, 4 sizes a side is the least that is reduced.
+@pytest.mark.parametrize("size", [(4 * SIZE, 4 * SIZE), (333, 251), (1001, 407), (130, 2000)])
+def test_draft_reduces_large_jpegs_and_shows_the_same(size: tuple[int, int]) -> None:
+    data = encoded(textured(*size), "JPEG", quality=90)
+    exact, draft = decode(data, SIZE), decode(data, SIZE, draft=True)
+    assert (draft.width, draft.height, draft.sha256) == (exact.width, exact.height, exact.sha256)
+    assert draft.pixels.shape == exact.pixels.shape and draft.pixels.dtype == exact.pixels.dtype
+    assert 0 < distance(draft, exact) < 2
+
+
+@pytest.mark.parametrize("size", [(SIZE, SIZE), (61, 40), (4 * SIZE - 1, 4 * SIZE), (2000, 4 * SIZE - 1), (1, 1)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_draft_leaves_small_jpegs_alone(size: tuple[int, int], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(textured(*size), "JPEG", exif=exif)
+    exact, draft = decode(data, SIZE), decode(data, SIZE, draft=True)
+    assert np.array_equal(exact.pixels, draft.pixels) and (exact.width, exact.height) == (draft.width, draft.height)
+
+
+@pytest.mark.parametrize("form", sorted({*FORMATS} - {"JPEG"}))
+def test_draft_leaves_other_formats_alone(form: str) -> None:
+    data = encoded(textured(400, 300), form)
+    assert np.array_equal(decode(data, SIZE).pixels, decode(data, SIZE, draft=True).pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_draft_keeps_pictures_upright_and_their_size(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(textured(333, 251), "JPEG", quality=90, exif=exif)
+    exact, draft = decode(data, SIZE), decode(data, SIZE, draft=True)
+    assert (draft.width, draft.height) == (exact.width, exact.height)
+    assert (draft.width, draft.height) == ((333, 251) if orientation < 5 else (251, 333))
+    assert 0 < distance(draft, exact) < 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_draft_keeps_the_mode(mode: str) -> None:
+    data = encoded(textured(400, 300).convert(mode), "JPEG", quality=90)
+    exact, draft = decode(data, SIZE), decode(data, SIZE, draft=True)
+    assert 0 < distance(draft, exact) < 2
+    if mode == "L":
+        assert np.ptp(draft.pixels.astype(int), axis=2).max() == 0
+    flat = encoded(Image.new("RGB", (400, 300), RED).convert(mode), "JPEG", quality=100)
+    assert np.array_equal(decode(flat, SIZE).pixels, decode(flat, SIZE, draft=True).pixels)
+
+
+def test_draft_of_many_frames_takes_the_first() -> None:
+    frames = [textured(400, 300), Image.new("RGB", (400, 300), RED)]
+    data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "MPO"
+    assert 0 < distance(decode(data, SIZE), decode(data, SIZE, draft=True)) < 2
+
+
+def test_draft_fails_as_the_whole_does() -> None:
+    data = encoded(textured(400, 300), "JPEG")
+    for share in (0.1, 0.5, 0.9):
+        assert kind(data[: int(len(data) * share)], draft=True) == "corrupt"
+    assert kind(data, draft=True, max_pixels=400 * 300 - 1) == "too_many_pixels"  # of the original, not the reduced

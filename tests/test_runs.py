@@ -27,6 +27,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "id_column": ("key", "id_column ('id' then, 'key' now)"),
     "partition_by": ((), "partition_by ('task', 'kind' then, none now)"),
     "mask_decoder": ("v.npz", "mask_decoder (None then, 'v.npz' now)"),
+    "draft": (True, "draft (False then, True now)"),
 }
 
 
@@ -62,6 +63,19 @@ def test_the_run_file_is_written_once_and_read_back(tmp_path: Path) -> None:
     file.write(store)
     replace(file, image_size=448).write(store)
     assert RunFile.read(store) == file
+
+
+def test_a_run_from_before_draft_goes_on(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    RunFile(FINGERPRINT, JOB, JOB.model, 56).write(store)
+    body = json.loads(store.get(RUN_FILE))
+    del body["fingerprint"]["draft"], body["job"]["fetch"]["draft"]
+    store.put(RUN_FILE, json.dumps(body).encode())
+    file = RunFile.read(store)
+    assert file is not None and file.fingerprint == FINGERPRINT and file.job == JOB
+    drafted = JOB.model_copy(update={"fetch": JOB.fetch.model_copy(update={"draft": True})})
+    now = Fingerprint.of(drafted, manifest="d1", rows=1000, revision="r1")
+    assert file.fingerprint.differences(now) == ["draft (False then, True now)"]
 
 
 def test_a_run_of_another_version_is_refused(tmp_path: Path) -> None:

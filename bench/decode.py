@@ -1,0 +1,186 @@
+"""What decoding costs: images a second of one core by Pillow alone, by `images.decode`, and by it with `draft`.
+
+    python -m bench.decode [--images 12] [--rounds 5] [--size 224] [--scenes 100] [--json]
+
+Every image goes through all three before the next one does, in rotating order, so that the machine's drift hits all
+alike. Pillow alone is the least code that gives the same pixels for a plain photograph. Then: by how much `draft`
+changes pixels, and how many of the demo model's answers about enlarged held-out scenes it leaves as they are.
+"""
+
+import argparse
+import functools
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bench.machine import machine
+from pipeline import images
+
+TASKS = ("caption", "answer", "ocr", "detect", "all")
+SIDES = ((640, 480), (1280, 960), (1920, 1440))
+QUALITY = 90
+GRAIN = 4.0  # standard deviation of the noise that enlarged pictures get, of 255
+SCENE_SIDE = 1920  # pixels of an enlarged scene's longer side
+
+Figures = dict[str, float]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=12, help="photographs of each size")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=224, help="sides of the target, for speed and pixels")
+    parser.add_argument("--scenes", type=int, default=100, help="scenes that the demo model is asked about")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args(words)
+
+    figures, ratios = speed(arguments.images, arguments.rounds, arguments.size)
+    figures |= agreement(arguments.scenes)
+    described = machine()
+    print(f"{described['processor']}, {described['cores']} cores, commit {described['commit']}")
+    source = "enlarged from two of scikit-learn's" if _photographs() else "synthetic"
+    print(f"{arguments.images} photographs ({source}) to {arguments.size} px, {arguments.rounds} rounds, medians:")
+    print("                images/s of one core                ratios         draft's difference, of 255")
+    print("                pillow    ours   draft    ours/pillow  draft/ours      mean   max")
+    for width, height in SIDES:
+        at = f"@{width}x{height}"
+        print(
+            f"  {width:4} x {height:4}  {figures['pillow' + at]:8.1f}{figures['ours' + at]:8.1f}"
+            f"{figures['draft' + at]:8.1f}    {ratios['ours/pillow' + at]:11.2f}{ratios['draft/ours' + at]:12.2f}"
+            f"    {figures['mean_difference' + at]:6.2f}{figures['max_difference' + at]:6.0f}"
+        )
+    print(f"the demo model's answers about {arguments.scenes} scenes of {SCENE_SIDE} px that draft leaves as they are:")
+    for task in TASKS:
+        if (asked := figures[f"asked@{task}"]) > 0:
+            print(f"  {task:8} {figures[f'agreement@{task}']:7.2%} of {asked:.0f}")
+    if arguments.json:
+        print(json.dumps({"machine": described, "figures": figures, "ratios": ratios}))
+
+
+def speed(count: int, rounds: int, size: int) -> tuple[Figures, Figures]:
+    """Images a second of each way at each size with the differences that draft makes, and the ratios of the rates."""
+    ways: dict[str, Callable[[bytes], Any]] = {
+        "pillow": lambda data: pillow(data, size),
+        "ours": lambda data: images.decode(data, size),
+        "draft": lambda data: images.decode(data, size, draft=True),
+    }
+    figures: Figures = {}
+    ratios: Figures = {}
+    for width, height in SIDES:
+        at = f"@{width}x{height}"
+        pictures = [photograph(number, width, height) for number in range(count)]
+        off = np.array([difference(data, size) for data in pictures])  # which also warms
+        rates = [_round(pictures, ways, number) for number in range(rounds)]
+        figures |= {name + at: statistics.median(rate[name] for rate in rates) for name in ways}
+        figures |= {"mean_difference" + at: float(off[:, 0].mean()), "max_difference" + at: float(off[:, 1].max())}
+        for one, other in (("ours", "pillow"), ("draft", "ours")):
+            ratios[f"{one}/{other}{at}"] = statistics.median(rate[one] / rate[other] for rate in rates)
+    return figures, ratios
+
+
+def pillow(data: bytes, size: int) -> np.ndarray[Any, Any]:
+    """The shortest code that someone would write."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+
+
+def difference(data: bytes, size: int) -> tuple[float, int]:
+    """Mean and greatest difference between the pixels of draft and the exact ones."""
+    exact, draft = images.decode(data, size).pixels, images.decode(data, size, draft=True).pixels
+    assert np.array_equal(exact, pillow(data, size))
+    off = np.abs(exact.astype(int) - draft)
+    return float(off.mean()), int(off.max())
+
+
+def agreement(scenes: int) -> Figures:
+    """The share of requests that the demo model answers with the same text under draft, by task and of all."""
+    import torch
+
+    from pipeline import model
+    from pipeline.config import ModelSpec
+    from pipeline.demo.evaluation import EVALUATION_SEEDS
+    from pipeline.demo.scenes import sample_scene
+    from pipeline.engine import Engine
+    from pipeline.records import Request
+    from pipeline.tasks import parse_task
+
+    torch.set_num_threads(1)
+    loaded = model.load(ModelSpec(), device="cpu")
+    tasks: list[str] = []
+    requests: dict[bool, list[Request]] = {False: [], True: []}
+    for number in range(scenes):
+        scene = sample_scene(EVALUATION_SEEDS + number)
+        scale = SCENE_SIDE / max(scene.width, scene.height)
+        data = _jpeg(scene.render(), round(scene.width * scale), round(scene.height * scale), number)
+        decoded = {draft: images.decode(data, loaded.image_size, draft=draft) for draft in requests}
+        for item in scene.items():
+            task = parse_task(item.prompt)
+            for draft, image in decoded.items():
+                request = Request(str(len(tasks)), task.render({}), image.pixels, image.sha256, task.max_tokens)
+                requests[draft].append(request)
+            tasks.append(item.task)
+    # An engine each: one would answer both from the same vision pass, as the hash of the image is the same.
+    answers = {draft: [answer.text for answer in Engine(loaded).run(asked)] for draft, asked in requests.items()}
+    same: dict[str, list[bool]] = {name: [] for name in TASKS}
+    for name, one, other in zip(tasks, answers[False], answers[True], strict=True):
+        same[name].append(one == other)
+        same["all"].append(one == other)
+    figures: Figures = {f"asked@{name}": len(found) for name, found in same.items()}
+    return figures | {f"agreement@{name}": statistics.fmean(found or [True]) for name, found in same.items()}
+
+
+def photograph(number: int, width: int, height: int) -> bytes:
+    """A photograph as a JPEG: a random part of a real one enlarged, with grain; or noise of all scales."""
+    rng = np.random.default_rng(number)
+    if real := _photographs():
+        whole = real[number % len(real)]
+        tall = int(rng.integers(300, whole.height))
+        wide = min(whole.width, tall * width // height)
+        left, top = int(rng.integers(0, whole.width - wide + 1)), int(rng.integers(0, whole.height - tall + 1))
+        return _jpeg(whole.crop((left, top, left + wide, top + tall)), width, height, number)
+    total = np.zeros((480, 640, 3))
+    for octave in range(7):
+        noise = rng.integers(0, 256, (3 * 2**octave, 4 * 2**octave, 3), dtype=np.uint8)
+        total += np.asarray(Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC)) / 2 ** (octave + 1)
+    return _jpeg(Image.fromarray(total.clip(0, 255).astype(np.uint8)), width, height, number)
+
+
+@functools.cache
+def _photographs() -> list[Image.Image]:
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError:
+        return []
+    return [Image.fromarray(pixels) for pixels in load_sample_images().images]
+
+
+def _jpeg(picture: Image.Image, width: int, height: int, seed: int) -> bytes:
+    """A picture enlarged and given the grain that enlarging leaves out."""
+    large = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+    grainy = large + np.random.default_rng(seed).normal(0, GRAIN, (height, width, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(grainy.round().clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def _round(pictures: list[bytes], ways: dict[str, Callable[[bytes], Any]], turn: int) -> Figures:
+    """Images a second of each way over all pictures, which go through the ways in turns."""
+    names = list(ways)
+    spent = dict.fromkeys(names, 0.0)
+    for number, data in enumerate(pictures):
+        first = (turn + number) % len(names)
+        for name in names[first:] + names[:first]:
+            begun = time.perf_counter()
+            ways[name](data)
+            spent[name] += time.perf_counter() - begun
+    return {name: len(pictures) / seconds for name, seconds in spent.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pipeline.config import ModelSpec
 from pipeline.errors import UsageError
-from pipeline.slots import ATTENTION, Slots, key_mask
+from pipeline.slots import ATTENTION, Given, Slots, Writing, key_mask
 from pipeline.weights import Located, locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -112,9 +112,12 @@ class Model:
         hidden = torch.cat([features.to(embedded.dtype), embedded], dim=1)
         count = hidden.shape[1]
         mask = key_mask(lengths, count, hidden.dtype)
-        position = torch.arange(1, count + 1, device=self.device)[None]
-        hidden = self._layers(hidden, mask, mask, position, slots.writing(target))
-        return self._logits(hidden[torch.arange(len(rows), device=self.device), lengths - 1])
+        rotation = self._rotation(hidden, torch.arange(1, count + 1, device=self.device)[None])
+        cache = slots.writing(target)
+        *layers, last = self.network.model.language_model.layers
+        for layer in layers:
+            hidden = layer(hidden, position_embeddings=rotation, attention_mask=mask, past_key_values=cache)
+        return self._logits(self._last_layer(last, hidden, rotation, lengths, mask, cache)[:, -1])
 
     @torch.inference_mode()
     def decode_step(self, slots: Slots, positions: Tensor, length: int) -> Tensor:
@@ -128,17 +131,40 @@ class Model:
         sliding = full
         if self.window is not None and length > self.window:
             sliding = key_mask(lengths, length, hidden.dtype, lengths - self.window)
+        rotation = self._rotation(hidden, lengths[:, None])
         cache = slots.appending(positions, length)
-        return self._logits(self._layers(hidden, full, sliding, lengths[:, None], cache)[:, 0])
-
-    def _layers(self, hidden: Tensor, full: Tensor, sliding: Tensor, position: Tensor, cache: Any) -> Tensor:
-        """Gemma's layers over [g, n, hidden]; `position` int64 [1 or g, n], from 1."""
-        decoder = self.network.model.language_model
-        rotation = decoder.rotary_emb(hidden, position)
-        for layer in decoder.layers:
+        for layer in self.network.model.language_model.layers:
             mask = sliding if getattr(layer.self_attn, "sliding_window", None) is not None else full
             hidden = layer(hidden, position_embeddings=rotation, attention_mask=mask, past_key_values=cache)
-        return hidden
+        return self._logits(hidden[:, 0])
+
+    def _last_layer(
+        self, layer: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor], lengths: Tensor, mask: Tensor, cache: Writing
+    ) -> Tensor:
+        """The last layer of a prefill, which is needed at the last position only: [g, n, hidden] -> [g, ALIGNED, hidden].
+
+        Keys and values are made of every position; queries, and all that follows, of the last few of each request.
+        """
+        from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb
+
+        normed, attention = layer.input_layernorm(hidden), layer.self_attn
+        shape = (*hidden.shape[:2], -1, attention.head_dim)
+        key, value = (part(normed).view(shape).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
+        _, key = apply_rotary_pos_emb(key, key, *rotation)
+        cache.update(key, value, attention.layer_idx)
+        place = lengths[:, None] + torch.arange(-ALIGNED, 0, device=lengths.device)
+        rows = torch.arange(len(lengths), device=lengths.device)[:, None]
+        turned = tuple(part[0, place] for part in rotation)
+        given = Given(key, value)
+        tail: Tensor = layer(
+            hidden[rows, place], position_embeddings=turned, attention_mask=mask, past_key_values=given
+        )
+        return tail
+
+    def _rotation(self, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions, int64 [g, n] from 1: each [g, n, head_dim]."""
+        rotation: tuple[Tensor, Tensor] = self.network.model.language_model.rotary_emb(hidden, position)
+        return rotation
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[g, hidden] -> float32 [g, vocab]."""

@@ -63,6 +63,18 @@ class Writing:
 
 
 @dataclass(slots=True)
+class Given:
+    """The cache of a layer whose keys and values have been made already: what it makes of them is let go."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, *_: Any) -> tuple[Tensor, Tensor]:
+        """What was given."""
+        return self.keys, self.values
+
+
+@dataclass(slots=True)
 class Appending:
     """The cache of a decode step: one token joins each slot, and all of the slot is attended to."""
 

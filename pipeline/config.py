@@ -72,7 +72,7 @@ class PoolConfig(Settings):
         None,
         ge=1,
         description="Tokens of images and prompts that a replica reads in one step, while others wait for their next "
-        "token. Default: 4096 on a GPU, 512 on a CPU.",
+        "token. Default: 4096 on a GPU, 1024 on a CPU.",
     )
     embedding_cache: int = Field(
         512, ge=0, description="MiB of image embeddings that a replica keeps for further tasks on the same images."

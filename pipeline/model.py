@@ -141,7 +141,7 @@ class Model:
     def _last_layer(
         self, layer: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor], lengths: Tensor, mask: Tensor, cache: Writing
     ) -> Tensor:
-        """The last layer of a prefill, which is needed at the last position only: [g, n, hidden] -> [g, ALIGNED, hidden].
+        """The last layer of a prefill, needed at the last position only: [g, n, hidden] -> [g, ALIGNED, hidden].
 
         Keys and values are made of every position; queries, and all that follows, of the last few of each request.
         """

@@ -129,6 +129,10 @@ class Engine:
             pass
         return [future.result() for future in futures]
 
+    def forget_images(self) -> None:
+        """Drop the kept embeddings. Not beside `start`."""
+        self._embeddings = Embeddings(self.sizes.embedding_bytes)
+
     def start(self) -> None:
         """Run in a thread of the engine's own."""
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)

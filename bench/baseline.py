@@ -1,0 +1,142 @@
+"""`model.generate` as people batch it by hand, and the models and loads that it is compared on.
+
+The baseline is given what helps it: inputs are prepared before the clock starts, text is not made from its tokens, and
+each answer's length is known, so that the sorted variant puts like lengths into one batch.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import model as model_module
+from pipeline.config import ModelSpec
+from pipeline.demo.scenes import TEST_SEEDS, sample_scene
+from pipeline.model import Model
+from pipeline.records import Request
+
+LOADS = ("short", "mixed", "long-tail", "natural")
+KINDS = {  # what is asked, in turns; mixed tasks are asked of one image each time
+    "short": ("answer",),
+    "mixed": ("answer", "caption", "detect"),
+    "long-tail": ("answer", "answer", "answer", "answer", "answer", "long"),
+    "natural": ("answer", "caption", "detect"),
+}
+LENGTHS = {"answer": (1, 3), "caption": (8, 16), "detect": (12, 40), "long": (60, 100)}  # tokens, at least and most
+FIRST_SCENE = TEST_SEEDS + 700_000_000
+
+
+@dataclass(slots=True)
+class Subject:
+    """A model in both forms: ours, and as transformers loads it."""
+
+    name: str
+    model: Model
+    network: Any
+
+    def let_end(self, ends: bool) -> None:
+        """Whether answers end where the model says so; else each is as long as its request allows."""
+        token = self.model.tokenizer.eos_token_id
+        self.model.end_tokens = frozenset([token] if ends else [])
+        self.network.generation_config.eos_token_id = token if ends else None
+
+
+def demo() -> Subject:
+    """The package's checkpoint, in float32."""
+    from transformers import AutoModelForImageTextToText
+
+    loaded = model_module.load(ModelSpec(precision="float32"), device="cpu")
+    network = AutoModelForImageTextToText.from_pretrained(loaded.located.path, dtype=torch.float32).eval()
+    return Subject("demo", loaded, network)
+
+
+def mid() -> Subject:
+    """A random model of 41 million parameters in PaliGemma's shape, with the demo's tokenizer and image size."""
+    from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+
+    small = model_module.load(ModelSpec(precision="float32"), device="cpu")
+    config = PaliGemmaConfig.from_pretrained(small.located.path)
+    text = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
+    vision = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
+    config = PaliGemmaConfig(
+        text_config=config.text_config.to_dict() | text | {"head_dim": 64},
+        vision_config=config.vision_config.to_dict() | vision | {"projection_dim": 512},
+        image_token_id=config.image_token_id,
+        projection_dim=512,
+    )
+    torch.manual_seed(0)
+    network = PaliGemmaForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
+    original = copy.deepcopy(network)
+    return Subject("mid", Model(network, small.tokenizer, small.located, small.spec), original)
+
+
+def requests(load: str, count: int) -> list[Request]:
+    """A load on held-out scenes. Lengths of answers are drawn; those of `natural` are the model's own."""
+    kinds, rng = KINDS[load], np.random.default_rng(0)
+    made: list[Request] = []
+    number = 0
+    while len(made) < count:
+        scene = sample_scene(FIRST_SCENE + number)
+        pixels = np.asarray(scene.render().convert("RGB").resize((112, 112), 3))
+        for kind in [kinds[number % len(kinds)]] if load == "long-tail" else kinds:
+            items = [item for item in scene.items() if item.task == {"long": "detect"}.get(kind, kind)]
+            limit = 128 if load == "natural" else int(rng.integers(*LENGTHS[kind], endpoint=True))
+            prompt = items[number % len(items)].prompt
+            made.append(Request(f"{number}/{kind}", prompt, pixels, f"scene-{number}", limit))
+        number += 1
+    return made[:count]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Inputs of one `generate` call, and how long each of its answers is."""
+
+    inputs: dict[str, Tensor]
+    limit: int
+
+
+def batches(subject: Subject, wanted: Sequence[Request], size: int) -> list[Batch]:
+    """Prepare static batches in the given order, padded on the left as the processor pads."""
+    return [_batch(subject.model, wanted[start : start + size]) for start in range(0, len(wanted), size)]
+
+
+def generate(subject: Subject, prepared: Sequence[Batch]) -> list[Tensor]:
+    """Answer batch after batch: of each int64 [n, new tokens], padded after the end of each answer."""
+    answers = []
+    for batch in prepared:
+        output = subject.network.generate(**batch.inputs, max_new_tokens=batch.limit, do_sample=False)
+        answers.append(cast("Tensor", output)[:, batch.inputs["input_ids"].shape[1] :])
+    return answers
+
+
+def waste(prompts: Sequence[int], answers: Sequence[int], size: int) -> tuple[float, float]:
+    """Of static batches, given the tokens of each prompt and answer: occupancy of decode rows, padding of prefills."""
+    decoded = rows = padded = prefilled = 0
+    for start in range(0, len(prompts), size):
+        prompt, answer = prompts[start : start + size], answers[start : start + size]
+        steps = max(answer) - 1  # the prefill chooses the first token
+        rows += steps * len(answer)
+        decoded += sum(n - 1 for n in answer)
+        prefilled += max(prompt) * len(prompt)
+        padded += sum(max(prompt) - n for n in prompt)
+    return (decoded / rows if rows else 1.0), padded / prefilled
+
+
+def _batch(model: Model, wanted: Sequence[Request]) -> Batch:
+    prompts = [model.tokenize(request.prompt) for request in wanted]
+    longest = max(map(len, prompts))
+    image = [model.network.config.image_token_id] * model.image_tokens
+    ids = [[0] * (longest - len(prompt)) + image + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * (model.image_tokens + len(prompt)) for prompt in prompts]
+    pixels = torch.from_numpy(np.stack([request.pixels for request in wanted])).permute(0, 3, 1, 2)
+    inputs = {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.tensor(mask),
+        "token_type_ids": torch.zeros(len(wanted), model.image_tokens + longest, dtype=torch.int64),
+        "pixel_values": pixels.to(torch.float32) / 127.5 - 1,
+    }
+    return Batch(inputs, max(request.max_tokens for request in wanted))

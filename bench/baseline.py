@@ -106,10 +106,12 @@ def batches(subject: Subject, wanted: Sequence[Request], size: int) -> list[Batc
 
 def generate(subject: Subject, prepared: Sequence[Batch]) -> list[Tensor]:
     """Answer batch after batch: of each int64 [n, new tokens], padded after the end of each answer."""
-    answers = []
+    answers, network = [], subject.network
     for batch in prepared:
-        output = subject.network.generate(**batch.inputs, max_new_tokens=batch.limit, do_sample=False)
-        answers.append(cast("Tensor", output)[:, batch.inputs["input_ids"].shape[1] :])
+        inputs = {name: values.to(network.device, non_blocking=True) for name, values in batch.inputs.items()}
+        inputs["pixel_values"] = inputs["pixel_values"].to(network.dtype)
+        output = network.generate(**inputs, max_new_tokens=batch.limit, do_sample=False)
+        answers.append(cast("Tensor", output)[:, batch.inputs["input_ids"].shape[1] :].cpu())
     return answers
 
 

@@ -105,7 +105,7 @@ class Model:
         longest += -(self.image_tokens + longest) % ALIGNED
         padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
         ids, lengths, target = (
-            torch.tensor(values, device=self.device)
+            to_device(values, self.device)
             for values in (padded, [self.image_tokens + len(prompt) for prompt in prompts], rows)
         )
         embedded = self.network.get_input_embeddings()(ids)
@@ -176,6 +176,12 @@ class Model:
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
+def to_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of the host as a tensor. Nobody waits for a GPU to be done with what it was given before."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def load(spec: ModelSpec, *, device: str | None = None) -> Model:
     """Load a model with its tokenizer onto `device` (default: the GPU if there is one).
 
@@ -190,6 +196,8 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
     spec = spec.resolved(gpu=device != "cpu")
     located = locate(spec)
     dtype = DTYPES[spec.precision]
+    if spec.precision == "float32":
+        torch.backends.cudnn.allow_tf32 = False  # on by default: the encoder's first layer would round to 10 bits
     quantization = None
     if spec.quantization == "int8":
         quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=FULL_PRECISION)

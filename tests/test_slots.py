@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pipeline import slots as slots_module
 from pipeline.slots import Slots, attention, key_mask, rounded, row_counts
 
 
@@ -42,6 +43,16 @@ def test_attention_is_grouped_query_attention(count: int, shared: int, softcap: 
         scores = torch.tanh(query @ key.mT * 0.3 / softcap) * softcap
         wanted = (scores + mask).softmax(-1) @ value
     assert torch.allclose(found, wanted.transpose(1, 2), atol=1e-6)
+
+
+def test_attention_in_parts_is_the_same_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 4, 100, 8), torch.randn(2, 2, 100, 8), torch.randn(2, 2, 100, 8)
+    mask = key_mask(torch.tensor([100, 60]), 100, torch.float32)
+    whole, _ = attention(None, query, key, value, mask, 0.3)
+    monkeypatch.setattr(slots_module, "CPU_SCORES", 2 * 2 * 100 * 70)
+    parts, _ = attention(None, query, key, value, mask, 0.3)
+    assert torch.equal(whole, parts)
 
 
 def test_masks_show_a_range_of_keys() -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.engine.generation import Generation
 from pipeline.engine.sampling import pick
-from pipeline.model import Model
-from pipeline.slots import Slots, rounded, row_counts
+from pipeline.model import Model, to_device
+from pipeline.slots import LENGTH_STEP, Slots, rounded, row_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,15 @@ class Decoder:
 
             self._graphs = DecodeGraphs(model, self.slots)
 
+    def warm_up(self) -> None:
+        """Record the steps of short answers beforehand, so that the first requests need not wait for it."""
+        first = rounded(self.model.image_tokens + 1, self.slots.capacity)
+        lengths = {rounded(first + more, self.slots.capacity) for more in (0, LENGTH_STEP)}
+        if self._graphs is not None:
+            for count in self._counts:
+                for length in lengths:
+                    self._graphs.record(count, length)
+
     @property
     def live(self) -> list[Generation]:
         """Requests that hold a slot."""
@@ -69,7 +78,7 @@ class Decoder:
         rows = [row for row, held in enumerate(self._rows) if held is None][: len(generations)]
         logits = self.model.prefill(features, [g.prompt for g in generations], self.slots, rows)
         tokens, logprobs = pick(logits, [g.draw() for g in generations])
-        self.slots.tokens[torch.tensor(rows, device=tokens.device)] = tokens
+        self.slots.tokens[to_device(rows, tokens.device)] = tokens
         for generation, row in zip(generations, rows, strict=True):
             self._rows[row] = generation
             generation.row, generation.held = row, self.model.image_tokens + len(generation.prompt)
@@ -86,7 +95,7 @@ class Decoder:
         if self._graphs is not None:
             logits = self._graphs.decode_step(positions, length)
         else:
-            logits = self.model.decode_step(self.slots, torch.tensor(positions, device=self.model.device), length)
+            logits = self.model.decode_step(self.slots, to_device(positions, self.model.device), length)
         tokens, logprobs = pick(logits, [None if g is None else g.draw() for g in rows])
         self.slots.tokens[:count] = tokens
         for generation in rows:

@@ -135,6 +135,7 @@ class Engine:
 
     def start(self) -> None:
         """Run in a thread of the engine's own."""
+        self._decoder.warm_up()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 

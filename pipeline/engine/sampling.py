@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.model import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -26,7 +28,7 @@ def pick(logits: Tensor, draws: Sequence[Draw | None]) -> tuple[Tensor, Tensor]:
     tokens = logits.argmax(-1)
     drawn = [row for row, draw in enumerate(draws) if draw is not None]
     if drawn:
-        rows = torch.tensor(drawn, device=logits.device)
+        rows = to_device(drawn, logits.device)
         tokens[rows] = _drawn(logits[rows], [draw for draw in draws if draw is not None])
     return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
 
@@ -38,7 +40,7 @@ def _drawn(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     "The Curious Case of Neural Text Degeneration". It holds at least the likeliest token.
     """
     temperature, top_p, uniform = (
-        torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
+        to_device(values, logits.device, torch.float32)[:, None]
         for values in zip(*((d.temperature, d.top_p, d.uniform) for d in draws), strict=True)
     )
     probabilities, order = torch.softmax(logits / temperature, dim=-1).sort(dim=-1, descending=True, stable=True)

@@ -1,0 +1,130 @@
+"""PaliGemma at its full size, with random weights, and the arithmetic that one image takes.
+
+The numbers of the architecture are those of the released configurations: SigLIP-So400m/14 with Gemma 2B (PaliGemma 1)
+or Gemma 2 2B (PaliGemma 2).
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.baseline import Subject
+from pipeline import model as model_module
+from pipeline.config import ModelSpec
+from pipeline.model import DTYPES, Model
+from pipeline.weights import Located
+
+VISION = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+TEXT: dict[str, dict[str, Any]] = {
+    "gemma": {
+        "hidden_size": 2048,
+        "intermediate_size": 16384,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+    },
+    "gemma2": {
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+    },
+}
+VOCABULARY, IMAGE_TOKEN = 257216, 257152
+SMALL_VISION = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+
+
+def config(family: str, pixels: int, *, small: bool = False) -> Any:
+    """The configuration at a resolution; `small`: the same shape in miniature, to try the code on a CPU."""
+    from transformers import PaliGemmaConfig
+
+    text, vision = dict(TEXT[family]), dict(VISION)
+    if small:
+        text, vision = text | SMALL_TEXT, vision | SMALL_VISION
+    tokens = (pixels // vision["patch_size"]) ** 2
+    vision |= {"model_type": "siglip_vision_model", "image_size": pixels, "num_image_tokens": tokens}
+    text |= {"model_type": family, "vocab_size": VOCABULARY, "max_position_embeddings": 8192}
+    projected = text["hidden_size"]
+    return PaliGemmaConfig(
+        vision_config=vision | {"projection_dim": projected},
+        text_config=text | {"num_image_tokens": tokens},
+        image_token_id=IMAGE_TOKEN,
+        projection_dim=projected,
+    )
+
+
+def subject(family: str, pixels: int, device: str, precision: str, *, small: bool = False) -> Subject:
+    """A random model made on the device, in both forms, which share their weights. The tokenizer is the demo's."""
+    from transformers import PaliGemmaForConditionalGeneration
+
+    borrowed = model_module.load(ModelSpec(precision="float32"), device="cpu")
+    made = config(family, pixels, small=small)
+    torch.manual_seed(0)
+    with torch.device(device):
+        network = PaliGemmaForConditionalGeneration._from_config(made, dtype=DTYPES[precision]).eval()
+    network.generation_config.eos_token_id = None
+    network.generation_config.pad_token_id = 0
+    kept: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    theirs = copy.deepcopy(network, kept)
+    located = Located("random", "random", pixels, family)
+    spec = ModelSpec.model_validate({"id": "random", "precision": precision})
+    return Subject(f"{family}-{pixels}", Model(network, borrowed.tokenizer, located, spec), theirs)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What an image with one prompt takes, in 10^9 operations; a multiplication and an addition are two."""
+
+    vision: float
+    prefill: float  # of the decoder, last layer included in full
+    decode: float  # of all tokens after the first
+    weight_bytes: int  # that a decode step reads, in two-byte precision
+    token_bytes: int  # keys and values of one token, likewise
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.vision + self.prefill + self.decode
+
+
+def work(made: Any, prompt: int, answer: int) -> Work:
+    """The arithmetic of one request: matrix products only, norms and activations left out.
+
+    `prompt`: tokens beside the image's, `answer`: tokens chosen, the first of them by the prefill.
+    """
+    vision, text = made.vision_config, made.text_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    wide = vision.hidden_size
+    block = 4 * wide * wide + 2 * wide * vision.intermediate_size
+    outside = wide * (3 * vision.patch_size**2 + text.hidden_size)
+    encoder = 2 * patches * (vision.num_hidden_layers * block + outside)
+    encoder += 4 * vision.num_hidden_layers * patches * patches * wide
+    heads, shared = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    layer = text.hidden_size * (2 * heads + 2 * shared + 3 * text.intermediate_size)
+    layers, head = text.num_hidden_layers, text.hidden_size * text.vocab_size
+    read = patches + prompt
+    prefill = 2 * (read * layers * layer + head) + 4 * layers * read * read * heads
+    lengths = [read + number for number in range(1, answer)]
+    decode = sum(2 * (layers * layer + head) + 4 * layers * length * heads for length in lengths)
+    return Work(
+        vision=encoder / 1e9,
+        prefill=prefill / 1e9,
+        decode=decode / 1e9,
+        weight_bytes=2 * (layers * layer + head),
+        token_bytes=2 * 2 * layers * shared,
+    )

@@ -15,7 +15,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipeline import manifest, results
 from pipeline.cluster import cluster, translating
-from pipeline.config import JobConfig
+from pipeline.config import JobConfig, ModelSpec
 from pipeline.driver import repeating, session
 from pipeline.errors import RunError, UsageError
 from pipeline.manifest import FrozenManifest
@@ -26,7 +26,7 @@ from pipeline.runs import Fingerprint, RunFile, refuse_changes
 from pipeline.stage import Plan, Stage, load_mask_decoder
 from pipeline.storage import StorageError, Store, check_writable, open_store
 from pipeline.tasks import Task, parse_tasks
-from pipeline.weights import locate
+from pipeline.weights import default_branch, locate
 
 RATE_SAMPLE = 20  # requests that must be finished before their error rate can stop a run
 WORKERS = 64  # stage processes at most, unless the job says otherwise
@@ -84,7 +84,7 @@ def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, 
     if file is None or frozen is None:
         raise UsageError(f"{output}: no run is here; `paliscribe annotate` begins one")
     job = file.job.model_copy(update={"output": output})
-    revision = locate(job.model).revision
+    revision = locate(_settled(job.model, file)).revision
     if revision != file.fingerprint.revision:
         raise UsageError(
             f"model {job.model.id} is at {revision} now; the run was made with {file.fingerprint.revision}"
@@ -170,10 +170,10 @@ def _settle(job: JobConfig, tasks: list[Task], store: Store, progress: Progress)
     def count(rows: int) -> None:
         progress.rows = rows
 
-    located = locate(job.model)
+    file, frozen = RunFile.read(store), manifest.load(store)
+    located = locate(_settled(job.model, file))
     load_mask_decoder(job.mask_decoder)
     columns = {"image_column": job.image_column, "id_column": job.id_column}
-    file, frozen = RunFile.read(store), manifest.load(store)
     if file is not None and frozen is not None:
         progress.stage = "comparing the manifest with the run's"
         found = manifest.scan(job.manifest, progress=count, **columns)
@@ -189,14 +189,25 @@ def _settle(job: JobConfig, tasks: list[Task], store: Store, progress: Progress)
     if unknown := [name for name in job.partition_by if name not in known]:
         raise UsageError(f"partition_by names {unknown[0]!r}; there is {', '.join(sorted(known))}")
     fingerprint = Fingerprint.of(job, manifest=frozen.digest, rows=frozen.rows, revision=located.revision)
-    pinned = {} if located.is_folder else {"revision": located.revision}  # replicas load this commit, not a newer one
-    return RunFile(fingerprint, job, job.model.model_copy(update=pinned), located.image_size), frozen
+    return RunFile(fingerprint, job, located.pin(job.model), located.image_size), frozen
+
+
+def _settled(spec: ModelSpec, file: RunFile | None) -> ModelSpec:
+    """The model that is asked for, in the precision that the run has settled on, if it has."""
+    if file is None or spec.precision != "auto":
+        return spec
+    return spec.model_copy(update={"precision": file.model.precision})
 
 
 def _with_precision(run: Run) -> RunFile:
     """Settle `auto` by the cluster's hardware and record it, so that a resume elsewhere does not mix precisions."""
     gpu = ray.cluster_resources().get("GPU", 0) > 0 and run.job.pool.gpus_per_replica != 0
     file = replace(run.file, model=run.file.model.resolved(gpu=gpu))
+    settled = run.job.model.resolved(gpu=gpu)
+    if run.file.model.precision == "auto" and default_branch(settled) is not None:
+        located = locate(settled)
+        fingerprint = replace(file.fingerprint, revision=located.revision)
+        file = replace(file, fingerprint=fingerprint, model=located.pin(settled))
     file.write(run.store)
     return file
 

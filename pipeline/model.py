@@ -187,7 +187,7 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
 
     Raises UsageError for a model that is missing, gated, not a PaliGemma, or that this engine cannot run exactly.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -198,22 +198,20 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
     dtype = DTYPES[spec.precision]
     if spec.precision == "float32":
         torch.backends.cudnn.allow_tf32 = False  # on by default: the encoder's first layer would round to 10 bits
-    quantization = None
-    if spec.quantization == "int8":
-        quantization = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=FULL_PRECISION)
-    elif spec.quantization == "nf4":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=FULL_PRECISION,
+    path, revision = located.local()
+    try:
+        processor = AutoProcessor.from_pretrained(path, revision=revision)
+        _check_processor(spec.id, processor, located)
+        network = AutoModelForImageTextToText.from_pretrained(
+            path,
+            revision=revision,
+            dtype=dtype,
+            device_map=device,
+            quantization_config=_quantization(spec),
+            use_safetensors=True,
         )
-    where = {"revision": None if located.is_folder else located.revision}
-    processor = AutoProcessor.from_pretrained(located.path, **where)
-    _check_processor(spec.id, processor, located)
-    network = AutoModelForImageTextToText.from_pretrained(
-        located.path, dtype=dtype, device_map=device, quantization_config=quantization, use_safetensors=True, **where
-    )
+    except OSError as error:  # so transformers says that a file is missing, unreadable or out of reach
+        raise UsageError(f"model {spec.id} cannot be loaded: {' '.join(str(error).split())}") from None
     model = Model(network.eval(), processor.tokenizer, located, spec)
     if model.image_tokens >= model.context:
         raise UsageError(
@@ -221,6 +219,22 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
             f"{model.context} positions that its decoder was made for"
         )
     return model
+
+
+def _quantization(spec: ModelSpec) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if spec.quantization == "none":
+        return None
+    if spec.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=FULL_PRECISION)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=spec.double_quantization,
+        bnb_4bit_compute_dtype=DTYPES[spec.precision],
+        llm_int8_skip_modules=FULL_PRECISION,
+    )
 
 
 def _check_processor(name: str, processor: Any, located: Located) -> None:

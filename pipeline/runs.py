@@ -29,7 +29,8 @@ class Fingerprint:
     id_column: str
     partition_by: tuple[str, ...]
     mask_decoder: str | None
-    draft: bool = False  # absent from the run files of older versions
+    draft: bool = False  # absent from the run files of older versions, as is the next
+    double_quantization: bool = False
 
     @classmethod
     def of(cls, job: JobConfig, *, manifest: str, rows: int, revision: str) -> "Fingerprint":
@@ -49,6 +50,7 @@ class Fingerprint:
             partition_by=job.partition_by,
             mask_decoder=job.mask_decoder,
             draft=job.fetch.draft,
+            double_quantization=job.model.double_quantization,
         )
 
     def differences(self, now: "Fingerprint") -> list[str]:

@@ -77,3 +77,9 @@ def test_the_example_is_a_job() -> None:
     example = Path(__file__).parents[1] / "examples" / "job.yaml"
     job = config.parse(config.load(example), source=str(example))
     assert job.partition_by == ("task", "split")
+
+
+def test_double_quantization_is_of_4_bits() -> None:
+    with pytest.raises(UsageError, match=r"'model': double_quantization needs `quantization"):
+        config.parse(GOOD | {"model": {"double_quantization": True}})
+    assert config.parse(GOOD | {"model": {"quantization": "nf4", "double_quantization": True}}).model.double_quantization

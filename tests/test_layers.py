@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "records", "config", "tasks", "masks", "progress"], 0),
     **dict.fromkeys(["storage", "manifest", "images", "results", "runs"], 1),
-    **dict.fromkeys(["weights", "slots", "model", "engine", "demo"], 2),
+    **dict.fromkeys(["download", "weights", "slots", "model", "engine", "demo"], 2),
     **dict.fromkeys(["stage", "ask", "pool", "batch", "cluster", "driver"], 3),
     **dict.fromkeys(["report", "doctor", "display"], 4),
     "cli": 5,
@@ -21,6 +21,7 @@ ALLOWED: dict[int | str, set[str]] = {
     0: {"pydantic", "numpy", "yaml"},
     1: {"pydantic", "numpy", "pyarrow", "boto3", "botocore", "PIL", "httpx"},
     2: {"pydantic", "numpy", "torch", "transformers", "tokenizers", "huggingface_hub", "httpx", "PIL", "sklearn"},
+    "download": {"filelock"},
     3: {"pydantic", "numpy", "pyarrow", "ray", "torch"},
     4: {"pyarrow", "rich"},
     "doctor": {"torch", "boto3", "botocore", "huggingface_hub"},

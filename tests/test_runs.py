@@ -21,6 +21,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "revision": ("r2", "revision ('r1' then, 'r2' now)"),
     "precision": ("float16", "precision ('auto' then, 'float16' now)"),
     "quantization": ("nf4", "quantization ('none' then, 'nf4' now)"),
+    "double_quantization": (True, "double_quantization (False then, True now)"),
     "max_tokens": (7, "max_tokens (None then, 7 now)"),
     "shard_rows": (8, "shard_rows (256 then, 8 now)"),
     "image_column": ("url", "image_column ('image' then, 'url' now)"),

@@ -55,7 +55,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("height", pa.int32(), "Pixels of the upright original image"),
     ("image_sha256", pa.string(), "Hash of the encoded image"),
     ("model", pa.string(), "The model's id"),
-    ("revision", pa.string(), "Its commit, or a hash of its folder"),
+    ("revision", pa.string(), "Its commit, or a hash of its folder or prefix"),
     ("precision", pa.string(), "Arithmetic of its weights"),
     ("shard", pa.int32(), "Shard of the frozen manifest"),
     ("row", pa.int64(), "Row of the manifest, from 0"),

@@ -320,10 +320,20 @@ def test_the_demo_is_the_genuine_class() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [{"precision": "bfloat16"}, {"precision": "float16"}, {"quantization": "int8"}, {"quantization": "nf4"}]
+    "spec",
+    [
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+        {"quantization": "int8"},
+        {"quantization": "nf4"},
+        {"quantization": "nf4", "double_quantization": True},
+    ],
 )
-def test_other_precisions_load_and_answer(demo: Model, spec: dict[str, str]) -> None:
+def test_other_precisions_load_and_answer(demo: Model, spec: dict[str, Any]) -> None:
     other = model_module.load(ModelSpec.model_validate(spec), device="cpu")
+    if spec.get("quantization") == "nf4":  # looked at now, as some processors repack the weights when they are first used
+        state = other.network.model.language_model.layers[0].mlp.up_proj.weight.quant_state
+        assert state.nested == spec.get("double_quantization", False), "the scales, too, are quantised"
     wanted: list[Request] = scene_requests(40)
     alike = [
         mine.tokens == exact.tokens

@@ -19,6 +19,7 @@ from pipeline.cluster import cluster
 from pipeline.config import ModelSpec, PoolConfig
 from pipeline.demo.collection import write_collection
 from pipeline.pool import start_pool
+from pipeline.weights import locate
 
 TASKS = ("caption en", "answer en {question}", "ocr", "detect {objects}")
 
@@ -46,7 +47,8 @@ def served(s3_server: Any) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(s3_server.environment())
     with cluster(num_cpus=2):
-        start_pool(ModelSpec().resolved(gpu=False), PoolConfig(threads=1), "served-demo")
+        spec = ModelSpec().resolved(gpu=False)
+        start_pool(locate(spec).pin(spec), PoolConfig(threads=1), "served-demo")
         yield
     os.environ.clear()
     os.environ.update(before)

@@ -16,10 +16,11 @@ from pipeline.config import ModelSpec, PoolConfig
 from pipeline.errors import RunError
 from pipeline.pool import HEADLESS, PoolAddress, PoolClient, Replica, open_pool
 from pipeline.records import Prediction, Request
+from pipeline.weights import locate
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import test modules
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
-SPEC = ModelSpec().resolved(gpu=False)
+SPEC = locate(ModelSpec()).pin(ModelSpec().resolved(gpu=False))
 
 
 def requests(count: int, max_tokens: int = 200) -> list[Request]:
@@ -78,7 +79,7 @@ def test_a_request_that_kills_replicas_is_isolated() -> None:
     deployment = serve.deployment(
         name="poisonable", ray_actor_options={"num_cpus": 0.1}, health_check_period_s=1, graceful_shutdown_timeout_s=1
     )(Poisonable)
-    serve.run(deployment.bind(SPEC, 1, 8), name="poisonable", route_prefix=None)
+    serve.run(deployment.bind(SPEC, 1, PoolConfig()), name="poisonable", route_prefix=None)
     try:
         wanted = requests(4, 10)
         wanted[2].prompt = "poison"

@@ -82,4 +82,5 @@ def test_the_example_is_a_job() -> None:
 def test_double_quantization_is_of_4_bits() -> None:
     with pytest.raises(UsageError, match=r"'model': double_quantization needs `quantization"):
         config.parse(GOOD | {"model": {"double_quantization": True}})
-    assert config.parse(GOOD | {"model": {"quantization": "nf4", "double_quantization": True}}).model.double_quantization
+    both = {"quantization": "nf4", "double_quantization": True}
+    assert config.parse(GOOD | {"model": both}).model.double_quantization

@@ -1,5 +1,6 @@
 """One request on its way through the engine: what is known of its answer so far. Host memory only."""
 
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -72,14 +73,12 @@ class Generation:
 
     def fail(self, error: Exception) -> None:
         """End the future with an error that is not the request's."""
-        if not self.future.done():
+        with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
             self.future.set_exception(error)
 
     def _resolve(self, prediction: Prediction) -> None:
-        try:
+        with contextlib.suppress(InvalidStateError):  # as above
             self.future.set_result(prediction)
-        except InvalidStateError:  # cancelled in this very moment
-            return
 
     def _watch(self) -> None:
         """Look for stop strings, and hand on what text is certain."""

@@ -4,6 +4,7 @@
 scheduling: Yu et al. 2022, "Orca"), each at its own length, and each gets the tokens that it would get alone.
 """
 
+import functools
 import itertools
 import logging
 import threading
@@ -45,8 +46,9 @@ class EngineStats:
 class Engine:
     """Answers requests; greedy in float32, token for token what `model.generate` answers one by one.
 
-    `submit` and `cancel` may be called from any thread. Either call `start` and let the engine's own thread run, or
-    call `step` until it returns False.
+    `submit` may be called from any thread, and so may `cancel` of the futures that it returns: a request that is not
+    wanted any more leaves the queue, or its slot at the next step. Either call `start` and let the engine's own thread
+    run, or call `step` until it returns False.
     """
 
     def __init__(self, model: Model, sizes: Sizes | None = None, *, late: bool | None = None) -> None:
@@ -58,7 +60,6 @@ class Engine:
         self._scheduler = Scheduler(self.sizes.limits)
         self._tickets = itertools.count()
         self._generations: dict[int, Generation] = {}  # all that are unanswered, by ticket
-        self._tickets_by_future: dict[Future[Prediction], int] = {}
         self._cancelled: list[Generation] = []
         self._most_live, self._calm = self._slots, 0
         self._steps = self._prefilled = self._padded = self._embedded = self._reused = 0
@@ -94,22 +95,9 @@ class Engine:
             for generation in generations:
                 if not generation.future.done():
                     self._generations[generation.ticket] = generation
-                    self._tickets_by_future[generation.future] = generation.ticket
+                    generation.future.add_done_callback(functools.partial(self._given_up, generation))
             self._work.notify()
         return [generation.future for generation in generations]
-
-    def cancel(self, future: Future[Prediction]) -> bool:
-        """Forget a request; if it holds a slot, that is free at the next step. False if it has been answered."""
-        with self._work:
-            ticket = self._tickets_by_future.get(future)
-            if ticket is None or not future.cancel():
-                return False
-            generation = self._generations[ticket]
-            if self._scheduler.remove(ticket):
-                self._forget(generation)
-            else:
-                self._cancelled.append(generation)
-        return True
 
     def step(self) -> bool:
         """One iteration over all that is under way. False if there was nothing to do."""
@@ -246,7 +234,7 @@ class Engine:
                 generation.book(chosen.token, chosen.logprob, self.model.end_tokens)
             except Exception:  # a callback's: its request is given up, the others are not
                 log.exception("a token callback failed")
-                self.cancel(generation.future)
+                generation.future.cancel()
                 continue
             if generation.finish is not None:
                 self._decoder.release(generation)
@@ -296,7 +284,17 @@ class Engine:
     def _forget(self, generation: Generation) -> None:
         """Drop a request that is answered; the lock is held."""
         self._generations.pop(generation.ticket, None)
-        self._tickets_by_future.pop(generation.future, None)
+
+    def _given_up(self, generation: Generation, future: Future[Prediction]) -> None:
+        """Take out a request whose future was cancelled; whoever waits for it is told."""
+        if not future.cancelled():
+            return
+        future.set_running_or_notify_cancel()
+        with self._work:
+            if self._scheduler.remove(generation.ticket):
+                self._forget(generation)
+            elif generation.ticket in self._generations:
+                self._cancelled.append(generation)
 
     def _loop(self) -> None:
         try:
@@ -317,7 +315,7 @@ class Engine:
             self._scheduler.drain()
             abandoned = list(self._generations.values())
             self._generations.clear()
-            self._tickets_by_future.clear()
+            self._cancelled.clear()
         for generation in abandoned:
             self._decoder.release(generation)
             generation.fail(ReplicaError(message))

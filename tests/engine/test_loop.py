@@ -2,7 +2,7 @@
 
 import random
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +85,7 @@ def test_company_changes_nothing(data: st.DataObject) -> None:
         for i, future in zip(coming, crowd.submit([wanted[i] for i in coming]), strict=True):
             futures[i] = future
         for i in [i for i, when in leaving.items() if when == now and i in futures]:
-            crowd.cancel(futures[i])
+            futures[i].cancel()
         crowd.step()
     while crowd.step():
         pass
@@ -188,19 +188,17 @@ def test_cancelling_frees_the_slot_at_the_next_step() -> None:
         futures = busy.submit(requests(4, max_tokens=60))
         busy.step()
         assert busy.stats().live == 2
-        live = [
-            future for future in futures if busy._tickets_by_future[future] in {g.ticket for g in busy._decoder.live}
-        ]
-        assert busy.cancel(live[0]) and live[0].cancelled()
+        live = busy._decoder.live[0].future
+        assert live.cancel() and not wait([live], timeout=0).not_done, "whoever waits is told at once"
         busy.step()
         assert busy.stats().live == 2 and busy.stats().waiting == 1, "another one took its slot"
-        waiting = next(f for f in futures if not f.cancelled() and busy._scheduler.remove(busy._tickets_by_future[f]))
-        busy._scheduler.put_back([busy._item(busy._generations[busy._tickets_by_future[waiting]])])
-        assert busy.cancel(waiting) and busy.stats().waiting == 0
+        [waiting] = [g for g in busy._generations.values() if g not in busy._decoder.live]
+        assert waiting.future.cancel() and busy.stats().waiting == 0
         while busy.step():
             pass
         assert [future.cancelled() for future in futures].count(True) == 2
-        assert not busy.cancel(live[0]) and not busy._generations and not busy._tickets_by_future
+        assert not futures[0].cancel() or futures[0].cancelled()
+        assert not busy._generations and not busy._cancelled
     finally:
         model.end_tokens = model_ends
 
@@ -288,7 +286,7 @@ def test_many_threads_submit_and_cancel(demo: Model) -> None:
         for _ in range(10):
             futures = running.submit(requests(rng.randrange(1, 5), max_tokens=6))
             if rng.random() < 0.3:
-                running.cancel(futures[0])
+                futures[0].cancel()
             outcomes.extend(f.cancelled() or f.result(60).error_kind is None for f in futures)
 
     threads = [threading.Thread(target=client, args=(seed,)) for seed in range(6)]
@@ -331,7 +329,7 @@ def test_the_demo_is_the_genuine_class() -> None:
 )
 def test_other_precisions_load_and_answer(demo: Model, spec: dict[str, Any]) -> None:
     other = model_module.load(ModelSpec.model_validate(spec), device="cpu")
-    if spec.get("quantization") == "nf4":  # looked at now, as some processors repack the weights when they are first used
+    if spec.get("quantization") == "nf4":  # looked at now: some processors have it repacked at its first use
         state = other.network.model.language_model.layers[0].mlp.up_proj.weight.quant_state
         assert state.nested == spec.get("double_quantization", False), "the scales, too, are quantised"
     wanted: list[Request] = scene_requests(40)

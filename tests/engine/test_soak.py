@@ -1,0 +1,95 @@
+"""The engine holds steady: many requests of all fates, and then none of them is left anywhere."""
+
+import gc
+import random
+import threading
+import time
+from concurrent.futures import Future, wait
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+from models import demo_model, engine, images
+
+from pipeline.engine import Engine
+from pipeline.errors import ReplicaError
+from pipeline.model import Model
+from pipeline.records import BATCH, ONLINE, Prediction, Request
+
+TOTAL, WAVE = 20_000, 250
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Model:
+    return demo_model()
+
+
+def wave(rng: random.Random, first: int) -> list[Request]:
+    """Requests of one arrival: images that repeat and images that do not, and one in a hundred that cannot fit."""
+    pixels = images(4)
+    made = []
+    for number in range(first, first + WAVE):
+        key = f"shared-{number % 4}" if rng.random() < 0.9 else f"own-{number}"
+        prompt = "caption en" * (600 if rng.random() < 0.01 else 1)
+        request = Request(f"{number}", prompt, pixels[number % 4], key, rng.randint(1, 3), rng.choice((BATCH, ONLINE)))
+        made.append(replace(request, timeout=0.0 if rng.random() < 0.01 else None))
+    return made
+
+
+def client(running: Engine, seed: int, waves: int, fates: list[str]) -> None:
+    """Submit wave after wave, cancel some, and note how each request ended."""
+    rng = random.Random(seed)
+    for turn in range(waves):
+        futures = running.submit(wave(rng, (seed * waves + turn) * WAVE))
+        for future in rng.sample(futures, 5):
+            future.cancel()
+        assert not wait(futures, timeout=120).not_done
+        fates.extend("cancelled" if f.cancelled() else f.result().error_kind or "answered" for f in futures)
+
+
+def test_twenty_thousand_requests_leave_nothing_behind(demo: Model) -> None:
+    running = engine(demo, embedding_cache=2)
+    running.start()
+    memory, process = [], psutil.Process()
+    fates: list[str] = []
+    rounds = 10
+    for turn in range(rounds):
+        waves = TOTAL // WAVE // 2 // rounds
+        threads = [threading.Thread(target=client, args=(running, 2 * turn + n, waves, fates)) for n in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(300)
+        gc.collect()
+        memory.append(process.memory_info().rss)
+    assert len(fates) == TOTAL
+    assert {"answered", "cancelled", "expired", "prompt_too_long"} == set(fates)
+    assert fates.count("answered") > 0.9 * TOTAL
+    stats = running.stats()
+    assert (stats.live, stats.waiting) == (0, 0) and not any(running._decoder._rows)
+    assert not running._generations and not running._cancelled
+    assert running._embeddings.bytes <= 2 * 2**20
+    assert memory[-1] - memory[2] < 6 * 2**20, f"a leak of half a KiB a request makes 7 MiB: {memory}"
+    running.close()
+
+
+def test_closing_answers_everybody(demo: Model) -> None:
+    running = engine(demo)
+    running.start()
+    rng = random.Random(1)
+    pending: list[Future[Prediction]] = []
+    for turn in range(16):
+        pending += running.submit([replace(request, priority=BATCH) for request in wave(rng, turn * WAVE)])
+    time.sleep(0.3)
+    begun = time.monotonic()
+    running.close()
+    assert time.monotonic() - begun < 30, "it does not answer them all first"
+    assert not wait(pending, timeout=0).not_done and len(pending) == 16 * WAVE
+    outcomes = [future.exception() for future in pending]
+    assert sum(isinstance(error, ReplicaError) for error in outcomes) > 1000
+    assert sum(error is None for error in outcomes) > 10, "some were answered before"
+    with pytest.raises(ReplicaError):
+        running.submit(wave(rng, 0))
+    assert running.stats().live == running.stats().waiting == 0

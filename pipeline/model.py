@@ -11,6 +11,7 @@ The modules and the weights are those of transformers; the loop around them is o
 """
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -188,10 +189,10 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
     Raises UsageError for a model that is missing, gated, not a PaliGemma, or that this engine cannot run exactly.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spec = spec.resolved(gpu=device != "cpu")
     located = locate(spec)
@@ -226,6 +227,7 @@ def _quantization(spec: ModelSpec) -> Any:
 
     if spec.quantization == "none":
         return None
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it has a line for every product
     if spec.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=FULL_PRECISION)
     return BitsAndBytesConfig(

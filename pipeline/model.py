@@ -188,6 +188,7 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
 
     Raises UsageError for a model that is missing, gated, not a PaliGemma, or that this engine cannot run exactly.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging as transformers_logging
 
@@ -201,7 +202,7 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
         torch.backends.cudnn.allow_tf32 = False  # on by default: the encoder's first layer would round to 10 bits
     path, revision = located.local()
     try:
-        processor = AutoProcessor.from_pretrained(path, revision=revision)
+        processor = AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=False)
         _check_processor(spec.id, processor, located)
         network = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -210,8 +211,9 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
             device_map=device,
             quantization_config=_quantization(spec),
             use_safetensors=True,
+            trust_remote_code=False,
         )
-    except OSError as error:  # so transformers says that a file is missing, unreadable or out of reach
+    except (OSError, ValueError, SafetensorError) as error:  # a file is missing, broken, out of reach, or wants code
         raise UsageError(f"model {spec.id} cannot be loaded: {' '.join(str(error).split())}") from None
     model = Model(network.eval(), processor.tokenizer, located, spec)
     if model.image_tokens >= model.context:

@@ -109,7 +109,6 @@ def _locate_on_hub(spec: ModelSpec) -> Located:
 
 def _hub_config(spec: ModelSpec, revision: str | None) -> Located:
     """Ask the hub for the configuration at a revision, and whether there are weights that may be loaded."""
-    import httpx
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -120,6 +119,7 @@ def _hub_config(spec: ModelSpec, revision: str | None) -> Located:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's own, which has been another
 
     try:
         config = Path(hf_hub_download(spec.id, "config.json", revision=revision))
@@ -139,7 +139,7 @@ def _hub_config(spec: ModelSpec, revision: str | None) -> Located:
     except EntryNotFoundError:
         raise UsageError(f"model {spec.id} has no config.json: it is not a transformers model") from None
     except (HfHubHTTPError, httpx.HTTPError) as error:
-        raise UsageError(f"model {spec.id}: Hugging Face answered {error.__class__.__name__}") from None
+        raise UsageError(f"model {spec.id}: asking Hugging Face ended in {error.__class__.__name__}") from None
     commit = config.parent.name
     if _without_safetensors(spec.id, commit):
         raise UsageError(f"model {spec.id} {NO_SAFETENSORS}")
@@ -148,9 +148,9 @@ def _hub_config(spec: ModelSpec, revision: str | None) -> Located:
 
 def _without_safetensors(repository: str, commit: str) -> bool:
     """Whether a repository surely has no safetensors; where the hub cannot say, loading will."""
-    import httpx
     from huggingface_hub import file_exists
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # as below
 
     try:
         return not any(file_exists(repository, name, revision=commit) for name in ("model.safetensors", INDEX))

@@ -50,6 +50,9 @@ class Hub(BaseHTTPRequestHandler):
         status, code = (200, "") if found is not None else (404, "EntryNotFound")
         if resolve and revision not in commits:
             status, code = 404, "RevisionNotFound"
+        if repository == "acme/cut":
+            self.connection.close()
+            return
         status, code = REFUSALS.get(repository, (status, code))
         sent = found if status == 200 and found is not None else b""
         self.send_response(status)

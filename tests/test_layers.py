@@ -20,7 +20,7 @@ LAYERS: dict[str, int] = {
 ALLOWED: dict[int | str, set[str]] = {
     0: {"pydantic", "numpy", "yaml"},
     1: {"pydantic", "numpy", "pyarrow", "boto3", "botocore", "PIL", "httpx"},
-    2: {"pydantic", "numpy", "torch", "transformers", "tokenizers", "huggingface_hub", "httpx", "PIL", "sklearn"},
+    2: {"pydantic", "numpy", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "PIL", "sklearn"},
     "download": {"filelock"},
     3: {"pydantic", "numpy", "pyarrow", "ray", "torch"},
     4: {"pyarrow", "rich"},

@@ -1,5 +1,6 @@
 """Models are found, and what is wrong with one is said in a line, before anything is started."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -58,6 +59,7 @@ def test_a_model_of_the_hub_is_pinned_to_its_commit(hub: str, tmp_path: Path) ->
         ("acme/bert", None, "is a bert, not a PaliGemma"),
         ("acme/paligemma", "no-such-branch", "has no revision 'no-such-branch'"),
         ("a/b/c", None, "neither a folder nor a Hugging Face id"),
+        ("acme/cut", None, "Hugging Face"),
         ("acme/pickled", None, "has no .safetensors file"),
     ],
 )
@@ -101,12 +103,26 @@ def test_a_model_of_the_hub_is_loaded_at_its_commit(hub: str, tmp_path: Path) ->
     assert offline == found, "what is cached needs no hub"
 
 
-def test_a_model_that_cannot_be_loaded_says_so_in_a_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["no processor", "truncated weights", "remote code"])
+def test_a_model_that_cannot_be_loaded_says_so_in_a_line(tmp_path: Path, fault: str) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(locate(ModelSpec()).path, copy)
-    (copy / "tokenizer.json").unlink()
-    (copy / "processor_config.json").unlink(missing_ok=True)
-    (copy / "preprocessor_config.json").unlink(missing_ok=True)
+    if fault == "no processor":
+        (copy / "tokenizer.json").unlink()
+        (copy / "processor_config.json").unlink(missing_ok=True)
+        (copy / "preprocessor_config.json").unlink(missing_ok=True)
+    elif fault == "truncated weights":
+        weights = (copy / "model.safetensors").read_bytes()
+        (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    else:
+        ran = f"open({str(tmp_path / 'ran')!r}, 'w')"
+        (copy / "own.py").write_text(f"{ran}\nclass Own: pass\n")
+        config = json.loads((copy / "config.json").read_text())
+        config["auto_map"] = {"AutoModelForImageTextToText": "own.Own", "AutoConfig": "own.Own"}
+        (copy / "config.json").write_text(json.dumps(config))
+        found = said(answer(f"ModelSpec(id={str(copy)!r})"))
+        assert not (tmp_path / "ran").exists() and found.endswith("'stop')"), "the code of transformers itself is used"
+        return
     found = said(answer(f"ModelSpec(id={str(copy)!r})"))
     assert found.startswith(f"refused: model {copy} cannot be loaded: ") and "\n" not in found
 

@@ -33,6 +33,20 @@ FULL_PRECISION = ["model.vision_tower", "model.multi_modal_projector", "lm_head"
 ALIGNED = 4
 
 
+class Norm(torch.nn.Module):
+    """Gemma's RMS norm, x / rms(x) * (1 + weight) in float32, in one call instead of seven."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.eps = float(original.eps)
+        self.scale = torch.nn.Parameter(1.0 + original.weight.detach().float(), requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> the same shape and dtype."""
+        normed = torch.nn.functional.rms_norm(hidden.float(), self.scale.shape, self.scale, self.eps)
+        return normed.to(hidden.dtype)
+
+
 class Model:
     """One PaliGemma on one device. Not thread-safe: its engine calls it from one thread."""
 
@@ -40,6 +54,10 @@ class Model:
         self.network, self.located, self.spec = network, located, spec
         self.config = network.config.text_config
         self.config._attn_implementation = ATTENTION
+        decoder = network.model.language_model
+        for name, module in list(decoder.named_modules()):
+            if type(module).__name__.endswith("RMSNorm"):
+                decoder.set_submodule(name, Norm(module))
         # Each its own: a fast tokenizer must not encode in one thread while it decodes in another.
         self.tokenizer, self._detokenizer = tokenizer, copy.deepcopy(tokenizer)
         self.image_size = located.image_size

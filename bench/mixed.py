@@ -28,6 +28,7 @@ from pipeline.engine import Engine
 from pipeline.records import ONLINE, Piece, Prediction, Request
 
 WAITING = 64  # batch requests that wait at least, while the engine is saturated
+CALL = 96  # requests of one call
 ONLINE_SHARE = 10  # batch requests for every online one
 
 
@@ -126,11 +127,12 @@ def rates(subject: Subject, count: int, rounds: int) -> dict[str, Any]:
     wanted = baseline.requests("mixed", count + count // ONLINE_SHARE)
     batch, online = wanted[:count], [replace(request, priority=ONLINE) for request in wanted[count:]]
     engine = Engine(subject.model)
-    run(engine, batch, online)  # warms up
+    run(engine, batch, [])  # warms up
+    interval = run(engine, batch, [])[0] / (len(online) + 1)
     seconds: dict[str, list[tuple[float, float]]] = {"alone": [], "mixed": []}
     for turn in range(rounds):
         for name in ("alone", "mixed") if turn % 2 else ("mixed", "alone"):
-            seconds[name].append(run(engine, batch, online if name == "mixed" else []))
+            seconds[name].append(run(engine, batch, online if name == "mixed" else [], interval))
     pairs = list(zip(seconds["alone"], seconds["mixed"], strict=True))
     return {
         "alone_per_second": statistics.median(count / alone for alone, _ in seconds["alone"]),
@@ -140,19 +142,22 @@ def rates(subject: Subject, count: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def run(engine: Engine, batch: Sequence[Request], online: Sequence[Request]) -> tuple[float, float]:
-    """Seconds until the batch is done, and until all are; online requests arrive one by one as the batch goes on."""
+def run(
+    engine: Engine, batch: Sequence[Request], online: Sequence[Request], interval: float = 0.0
+) -> tuple[float, float]:
+    """Seconds until the batch is done, and until all are. Batch comes in calls, as in a run, and online one by one."""
     engine.forget_images()
     begun = time.perf_counter()
     finished: list[float] = []
-    for future in engine.submit(batch):
-        future.add_done_callback(lambda _: finished.append(time.perf_counter() - begun))
-    sent = 0
-    while engine.step():
-        while sent < len(online) and len(finished) >= (sent + 1) * len(batch) // (len(online) + 1):
+    called = sent = 0
+    while engine.step() or len(finished) < len(batch) or sent < len(online):
+        if called < len(batch) and engine.stats().waiting < WAITING:
+            for future in engine.submit(batch[called : called + CALL]):
+                future.add_done_callback(lambda _: finished.append(time.perf_counter() - begun))
+            called += CALL
+        while sent < len(online) and time.perf_counter() - begun >= (sent + 1) * interval:
             engine.submit([online[sent]])
             sent += 1
-    assert sent == len(online) and len(finished) == len(batch)
     return finished[-1], time.perf_counter() - begun
 
 

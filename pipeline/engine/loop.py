@@ -23,7 +23,7 @@ from pipeline.engine.scheduler import Item, QueueFull, Scheduler
 from pipeline.engine.sizing import Sizes, engine_sizes
 from pipeline.errors import ReplicaError, RequestError
 from pipeline.model import Model
-from pipeline.records import Prediction, Request
+from pipeline.records import BATCH, Prediction, Request
 
 log = logging.getLogger(__name__)
 CALM = 64  # steps without a failure after which twice as many requests are decoded together again
@@ -168,8 +168,9 @@ class Engine:
                     self._decoder.release(late)
                     late.refuse("expired", f"no answer within {late.request.timeout:g} s")
                     self._forget(late)
-            live = len(self._decoder.live)
-            items = self._scheduler.admit(max(0, self._most_live - live), live)
+            live = self._decoder.live
+            batch = sum(generation.request.priority == BATCH for generation in live)
+            items = self._scheduler.admit(max(0, self._most_live - len(live)), batch, len(live) - batch)
             return [self._generations[item.ticket] for item in items]
 
     def _prefill(self, group: Sequence[Generation]) -> None:

@@ -33,7 +33,7 @@ class Limits:
     """What bounds the scheduler; counts of requests but for `prefill_tokens`."""
 
     slots: int = 32
-    reserve: int = 8  # the last free slots, which batch leaves to online requests
+    reserve: int = 8  # slots that batch leaves to online requests
     prefill_tokens: int = 1024  # of one group, padding included; one request always fits
     gather: int = 1  # batch waits until so many slots are free, where others still decode: small groups cost more
     batch_floor: int = 4  # every so manieth group holds a batch request, whatever waits online
@@ -101,19 +101,21 @@ class Scheduler:
             tickets.append(heapq.heappop(self._deadlines)[1])
         return tickets
 
-    def admit(self, free: int, live: int) -> list[Item]:
-        """Take the group that is to be prefilled now, given free slots and requests under way. Empty: nothing now."""
+    def admit(self, free: int, live_batch: int, live_online: int = 0) -> list[Item]:
+        """Take the group that is to be prefilled now, given free slots and requests under way. Empty: nothing now.
+
+        Online requests that are under way take nothing from batch, which has all slots but the reserve.
+        """
         online, batch = self._queues[ONLINE].items, self._queues[BATCH].items
-        for_batch = free - self.limits.reserve
-        if live and for_batch < min(self.limits.gather, len(batch)):
+        for_batch = min(free, self.limits.slots - self.limits.reserve - live_batch)
+        if (live_batch or live_online) and for_batch < min(self.limits.gather, len(batch)):
             for_batch = 0
-        elif not live:
-            for_batch = min(free, max(1, for_batch))
         group: list[Item] = []
         if batch and self._groups_without_batch >= self.limits.batch_floor - 1:
             self._take(group, batch, 1 if free else 0)
+            for_batch -= len(group)
         self._take(group, online, free)
-        self._take(group, batch, for_batch)
+        self._take(group, batch, min(free, len(group) + max(0, for_batch)))
         if any(item.priority == BATCH for item in group):
             self._groups_without_batch = 0
         elif group and batch:

@@ -75,6 +75,15 @@ def test_online_requests_use_every_slot() -> None:
     assert scheduler.admit(0, 8) == []
 
 
+def test_online_requests_under_way_take_nothing_from_batch() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(items(8, 8, 8))
+    assert tickets(scheduler.admit(2, 5, 1)) == [0], "of eight slots six are for batch"
+    assert scheduler.admit(2, 6, 0) == []
+    scheduler.add(items(8, 8, first=10, priority=ONLINE))
+    assert tickets(scheduler.admit(4, 4, 0)) == [10, 11, 1, 2]
+
+
 def test_batch_gathers_while_others_decode() -> None:
     scheduler = Scheduler(Limits(slots=8, reserve=2, prefill_tokens=40, gather=3))
     scheduler.add(items(*[8] * 5))
@@ -105,7 +114,7 @@ def test_removed_and_put_back() -> None:
     scheduler.add(items(8, 8, 8, 8))
     assert scheduler.remove(2)
     assert not scheduler.remove(2)
-    group = scheduler.admit(4, 0)
+    group = scheduler.admit(2, 0)
     assert tickets(group) == [0, 1]
     scheduler.put_back(group)
     assert tickets(scheduler.admit(8, 0)) == [0, 1, 3]

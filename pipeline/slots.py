@@ -15,8 +15,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 ATTENTION = "paliscribe"  # the name under which transformers finds `attention`
-# Scores that are held at a time, queries times keys: what a core's caches hold, and what a GPU has room for beside all
-# else. An image of 448 px takes a seventh of the time on a CPU that it takes with all its scores at once.
+# Scores that are held at a time, queries times keys: what a core's caches hold (docs/benchmarks.md), and what a GPU has
+# room for beside all else.
 CPU_SCORES, GPU_SCORES = 2**20, 2**28
 QUERIES = 64  # their number in a part is a multiple of this
 LENGTH_STEP = 64  # a decode step looks at lengths rounded up to this: few shapes, and all of them well aligned

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from pipeline import results
-from pipeline.config import FetchConfig, JobConfig, ModelSpec, PoolConfig
+from pipeline.config import FetchConfig, ImagesConfig, JobConfig, ModelSpec, PoolConfig, ServeConfig, ServedModel
 from pipeline.errors import ROW_ERROR_KINDS
 from pipeline.tasks import KINDS
 
@@ -16,13 +16,16 @@ ROOT = Path(__file__).parents[1]
 
 def settings() -> str:
     """Every setting of a job file, with default and description."""
+    return _table([("", JobConfig), ("model.", ModelSpec), ("pool.", PoolConfig), ("fetch.", FetchConfig)])
+
+
+def endpoint() -> str:
+    """Every setting of an endpoint's file but for those of models and pools, which are a job's."""
+    return _table([("", ServeConfig), ("models[].", ServedModel), ("images.", ImagesConfig)])
+
+
+def _table(models: list[tuple[str, type[BaseModel]]]) -> str:
     lines = ["| setting | default | meaning |", "|---|---|---|"]
-    models: list[tuple[str, type[BaseModel]]] = [
-        ("", JobConfig),
-        ("model.", ModelSpec),
-        ("pool.", PoolConfig),
-        ("fetch.", FetchConfig),
-    ]
     for prefix, model in models:
         for name, field in model.model_fields.items():
             default = "required" if field.is_required() else _default(field.default)
@@ -44,6 +47,7 @@ def errors() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "columns": results.describe,
     "settings": settings,
+    "endpoint": endpoint,
     "kinds": kinds,
     "errors": errors,
 }
@@ -76,6 +80,8 @@ def filled(text: str) -> str:
 def _default(value: object) -> str:
     if value is None:
         return "none"
+    if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        return "`demo`"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)
     return "see below" if isinstance(value, BaseModel) or repr(value) == "PydanticUndefined" else f"`{value}`"

@@ -163,6 +163,29 @@ def ask(
     print(json.dumps(found) if as_json else answer_words(found))
 
 
+@app.command(epilog="Examples:  paliscribe serve  |  paliscribe serve endpoint.yaml --port 8080")
+def serve(
+    endpoint: Annotated[Path | None, typer.Argument(help="A YAML file of settings; flags override them.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="As in a job; repeat for more.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. Default: 8000.")] = None,
+    keys: Annotated[str | None, typer.Option(help="File of API keys, one a line.")] = None,
+    open_: Annotated[bool | None, typer.Option("--open", help="Listen beyond loopback without keys.")] = None,
+) -> None:
+    """Answer live calls over HTTP until stopped: OpenAI's chat completions, and records as a batch writes them."""
+    from pipeline.online import serve_forever
+
+    values = config.load(endpoint) if endpoint is not None else {}
+    values |= _given({"host": host, "port": port, "keys": keys, "open": open_})
+    if model:
+        values["models"] = [{"model": name} for name in model]
+    settings = config.parse_serve(values, source=str(endpoint or "serve"))
+    names = ", ".join(served.name or served.model.id for served in settings.models)
+    print(f"starting {names}", file=sys.stderr)
+    words, out = f"serving {names} at {{}} (Ctrl-C stops)", sys.stdout
+    serve_forever(settings, lambda address: print(words.format(address), file=out, flush=True))
+
+
 @app.command(epilog="Example:  paliscribe doctor s3://bucket/run-1")
 def doctor(
     locations: Annotated[list[str] | None, typer.Argument(help="Folders or prefixes to try to list and write.")] = None,

@@ -1,6 +1,7 @@
 """Ray, joined or started, and the errors that it wraps around ours."""
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -15,15 +16,19 @@ import ray
 
 from pipeline.errors import PaliscribeError, RunError
 
+log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def cluster(num_cpus: int | None = None) -> Iterator[None]:
     """Join the cluster that RAY_ADDRESS names, or start Ray in this process; leave or stop it afterwards.
 
-    `num_cpus`: of a Ray that is started here; default: the machine's. Raises RunError if there is no cluster to join.
+    `num_cpus`: of a Ray that is started here; default: the machine's. What is printed meanwhile goes to the log, not
+    to stdout. Raises RunError if there is no cluster to join.
     """
     if ray.is_initialized():
-        yield
+        with _stdout_of_our_own():
+            yield
         return
     _hush()
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -44,7 +49,8 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     try:
-        yield
+        with _stdout_of_our_own():
+            yield
     finally:
         ray.shutdown()
 
@@ -94,6 +100,22 @@ def _hush() -> None:
     for name in ("ray", "ray.serve", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+
+
+class _Log(io.TextIOBase):
+    """What is written to it becomes lines of a log."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            log.debug("%s", line)
+        return len(text)
+
+
+@contextlib.contextmanager
+def _stdout_of_our_own() -> Iterator[None]:
+    """Keep Ray off stdout, where results go: warnings of its raylet are printed there, from a thread, at any time."""
+    with contextlib.redirect_stdout(_Log()):
+        yield
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ The YAML job file and the command line's flags fill the same models; unknown key
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -14,6 +14,7 @@ from pipeline.errors import UsageError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Settings(BaseModel):
@@ -154,12 +155,67 @@ class JobConfig(Settings):
         return value
 
 
+class ImagesConfig(Settings):
+    """What an online call may send as an image."""
+
+    max_bytes: int = Field(20 * 2**20, ge=1, description="Largest encoded image, in bytes.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Largest image, in pixels.")
+
+
+class ServedModel(Settings):
+    """One model of an endpoint, with replicas of its own."""
+
+    name: str | None = Field(None, min_length=1, description="What clients call it. Default: the model's id.")
+    model: Annotated[ModelSpec, BeforeValidator(_model_shorthand)] = Field(
+        default_factory=ModelSpec, description="The model: an id, or a mapping of its settings."
+    )
+    pool: PoolConfig = Field(default_factory=PoolConfig, description="Replicas and their resources.")
+
+
+class ServeConfig(Settings):
+    """An endpoint: which models, for whom, within which limits."""
+
+    models: tuple[ServedModel, ...] = Field(
+        (ServedModel(),), min_length=1, description="The models; calls that name none get the first."
+    )
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; beyond loopback keys are needed.")
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    keys: str | None = Field(
+        None, description="File of API keys, one a line, plain or as `sha256:HEX`; PALISCRIBE_API_KEYS adds to it."
+    )
+    open: bool = Field(False, description="Listen beyond loopback without keys: whoever reaches the port may call.")
+    rate: float | None = Field(None, gt=0, description="Calls a second of one key, with ten seconds' worth saved up.")
+    timeout: float = Field(60.0, gt=0, description="Seconds within which a call is answered, or refused with 504.")
+    max_body: int = Field(64 * 2**20, ge=1, description="Largest body of a call, in bytes.")
+    max_prompt: int = Field(2000, ge=1, description="Longest prompt, in characters.")
+    max_requests: int = Field(64, ge=1, description="Images times tasks of one call to /v1/annotate.")
+    images: ImagesConfig = Field(default_factory=ImagesConfig, description="Limits of images.")
+    mask_decoder: str | None = Field(None, description="The authors' `vae-oid.npz`, for masks of `segment`.")
+
+    @field_validator("models")
+    @classmethod
+    def _distinct(cls, value: tuple[ServedModel, ...]) -> tuple[ServedModel, ...]:
+        names = [served.name or served.model.id for served in value]
+        if len(set(names)) != len(names):
+            raise ValueError("two models have the same name; give one another `name`")
+        return value
+
+
 def parse(values: dict[str, Any], *, source: str = "settings") -> JobConfig:
-    """Check raw values. Raises UsageError with every problem on one line, each with its key."""
+    """Check a run's raw values. Raises UsageError with every problem on one line, each with its key."""
+    return _validated(JobConfig, values, source)
+
+
+def parse_serve(values: dict[str, Any], *, source: str = "settings") -> ServeConfig:
+    """Check an endpoint's raw values. Raises UsageError likewise."""
+    return _validated(ServeConfig, values, source)
+
+
+def _validated(kind: type[Kind], values: dict[str, Any], source: str) -> Kind:
     try:
-        return JobConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_problem(e["loc"], e["type"], e["msg"]) for e in error.errors())
+        problems = "; ".join(_problem(kind, e["loc"], e["type"], e["msg"]) for e in error.errors())
         raise UsageError(f"{source}: {problems}") from None
 
 
@@ -180,12 +236,13 @@ def load(path: Path) -> dict[str, Any]:
     return values
 
 
-def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
+def _problem(model: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
     key = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        model: type[BaseModel] = JobConfig
         for part in location[:-1]:
-            annotation = model.model_fields[str(part)].annotation
+            annotation = model.model_fields[part].annotation if isinstance(part, str) else model
+            if get_origin(annotation) is tuple:
+                annotation = get_args(annotation)[0]
             model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
         close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
         return f"unknown key {key!r}" + (f" (did you mean {close[0]!r}?)" if close else "")

@@ -51,13 +51,14 @@ class RowError(PaliscribeError):
 
 
 class RequestError(PaliscribeError):
-    """An online call is refused with this HTTP `status`."""
+    """An online call is refused with this HTTP `status`; `field` names what of it is at fault, if anything is."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(status, code, message)
+    def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
+        super().__init__(status, code, message, field)
         self.status = status
         self.code = code
         self.message = message
+        self.field = field
 
     def __str__(self) -> str:
         return self.message

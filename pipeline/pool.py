@@ -5,13 +5,12 @@ a running application and uses it, or starts a headless application of its own a
 errors of a call are translated here.
 """
 
-import asyncio
 import hashlib
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from pipeline.config import ModelSpec, PoolConfig
 from pipeline.errors import ReplicaError, RunError
-from pipeline.records import Prediction, Request
+from pipeline.records import Piece, Prediction, Request
 
 START_TIMEOUT = 1800.0  # seconds until the first replica must have loaded its weights
 LOSSES = 3  # replicas that one request may outlive the loss of before it is given up
@@ -46,9 +45,10 @@ class Replica:
     def __init__(self, spec: ModelSpec, threads: int | None, config: PoolConfig) -> None:
         import torch
 
-        from pipeline.engine import Engine, engine_sizes
+        from pipeline.engine import Engine, awaiting, engine_sizes
         from pipeline.model import load
 
+        self._awaiting = awaiting
         if threads is not None:
             torch.set_num_threads(threads)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # a line a call otherwise
@@ -58,8 +58,12 @@ class Replica:
 
     async def predict(self, requests: list[Request]) -> list[Prediction]:
         """Answer requests that arrive together, in their order."""
-        futures = self.engine.submit(requests)
-        return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
+        return await self._awaiting.predict(self.engine, requests)
+
+    async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
+        """The pieces of one answer as they come, then its prediction."""
+        async for part in self._awaiting.stream(self.engine, request):
+            yield part
 
     async def facts(self) -> ReplicaFacts:
         """Which replica this is and what it runs."""
@@ -111,12 +115,19 @@ def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAdd
 
     Raises RunError if none comes up, with the replica's own last words.
     """
-    name = deployment_name(spec)
+    deployment, count = replicas(spec, config)
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+    run_application(deployment, application)
+    return PoolAddress(application, deployment_name(spec), count)
+
+
+def replicas(spec: ModelSpec, config: PoolConfig) -> tuple[serve.Application, int]:
+    """The deployment of a spec's replicas on the cluster that is joined, and their number."""
     gpus = ray.cluster_resources().get("GPU", 0)
     each = (1 if gpus else 0) if config.gpus_per_replica is None else config.gpus_per_replica
     count = config.replicas or (max(1, int(gpus / each)) if each else 1)
     deployment = serve.deployment(
-        name=name,
+        name=deployment_name(spec),
         num_replicas=count,
         max_ongoing_requests=1024,  # the engine queues; batch callers bound themselves
         ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": each},
@@ -126,14 +137,13 @@ def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAdd
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )(Replica)
     threads = config.threads or (max(1, (os.cpu_count() or 2) - 1) if not each else None)
-    _run(deployment.bind(spec, threads, config), application)
-    return PoolAddress(application, name, count)
+    return deployment.bind(spec, threads, config), count
 
 
-def _run(application: Any, name: str) -> None:
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+def run_application(application: serve.Application, name: str, route_prefix: str | None = None) -> None:
+    """Deploy an application and wait until it runs. Raises RunError with its replicas' own last words."""
     try:
-        serve.run(application, name=name, route_prefix=None, _local_testing_mode=False)
+        serve.run(application, name=name, route_prefix=route_prefix, _local_testing_mode=False)
     except RuntimeError as error:
         status = serve.status().applications.get(name)
         said = [d.message for d in status.deployments.values()] if status else []

@@ -59,6 +59,7 @@ class Request:
     `pixels`: uint8 [H, W, 3] at the model's resolution. Requests that share `image_key` share one vision pass.
     `temperature` 0 is greedy; above it the answer is drawn from the `top_p` share of the probability, and equal
     seeds draw equal answers. The answer ends before any of the `stop` strings. `timeout`: seconds from submission.
+    `spelled` asks for the text of every token.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     timeout: float | None = None
+    spelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,8 @@ class Prediction:
 
     `tokens` are the generated ids without end-of-sequence; `logprobs` one natural logarithm per generated step
     (the end-of-sequence step included), so its mean is the score even of an empty answer. They are those of the
-    model's own distribution, whatever the temperature. `ends`, for an answer with boxes: the length of the text
-    after each token, in characters.
+    model's own distribution, whatever the temperature. `ends`, for an answer with boxes or one that was to be spelled:
+    the length of the text after each token, in characters. `prompt_tokens`: those of the image and the prompt.
     """
 
     id: str
@@ -92,6 +94,7 @@ class Prediction:
     error_kind: str | None = None
     error_message: str | None = None
     ends: tuple[int, ...] = ()
+    prompt_tokens: int = 0
 
     def score(self, start: int = 0, end: int | None = None) -> float | None:
         """Mean probability of the tokens that wrote `text[start:end]`; without bounds that of every step.
@@ -109,11 +112,15 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of an answer under way: what a token callback is given. The pieces joined are the prediction's."""
+    """A part of an answer under way: what a token callback is given. The pieces joined are the prediction's.
+
+    `spelling`: the text of each of its tokens, if the request asked for it.
+    """
 
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    spelling: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "records", "config", "tasks", "masks", "progress"], 0),
     **dict.fromkeys(["storage", "manifest", "images", "results", "runs"], 1),
     **dict.fromkeys(["download", "weights", "slots", "model", "engine", "demo"], 2),
-    **dict.fromkeys(["stage", "ask", "pool", "batch", "cluster", "driver"], 3),
+    **dict.fromkeys(["stage", "ask", "pool", "batch", "cluster", "driver", "gateway", "online"], 3),
     **dict.fromkeys(["report", "doctor", "display"], 4),
     "cli": 5,
 }
@@ -23,6 +23,7 @@ ALLOWED: dict[int | str, set[str]] = {
     2: {"pydantic", "numpy", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "PIL", "sklearn"},
     "download": {"filelock"},
     3: {"pydantic", "numpy", "pyarrow", "ray", "torch"},
+    "gateway": {"pydantic", "fastapi", "starlette"},
     4: {"pyarrow", "rich"},
     "doctor": {"torch", "boto3", "botocore", "huggingface_hub"},
     5: {"typer", "yaml"},

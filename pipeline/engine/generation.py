@@ -24,6 +24,7 @@ class Generation:
         self.finish: FinishReason | None = None
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.prompt_tokens = len(prompt)  # the image's too, once the engine has counted them
         self.row: int | None = None  # its slot
         self.held = 0  # tokens in the slot
         self.launched = 0  # tokens that the device has been told to choose
@@ -62,9 +63,17 @@ class Generation:
     def answer(self) -> None:
         """Resolve the future with the finished answer."""
         text = self._text if self._watched else self._detokenize(self.tokens)
-        ends = self._ends(text) if "<loc" in text else ()
+        ends = self._ends(text) if "<loc" in text or self.request.spelled else ()
         self._resolve(
-            Prediction(self.request.id, text, tuple(self.tokens), tuple(self.logprobs), self.finish, ends=ends)
+            Prediction(
+                id=self.request.id,
+                text=text,
+                tokens=tuple(self.tokens),
+                logprobs=tuple(self.logprobs),
+                finish_reason=self.finish,
+                ends=ends,
+                prompt_tokens=self.prompt_tokens,
+            )
         )
 
     def refuse(self, kind: str, message: str) -> None:
@@ -91,11 +100,10 @@ class Generation:
             return
         certain = len(self._text) if self.finish else self._certain()
         if (certain > self._sent or self.finish) and len(self.logprobs) > self._sent_tokens:
-            piece = Piece(
-                self._text[self._sent : certain],
-                tuple(self.tokens[self._sent_tokens :]),
-                tuple(self.logprobs[self._sent_tokens :]),
-            )
+            fresh = self.tokens[self._sent_tokens :]
+            spelling = tuple(self._detokenize([token]) for token in fresh) if self.request.spelled else ()
+            logprobs = tuple(self.logprobs[self._sent_tokens :])
+            piece = Piece(self._text[self._sent : certain], tuple(fresh), logprobs, spelling)
             self._sent, self._sent_tokens = certain, len(self.logprobs)
             self._on_piece(piece)
 

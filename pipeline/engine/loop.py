@@ -80,6 +80,7 @@ class Engine:
             with self._tokenizing:
                 prompt = self.model.tokenize(request.prompt)
             generation = Generation(next(self._tickets), request, prompt, self.model.detokenize, on_piece)
+            generation.prompt_tokens += self.model.image_tokens
             generations.append(generation)
             if problem := self._misfit(request, prompt):
                 generation.refuse(*problem)

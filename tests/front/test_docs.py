@@ -66,7 +66,7 @@ def test_the_readmes_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
 
 
 def test_help_has_examples() -> None:
-    for command in ("annotate", "demo", "status", "retry", "ask", "doctor"):
+    for command in ("annotate", "demo", "status", "retry", "ask", "serve", "doctor"):
         done = subprocess.run(
             [sys.executable, "-m", "pipeline.cli", command, "--help"], capture_output=True, text=True, check=True
         )

@@ -1,0 +1,180 @@
+"""The routes, and what all of them share: keys, limits, request ids and the shape of errors."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline import __version__
+from pipeline.errors import RequestError
+from pipeline.gateway import chat, native
+from pipeline.gateway.chat import ChatRequest
+from pipeline.gateway.keys import Keys
+from pipeline.gateway.native import AnnotateRequest, Named
+from pipeline.gateway.service import Service
+
+OPEN_PATHS = {"/health", "/docs", "/openapi.json"}  # answered without a key
+RETRY_AFTER = "1"  # seconds: a queue that is full has moved on by then
+ID_HEADER = "x-request-id"
+BODY_SECONDS = 60.0  # within which a body must have come
+log = logging.getLogger("paliscribe.access")
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The call is wrong; `error.param` names the field."},
+    401: {"description": "No valid API key."},
+    404: {"description": "No such model."},
+    413: {"description": "The body, an image or the call is too large."},
+    429: {"description": "Too much is waiting, or this key calls too often; `Retry-After` says when."},
+    503: {"description": "No replica is up."},
+    504: {"description": "No answer within the time limit."},
+}
+
+
+def create_app(service: Service, keys: Keys) -> FastAPI:
+    """The endpoint over a service."""
+    app = FastAPI(title="Paliscribe", version=__version__, description="PaliGemma, online.", redoc_url=None)
+
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> JSONResponse:
+        return _refusal(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body") or None
+        return _refusal(RequestError(400, "invalid_request", f"{place or 'the body'}: {first['msg'].lower()}", place))
+
+    @app.exception_handler(HTTPException)
+    async def no_route(_: Request, error: HTTPException) -> JSONResponse:
+        return _refusal(RequestError(error.status_code, "invalid_request", str(error.detail)))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return _refusal(RequestError(500, "internal_error", "the gateway failed on this call"))
+
+    @app.get("/health", summary="Whether the gateway is up")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models", summary="The models that are served")
+    async def models() -> dict[str, Any]:
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "paliscribe"} for name in service.models]
+        return {"object": "list", "data": data}
+
+    @app.post("/v1/chat/completions", summary="One answer, as OpenAI's clients ask for it", responses=ERRORS)
+    async def completions(call: ChatRequest) -> Any:
+        served = service.model(call.model)
+        picture, prompt = call.check()
+        asked = service.ask(await service.look(served, picture), prompt, **call.options())
+        if not call.stream:
+            return await chat.complete(service, served, call, asked)
+        events = chat.stream(service, served, call, asked)
+        first = await anext(events)  # an error before it has a status of its own
+        return StreamingResponse(_events(first, events), media_type="text/event-stream")
+
+    @app.post("/v1/annotate", summary="Records of images under tasks", responses=ERRORS)
+    async def annotate(call: AnnotateRequest) -> dict[str, Any]:
+        pictures: list[Named] = [(f"{number}", image) for number, image in enumerate(call.images)]
+        return await native.annotate(service, pictures, call.tasks, call.model, call.max_tokens)
+
+    @app.post("/v1/annotate/upload", summary="The same, with images as files of a form", responses=ERRORS)
+    async def upload(
+        image: Annotated[list[UploadFile], File(description="One image or several.")],
+        task: Annotated[list[str], Form(description="One prompt or several.")],
+        model: Annotated[str | None, Form()] = None,
+        max_tokens: Annotated[int | None, Form(ge=1)] = None,
+    ) -> dict[str, Any]:
+        pictures: list[Named] = [(file.filename or "", await file.read()) for file in image]
+        return await native.annotate(service, pictures, task, model, max_tokens)
+
+    app.add_middleware(Guard, keys=keys, max_body=service.config.max_body)
+    return app
+
+
+class Guard:
+    """Around every call: its key, the size of its body, its id, its line in the log."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, max_body: int) -> None:
+        self.app, self.keys, self.max_body = app, keys, max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one call."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, status = time.perf_counter(), 0
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        own = headers.get(ID_HEADER, "")
+        name = own if own and len(own) <= 64 and own.replace("-", "").isalnum() and own.isascii() else uuid.uuid4().hex
+
+        async def labelled(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (ID_HEADER.encode(), name.encode())]
+            await send(message)
+
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                self.keys.admit(headers.get("authorization"))
+            await self.app(scope, await self._read(headers, receive), labelled)
+        except RequestError as error:
+            if status:
+                raise
+            await _refusal(error)(scope, receive, labelled)
+        finally:
+            taken = (time.perf_counter() - begun) * 1e3
+            log.info("id=%s method=%s path=%s status=%d ms=%.1f", name, scope["method"], scope["path"], status, taken)
+
+    async def _read(self, headers: dict[str, str], receive: Receive) -> Receive:
+        """Take in the whole body, and give it again to who asks. Raises RequestError: too large, too slow."""
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > self.max_body:
+            raise _too_large(self.max_body)
+        body = bytearray()
+        last: Message = {}
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while not last or (last["type"] == "http.request" and last.get("more_body", False)):
+                    last = await receive()
+                    body += last.get("body", b"")
+                    if len(body) > self.max_body:
+                        raise _too_large(self.max_body)
+        except TimeoutError:
+            raise RequestError(408, "too_slow", f"the body did not come within {BODY_SECONDS:g} seconds") from None
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        if last["type"] != "http.request":
+            whole = [last]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return again
+
+
+def _too_large(most: int) -> RequestError:
+    return RequestError(413, "too_large", f"the body has more than the {most:,} bytes that are taken")
+
+
+def _refusal(error: RequestError) -> JSONResponse:
+    headers = {"retry-after": RETRY_AFTER} if error.status in (429, 503) else {}
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return JSONResponse(chat.error_body(error), error.status, headers)
+
+
+async def _events(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    """A stream under way: an error ends it in words."""
+    yield first
+    try:
+        async for event in rest:
+            yield event
+    except RequestError as error:
+        yield chat.error_event(error)

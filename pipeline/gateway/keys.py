@@ -1,0 +1,73 @@
+"""Who may call: API keys, of which only hashes are kept, and how often each may."""
+
+import hashlib
+import hmac
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.errors import RequestError, UsageError
+
+VARIABLE = "PALISCRIBE_API_KEYS"  # several, with commas between them
+HASHED = "sha256:"  # a key in a file may be given as its hash: sha256:HEX
+SHORTEST = 16  # characters of a key
+
+
+def read_keys(file: str | None) -> tuple[str, ...]:
+    """Hashes of the keys in a file, one a line (`#` begins a comment), and in the environment. Raises UsageError."""
+    lines = os.environ.get(VARIABLE, "").split(",")
+    if file is not None:
+        try:
+            lines += Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"keys {file}: cannot be read ({error.__class__.__name__})") from None
+    words = [line.partition("#")[0].strip() for line in lines]
+    return tuple(dict.fromkeys(_hashed(word) for word in words if word))
+
+
+def _hashed(word: str) -> str:
+    if word.startswith(HASHED):
+        digest = word.removeprefix(HASHED).lower()
+        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise UsageError("a key that begins with sha256: has 64 hexadecimal digits after it")
+        return digest
+    if len(word) < SHORTEST:
+        raise UsageError(f"an API key has at least {SHORTEST} characters; `openssl rand -hex 24` makes one")
+    return hashlib.sha256(word.encode()).hexdigest()
+
+
+class Keys:
+    """Lets calls in. Without keys everybody may call, and all share one rate."""
+
+    def __init__(
+        self, hashes: Sequence[str], rate: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`rate`: calls a second of one key; it may save up ten seconds of them."""
+        self._hashes, self._rate, self._clock = tuple(hashes), rate, clock
+        self._left: dict[str, tuple[float, float]] = {}  # by key: calls it may make, and when that was so
+
+    def admit(self, authorization: str | None) -> None:
+        """Check a call's `Authorization` header. Raises RequestError 401 or 429."""
+        key = self._key(authorization)
+        if self._rate is None:
+            return
+        now, most = self._clock(), max(1.0, 10 * self._rate)
+        left, then = self._left.get(key, (most, now))
+        left = min(most, left + (now - then) * self._rate)
+        if left < 1:
+            raise RequestError(429, "rate_limited", f"this key may make {self._rate:g} calls a second")
+        self._left[key] = (left - 1, now)
+
+    def _key(self, authorization: str | None) -> str:
+        if not self._hashes:
+            return ""
+        scheme, _, token = (authorization or "").partition(" ")
+        given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).hexdigest()
+        found = ""
+        for known in self._hashes:  # all of them, so that the time says nothing
+            if hmac.compare_digest(known, given):
+                found = known
+        if not found or scheme.lower() != "bearer":
+            raise RequestError(401, "invalid_api_key", "an API key is needed: Authorization: Bearer KEY")
+        return found

@@ -1,0 +1,50 @@
+"""Our own interface: pictures and tasks in, the records of a batch out."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import RequestError
+from pipeline.gateway.chat import PICTURE
+from pipeline.gateway.service import Service, refusal
+
+Named = tuple[str, str | bytes]  # a picture: its name, and its address or its bytes
+
+
+class AnnotateRequest(BaseModel):
+    """Pictures, and what is asked of each."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"images": [PICTURE], "tasks": ["caption en"]}}
+    )
+
+    images: list[str] = Field(min_length=1, description="`data:image/...;base64,...`, or addresses that are allowed.")
+    tasks: list[str] = Field(min_length=1, description="Prompts in PaliGemma's grammar.")
+    model: str | None = Field(None, description="One of `GET /v1/models`. Default: the first.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens. Default: by the task's kind.")
+
+
+async def annotate(
+    service: Service, pictures: Sequence[Named], tasks: Sequence[str], model: str | None, max_tokens: int | None
+) -> dict[str, Any]:
+    """The records of every picture under every task, in that order.
+
+    A picture or a prompt that cannot be asked refuses the call; an answer that fails is a record of status `error`,
+    unless it is the only one.
+    """
+    served = service.model(model)
+    limit = service.config.max_requests
+    if len(pictures) * len(tasks) > limit:
+        words = f"{len(pictures)} images x {len(tasks)} tasks are more than the {limit} requests of one call"
+        raise RequestError(413, "too_many_requests", words, "images")
+    seen = await asyncio.gather(*(service.look(served, picture) for _, picture in pictures))
+    asked = [service.ask(image, task, max_tokens=max_tokens) for image in seen for task in tasks]
+    names = [name for name, _ in pictures for _ in tasks]
+    predictions = await service.predict(served, asked)
+    if len(predictions) == 1 and (error := refusal(predictions[0])) is not None:
+        raise error
+    answered = zip(names, asked, predictions, strict=True)
+    records = [service.record(served, name, one, prediction) for name, one, prediction in answered]
+    return {"model": served.name, "revision": served.revision, "annotations": records}

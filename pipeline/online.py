@@ -1,0 +1,178 @@
+"""The endpoint on a cluster: a gateway in front of the replicas, as one Serve application.
+
+A batch that names a served model finds its replicas by the deployment's name and uses them: see `pool`.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+from pipeline.cluster import cluster
+from pipeline.config import ServeConfig
+from pipeline.driver import Stopped, signals
+from pipeline.errors import ReplicaError, RequestError, RunError, UsageError
+from pipeline.gateway import Served, Service, create_app
+from pipeline.gateway.keys import Keys, read_keys
+from pipeline.masks import MaskDecoder
+from pipeline.pool import LOSSES, replicas, run_application
+from pipeline.records import Piece, Prediction, Request
+from pipeline.stage import load_mask_decoder
+from pipeline.weights import locate
+
+APPLICATION = "paliscribe"
+GRACE = 5.0  # seconds that an engine gets to say itself that a request has expired
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the gateway needs to know of a model."""
+
+    name: str
+    revision: str
+    image_size: int
+
+
+class PoolBackend:
+    """Replicas behind a Serve handle. A plain call that is lost with its replica is repeated on another one."""
+
+    def __init__(self, handle: Any, timeout: float) -> None:
+        self._handle, self._timeout = handle, timeout
+
+    async def predict(self, requests: Sequence[Request]) -> list[Prediction]:
+        """See `Backend`."""
+        for _ in range(LOSSES):
+            with _translated() as lost:
+                answers: list[Prediction] = await asyncio.wait_for(
+                    self._handle.predict.remote(list(requests)), self._timeout + GRACE
+                )
+                return answers
+            assert lost
+        raise RequestError(503, "replica_lost", f"{LOSSES} replicas were lost while they worked on this call")
+
+    async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
+        """See `Backend`. A stream that had begun is not repeated: its beginning may have been shown."""
+        for _ in range(LOSSES):
+            begun = False
+            parts = self._handle.options(stream=True).stream.remote(request)
+            try:
+                with _translated():
+                    while True:
+                        try:
+                            part = await asyncio.wait_for(anext(parts), self._timeout + GRACE)
+                        except StopAsyncIteration:
+                            return
+                        begun = True
+                        yield part
+            finally:
+                parts.cancel()
+            if begun:
+                raise RequestError(503, "replica_lost", "the replica was lost in mid-answer; ask again")
+        raise RequestError(503, "replica_lost", f"{LOSSES} replicas were lost while they worked on this call")
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[bool]:
+    """Ray's errors as ours; the loss of a replica ends the block without an error."""
+    try:
+        yield True
+    except (RayActorError, ActorUnavailableError):
+        return
+    except TimeoutError:
+        raise RequestError(504, "expired", "no replica answered in time") from None
+    except RayTaskError as error:
+        if isinstance(error.cause, ReplicaError):
+            return
+        if isinstance(error.cause, RequestError):
+            raise error.cause from None
+        raise RequestError(500, "internal_error", "a replica failed on this call") from error
+
+
+class Gateway:
+    """The deployment that speaks HTTP. It decodes pictures; the replicas see pixels."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        facts: Sequence[ModelFacts],
+        keys: Sequence[str],
+        masks: MaskDecoder | None,
+        *handles: Any,
+    ) -> None:
+        logging.getLogger("paliscribe.access").setLevel(logging.INFO)
+        models = [
+            Served(known.name, known.revision, known.image_size, PoolBackend(handle, config.timeout))
+            for known, handle in zip(facts, handles, strict=True)
+        ]
+        self._service, self._keys = Service(config, models, masks), Keys(keys, config.rate)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """The application that Serve's proxy calls."""
+        return create_app(self._service, self._keys)
+
+
+def application(config: ServeConfig) -> serve.Application:
+    """The endpoint for the cluster that is joined. Raises UsageError for what is wrong with models or keys."""
+    keys = read_keys(config.keys)
+    if not keys and not config.open and not _is_loopback(config.host):
+        words = "needs API keys (`keys`, PALISCRIBE_API_KEYS), or `open: true` if whoever reaches it may call"
+        raise UsageError(f"listening on {config.host} {words}")
+    gpu = ray.cluster_resources().get("GPU", 0) > 0
+    facts, pools = [], []
+    for served in config.models:
+        spec = served.model.resolved(gpu=gpu and served.pool.gpus_per_replica != 0)
+        located = locate(spec)
+        facts.append(ModelFacts(served.name or spec.id, located.revision, located.image_size))
+        pools.append(replicas(located.pin(spec), served.pool)[0])
+    gateway = serve.deployment(
+        name="gateway",
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0.25},
+        logging_config={"enable_access_log": False, "log_level": "INFO"},
+    )(serve.ingress()(Gateway))
+    bound: serve.Application = gateway.bind(config, facts, keys, load_mask_decoder(config.mask_decoder), *pools)
+    return bound
+
+
+def serve_forever(config: ServeConfig, ready: Callable[[str], None]) -> None:
+    """Run the endpoint until SIGINT or SIGTERM. `ready` is given its address. Raises UsageError, RunError."""
+    _check_free(config.host, config.port)
+    with cluster():
+        made = application(config)
+        options = {"host": config.host, "port": config.port, "request_timeout_s": None}
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"log_level": "WARNING"})
+        try:
+            with signals():
+                run_application(made, APPLICATION, "/")
+                ready(f"http://{config.host}:{config.port}")
+                threading.Event().wait()
+        except Stopped:
+            return
+        finally:
+            serve.delete(APPLICATION)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_free(host: str, port: int) -> None:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise RunError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None

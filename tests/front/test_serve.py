@@ -1,0 +1,152 @@
+"""`paliscribe serve` as users run it: a process of its own, OpenAI's client, a kill, a stop."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+from front.conftest import replicas
+from front.test_resume import wait_until_gone
+from gateway.conftest import data_url, encoded
+
+from pipeline.demo.scenes import TEST_SEEDS, sample_scene
+
+pytestmark = pytest.mark.cluster
+KEY = "a-key-for-the-front-tests"
+SCENE = sample_scene(TEST_SEEDS + 12)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A running endpoint."""
+
+    process: subprocess.Popen[str]
+    client: openai.OpenAI
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    keys = tmp_path_factory.mktemp("serve") / "keys"
+    keys.write_text(KEY)
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    words = ["serve", "--port", str(port), "--keys", str(keys)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line == f"serving demo at http://127.0.0.1:{port} (Ctrl-C stops)\n", process.communicate()[1]
+    address = f"http://127.0.0.1:{port}/v1"
+    yield Serving(process, openai.OpenAI(base_url=address, api_key=KEY, max_retries=0, timeout=120))
+    if process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate()
+        wait_until_gone(children)
+
+
+def asked(**options: Any) -> Any:
+    image = {"type": "image_url", "image_url": {"url": data_url(encoded(SCENE.render()))}}
+    content = [image, {"type": "text", "text": "caption en"}]
+    return {"model": "demo", "messages": [{"role": "user", "content": content}], **options}
+
+
+CAPTION = next(item.answer for item in SCENE.items() if item.task == "caption")
+
+
+def test_plain_and_streamed(serving: Serving) -> None:
+    assert serving.client.chat.completions.create(**asked()).choices[0].message.content == CAPTION
+    chunks = list(serving.client.chat.completions.create(**asked(stream=True)))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == CAPTION and len(chunks) > 4
+    with pytest.raises(openai.AuthenticationError):
+        serving.client.with_options(api_key="another").models.list()
+
+
+def test_a_killed_replica_costs_no_plain_call(serving: Serving) -> None:
+    driver = psutil.Process(serving.process.pid)
+    [replica] = replicas("paliscribe:replica", driver)
+    replica.kill()
+    for _ in range(3):
+        assert serving.client.chat.completions.create(**asked()).choices[0].message.content == CAPTION
+    assert replica.pid not in [found.pid for found in replicas("paliscribe:replica", driver)]
+
+
+def readme(language: str, holding: str) -> str:
+    """The block of the README in this language that holds these words."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    return next(block for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if holding in block)
+
+
+def test_the_readmes_calls_answer_as_it_shows(serving: Serving, tmp_path: Path) -> None:
+    from pipeline.demo.collection import write_collection
+
+    folder = "demo-output/64-scenes-seed-0/collection"
+    write_collection(tmp_path / folder, 1, seed=0)
+    address = str(serving.client.base_url).removesuffix("/v1/")
+    code = readme("python", "openai.OpenAI(").replace("http://127.0.0.1:8000", address).replace('"none"', f'"{KEY}"')
+    shown = [line.removeprefix("# ") for line in code.splitlines() if line.startswith("# ")]
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == shown, done.stderr
+    call, reply = readme("sh", "curl").split("\n", 1)
+    words = shlex.split(call.removeprefix("$ ").replace("http://127.0.0.1:8000", address))
+    done = subprocess.run(
+        [*words, "-H", f"Authorization: Bearer {KEY}"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    [record], [expected] = json.loads(done.stdout)["annotations"], json.loads(reply)["annotations"]
+    assert set(record) == set(expected)
+    assert record["text"] == expected["text"] and record["boxes"][0]["label"] == "green star"
+
+
+def test_it_stops_when_told_to(serving: Serving) -> None:
+    children = psutil.Process(serving.process.pid).children(recursive=True)
+    serving.process.send_signal(signal.SIGTERM)
+    _, err = serving.process.communicate(timeout=60)
+    assert serving.process.returncode == 0 and "Traceback" not in err, err
+    wait_until_gone(children)
+    with pytest.raises(openai.APIConnectionError):
+        serving.client.models.list()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "0.0.0.0"], "needs API keys"),
+        (["--port", "70000"], "'port': input should be less than or equal to 65535"),
+        (["--model", "/no/such/folder"], "no such folder"),
+        (["--keys", "/no/such/file"], "cannot be read"),
+    ],
+)
+def test_refusals_are_one_line(words: list[str], said: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_ADDRESS", "PALISCRIBE"))}
+    command = [sys.executable, "-m", "pipeline.cli", "serve", *words]
+    begun = time.monotonic()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, (done.stderr, time.monotonic() - begun)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("paliscribe: ") and said in last and "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "pipeline.cli", "serve", "--port", str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and f"cannot listen on 127.0.0.1:{port}" in done.stderr

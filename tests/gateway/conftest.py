@@ -1,0 +1,96 @@
+"""The endpoint over an engine in this process, behind a real HTTP server on loopback."""
+
+import base64
+import io
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+import uvicorn
+from models import demo_model
+from PIL import Image
+
+from pipeline.config import ImagesConfig, ServeConfig
+from pipeline.demo.scenes import TEST_SEEDS, Scene, sample_scene
+from pipeline.engine import Engine, awaiting
+from pipeline.gateway import Served, Service, create_app
+from pipeline.gateway.keys import Keys
+from pipeline.records import Piece, Prediction, Request
+
+KEY = "a-key-for-the-tests-0123456789"
+CONFIG = ServeConfig(
+    timeout=30, max_body=3_000_000, max_requests=12, images=ImagesConfig(max_bytes=1_000_000, max_pixels=4_000_000)
+)
+
+
+@dataclass
+class EngineBackend:
+    """The engine itself where the pool would be."""
+
+    engine: Engine
+
+    async def predict(self, requests: Sequence[Request]) -> list[Prediction]:
+        return await awaiting.predict(self.engine, requests)
+
+    async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
+        async for part in awaiting.stream(self.engine, request):
+            yield part
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where it listens, and the engine behind it."""
+
+    address: str
+    engine: Engine
+    keys: Keys
+
+
+def listen(service: Service, keys: Keys) -> tuple[uvicorn.Server, threading.Thread]:
+    server = uvicorn.Server(uvicorn.Config(create_app(service, keys), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 30
+    while not server.started:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return server, thread
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[Endpoint]:
+    torch.set_num_threads(1)
+    model = demo_model()
+    engine = Engine(model)
+    engine.start()
+    served = Served("demo", model.located.revision, model.image_size, EngineBackend(engine))
+    keys = Keys([__import__("hashlib").sha256(KEY.encode()).hexdigest()])
+    server, thread = listen(Service(CONFIG, [served]), keys)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Endpoint(f"http://127.0.0.1:{port}", engine, keys)
+    server.should_exit = True
+    thread.join(10)
+    engine.close()
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+@pytest.fixture(scope="session")
+def scene() -> Scene:
+    return sample_scene(TEST_SEEDS + 12)
+
+
+@pytest.fixture(scope="session")
+def picture(scene: Scene) -> bytes:
+    return encoded(scene.render())

@@ -1,0 +1,98 @@
+"""What all routes share: keys, limits, request ids, the shape of errors, the documentation."""
+
+import logging
+import socket
+
+import httpx
+import pytest
+from gateway.conftest import CONFIG, KEY, Endpoint, data_url
+
+from pipeline.gateway import app
+
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", KEY, f"Basic {KEY}", "Bearer", f"Bearer {KEY}x", "Bearer é"])
+def test_without_a_valid_key_nothing_is_answered(endpoint: Endpoint, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header.encode()}
+    for method, path in (("GET", "/v1/models"), ("POST", "/v1/annotate"), ("POST", "/v1/chat/completions")):
+        found = httpx.request(method, endpoint.address + path, headers=headers)  # type: ignore[arg-type]
+        assert found.status_code == 401 and found.json()["error"]["type"] == "authentication_error"
+        assert found.headers["www-authenticate"] == "Bearer"
+
+
+def test_health_and_documentation_are_open(endpoint: Endpoint) -> None:
+    assert httpx.get(f"{endpoint.address}/health").json() == {"status": "ok"}
+    document = httpx.get(f"{endpoint.address}/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/annotate", "/v1/annotate/upload", "/v1/models"} <= set(document["paths"])
+    assert httpx.get(f"{endpoint.address}/docs").status_code == 200
+
+
+def test_examples_of_the_documentation_work(endpoint: Endpoint) -> None:
+    schemas = httpx.get(f"{endpoint.address}/openapi.json").json()["components"]["schemas"]
+    for path, name in (("/v1/chat/completions", "ChatRequest"), ("/v1/annotate", "AnnotateRequest")):
+        example = schemas[name]["example"]
+        found = httpx.post(endpoint.address + path, json=example, headers=HEADERS, timeout=60)
+        assert found.status_code == 200, found.text
+
+
+def test_every_reply_carries_its_id(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "paliscribe.access"):
+        own = httpx.get(f"{endpoint.address}/v1/models", headers=HEADERS | {"x-request-id": "my-call-1"})
+        odd = httpx.get(f"{endpoint.address}/v1/models", headers=HEADERS | {"x-request-id": "a b\tc"})
+        refused = httpx.get(f"{endpoint.address}/nowhere", headers=HEADERS)
+    assert own.headers["x-request-id"] == "my-call-1"
+    assert len(odd.headers["x-request-id"]) == 32
+    assert refused.status_code == 404 and refused.json()["error"]["message"] == "Not Found"
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("id=my-call-1 method=GET path=/v1/models status=200") for line in lines)
+    assert not any(KEY in line for line in lines)
+
+
+def test_bodies_are_bounded_whether_they_say_their_length_or_not(endpoint: Endpoint) -> None:
+    large = b"x" * (CONFIG.max_body + 1)
+    said = httpx.post(f"{endpoint.address}/v1/annotate", content=large, headers=HEADERS)
+    parts = (large[i : i + 65536] for i in range(0, len(large), 65536))
+    chunked = httpx.post(f"{endpoint.address}/v1/annotate", content=parts, headers=HEADERS)
+    for found in (said, chunked):
+        assert (found.status_code, found.json()["error"]["code"]) == (413, "too_large")
+    forged = socket.create_connection(("127.0.0.1", int(endpoint.address.rpartition(":")[2])), timeout=10)
+    head = ["POST /v1/annotate HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}", "Content-Length: 99999999999"]
+    forged.sendall("\r\n".join([*head, "", ""]).encode())
+    assert b" 413 " in forged.recv(200)
+    forged.close()
+
+
+def test_bodies_that_come_too_slowly_are_given_up(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.2)
+    slow = socket.create_connection(("127.0.0.1", int(endpoint.address.rpartition(":")[2])), timeout=10)
+    head = ["POST /v1/annotate HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}", "Content-Length: 100"]
+    slow.sendall("\r\n".join([*head, "", "{"]).encode())
+    assert b" 408 " in slow.recv(200)
+    slow.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"images": 3}'])
+def test_malformed_bodies_are_400(endpoint: Endpoint, content: bytes) -> None:
+    for path in ("/v1/annotate", "/v1/chat/completions"):
+        headers = HEADERS | {"content-type": "application/json"}
+        found = httpx.post(endpoint.address + path, content=content, headers=headers)
+        assert found.status_code == 400 and found.json()["error"]["message"]
+
+
+def test_a_full_queue_is_429_and_says_when_to_come_back(
+    endpoint: Endpoint, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = endpoint.engine._scheduler
+    monkeypatch.setattr(scheduler._queues[0], "limit", 2)
+    body = {"images": [data_url(picture)] * 3, "tasks": ["ocr"]}
+    found = httpx.post(f"{endpoint.address}/v1/annotate", json=body, headers=HEADERS, timeout=60)
+    assert found.status_code == 429 and found.headers["retry-after"] == "1"
+    assert found.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_what_takes_too_long_is_504(endpoint: Endpoint, picture: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(CONFIG), "timeout", property(lambda _: 0.0), raising=False)
+    body = {"images": [data_url(picture)], "tasks": ["ocr"]}
+    found = httpx.post(f"{endpoint.address}/v1/annotate", json=body, headers=HEADERS, timeout=60)
+    assert (found.status_code, found.json()["error"]["code"]) == (504, "expired")

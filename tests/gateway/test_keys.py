@@ -1,0 +1,53 @@
+"""Keys are read, hashed and compared; rates are kept for each."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RequestError, UsageError
+from pipeline.gateway.keys import Keys, read_keys
+
+ONE, TWO = "the-first-key-of-two", "the-second-key-of-two"
+HASHES = tuple(hashlib.sha256(key.encode()).hexdigest() for key in (ONE, TWO))
+
+
+def test_keys_of_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\n{ONE}  # of the team\n\nsha256:{HASHES[1].upper()}\n{ONE}\n")
+    assert read_keys(str(file)) == HASHES
+    monkeypatch.setenv("PALISCRIBE_API_KEYS", f"{TWO}, {ONE}")
+    assert read_keys(None) == HASHES[::-1]
+    assert sorted(read_keys(str(file))) == sorted(HASHES)
+
+
+@pytest.mark.parametrize(("text", "words"), [("short", "at least 16"), ("sha256:12", "64 hexadecimal digits")])
+def test_bad_keys(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(UsageError, match=words) as refused:
+        read_keys(str(tmp_path / "keys"))
+    assert text not in str(refused.value).replace("sha256: has", "")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_keys(str(tmp_path / "nothing"))
+
+
+def test_a_key_has_a_rate_of_its_own() -> None:
+    now = [0.0]
+    keys = Keys(HASHES, rate=0.5, clock=lambda: now[0])
+    for _ in range(5):
+        keys.admit(f"Bearer {ONE}")
+    with pytest.raises(RequestError) as refused:
+        keys.admit(f"Bearer {ONE}")
+    assert refused.value.status == 429
+    keys.admit(f"bearer {TWO}")
+    now[0] += 2.0
+    keys.admit(f"Bearer {ONE}")
+    with pytest.raises(RequestError):
+        keys.admit(f"Bearer {ONE}")
+
+
+def test_without_keys_everybody_may_call() -> None:
+    Keys([]).admit(None)
+    with pytest.raises(RequestError) as refused:
+        Keys(HASHES).admit(None)
+    assert refused.value.status == 401

@@ -1,0 +1,95 @@
+"""Our own interface: the records that a batch writes, from JSON and from a form."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gateway.conftest import CONFIG, KEY, Endpoint, data_url
+
+from pipeline.demo.scenes import Scene
+
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+
+
+def annotate(endpoint: Endpoint, **body: Any) -> httpx.Response:
+    return httpx.post(f"{endpoint.address}/v1/annotate", json=body, headers=HEADERS, timeout=60)
+
+
+def test_records_of_every_image_under_every_task(endpoint: Endpoint, scene: Scene, picture: bytes) -> None:
+    other = data_url(picture)
+    found = annotate(endpoint, images=[data_url(picture), other], tasks=["caption en", "detect circle ; square"]).json()
+    records = found["annotations"]
+    assert [(record["id"], record["task"]) for record in records] == [
+        (image, task) for image in "01" for task in ("caption en", "detect circle ; square")
+    ]
+    caption = next(item.answer for item in scene.items() if item.task == "caption")
+    assert records[0]["text"] == caption and records[0]["kind"] == "caption" and records[0]["status"] == "ok"
+    assert (records[0]["width"], records[0]["height"]) == (scene.width, scene.height)
+    assert 0 < records[0]["score"] <= 1 and records[0]["model"] == found["model"] == "demo"
+    assert records[0]["revision"] == found["revision"] == endpoint.engine.model.located.revision
+
+
+def test_boxes_are_those_of_a_batch(endpoint: Endpoint, scene: Scene, picture: bytes, tmp_path: Path) -> None:
+    from pipeline.ask import answer
+    from pipeline.config import ModelSpec
+
+    item = next(item for item in scene.items() if item.task == "detect" and item.boxes)
+    path = tmp_path / "scene.png"
+    path.write_bytes(picture)
+    [record] = annotate(endpoint, images=[data_url(picture)], tasks=[item.prompt]).json()["annotations"]
+    batch = answer(str(path), item.prompt, ModelSpec(), max_tokens=None)
+    assert record["boxes"] == batch["boxes"] and record["boxes"][0]["score"] > 0
+    assert {key: record[key] for key in batch if key in record and key not in ("id", "image")} == {
+        key: value for key, value in batch.items() if key in record and key not in ("id", "image")
+    }
+
+
+def test_a_plain_curl_uploads_files(endpoint: Endpoint, picture: bytes, tmp_path: Path) -> None:
+    for name in ("one.png", "two.png"):
+        (tmp_path / name).write_bytes(picture)
+    command = ["curl", "-sS", "-H", f"Authorization: Bearer {KEY}", "-F", f"image=@{tmp_path}/one.png"]
+    command += ["-F", f"image=@{tmp_path}/two.png", "-F", "task=caption en", "-F", "task=ocr"]
+    done = subprocess.run(
+        [*command, f"{endpoint.address}/v1/annotate/upload"], capture_output=True, text=True, check=True, timeout=60
+    )
+    records = httpx.Response(200, text=done.stdout).json()["annotations"]
+    assert [(record["id"], record["task"]) for record in records] == [
+        (name, task) for name in ("one.png", "two.png") for task in ("caption en", "ocr")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"images": ["http://127.0.0.1/a.png"], "tasks": ["ocr"]}, 403, "not_allowed"),
+        ({"images": ["s3://bucket/a.png"], "tasks": ["ocr"]}, 403, "not_allowed"),
+        ({"images": ["file:///etc/passwd"], "tasks": ["ocr"]}, 400, "bad_uri"),
+        ({"images": ["/etc/passwd"], "tasks": ["ocr"]}, 400, "bad_uri"),
+        ({"images": ["data:image/png;base64,###"], "tasks": ["ocr"]}, 400, "bad_uri"),
+        ({"images": ["data:image/png,abc"], "tasks": ["ocr"]}, 400, "bad_uri"),
+        ({"images": ["data:text/html;base64,aGk="], "tasks": ["ocr"]}, 400, "not_an_image"),
+        ({"images": ["data:image/png;base64,"], "tasks": ["ocr"]}, 400, "empty"),
+        ({"images": [], "tasks": ["ocr"]}, 400, "invalid_request"),
+        ({"images": ["data:,"] * 13, "tasks": ["ocr"]}, 413, "too_many_requests"),
+        ({"images": ["data:,"], "tasks": ["ocr"], "modle": "demo"}, 400, "invalid_request"),
+        ({"images": ["data:,"], "tasks": ["ocr"], "model": "other"}, 404, "model_not_found"),
+    ],
+)
+def test_refusals(endpoint: Endpoint, body: dict[str, Any], status: int, code: str) -> None:
+    found = annotate(endpoint, **body)
+    assert (found.status_code, found.json()["error"]["code"]) == (status, code)
+
+
+def test_images_are_bounded(endpoint: Endpoint) -> None:
+    from gateway.conftest import encoded
+    from PIL import Image
+
+    bomb = data_url(encoded(Image.new("1", (3000, 3000))))
+    found = annotate(endpoint, images=[bomb], tasks=["ocr"])
+    assert (found.status_code, found.json()["error"]["code"]) == (413, "too_many_pixels")
+    large = data_url(b"\0" * (CONFIG.images.max_bytes + 1))
+    assert annotate(endpoint, images=[large], tasks=["ocr"]).json()["error"]["code"] == "too_large"
+    prompt = annotate(endpoint, images=[bomb], tasks=["caption en " * 300])
+    assert prompt.status_code in (400, 413)

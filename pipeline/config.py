@@ -160,6 +160,13 @@ class ImagesConfig(Settings):
 
     max_bytes: int = Field(20 * 2**20, ge=1, description="Largest encoded image, in bytes.")
     max_pixels: int = Field(50_000_000, ge=1, description="Largest image, in pixels.")
+    addresses: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field(
+        (),
+        description="Where images may be read from: `https://host/path/`, `https://*.host/`, `s3://bucket/prefix/`. "
+        "Default: nowhere.",
+    )
+    private: bool = Field(False, description="Allow hosts of these whose addresses are not public.")
+    timeout: float = Field(20.0, gt=0, description="Seconds within which an image must have come from its address.")
 
 
 class ServedModel(Settings):

@@ -22,6 +22,7 @@ from pipeline.config import ServeConfig
 from pipeline.driver import Stopped, signals
 from pipeline.errors import ReplicaError, RequestError, RunError, UsageError
 from pipeline.gateway import Served, Service, create_app
+from pipeline.gateway.addresses import Addresses
 from pipeline.gateway.keys import Keys, read_keys
 from pipeline.masks import MaskDecoder
 from pipeline.pool import LOSSES, replicas, run_application
@@ -122,6 +123,7 @@ class Gateway:
 
 def application(config: ServeConfig) -> serve.Application:
     """The endpoint for the cluster that is joined. Raises UsageError for what is wrong with models or keys."""
+    Addresses(config.images)  # raises for an entry that is no address
     keys = read_keys(config.keys)
     if not keys and not config.open and not _is_loopback(config.host):
         words = "needs API keys (`keys`, PALISCRIBE_API_KEYS), or `open: true` if whoever reaches it may call"

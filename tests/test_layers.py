@@ -23,7 +23,7 @@ ALLOWED: dict[int | str, set[str]] = {
     2: {"pydantic", "numpy", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "PIL", "sklearn"},
     "download": {"filelock"},
     3: {"pydantic", "numpy", "pyarrow", "ray", "torch"},
-    "gateway": {"pydantic", "fastapi", "starlette"},
+    "gateway": {"pydantic", "fastapi", "starlette", "httpx"},
     4: {"pyarrow", "rich"},
     "doctor": {"torch", "boto3", "botocore", "huggingface_hub"},
     5: {"typer", "yaml"},

@@ -1,7 +1,6 @@
 """Pictures of online calls: bytes of an upload, data URLs, and addresses that the operator has allowed.
 
-By default no address is read at all. Those allowed are read by the same fetchers as a batch's; web addresses only
-after every address that their host resolves to has been found to be public, and without following redirects.
+By default no address is read at all: see `addresses`.
 """
 
 import asyncio
@@ -12,6 +11,7 @@ from typing import Final
 
 from pipeline.config import ImagesConfig
 from pipeline.errors import RequestError
+from pipeline.gateway.addresses import Addresses
 
 DATA: Final = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[\w.-]+)*(?P<base64>;base64)?,", re.ASCII)
 
@@ -20,7 +20,7 @@ class Pictures:
     """Reads the pictures that calls name or bring."""
 
     def __init__(self, config: ImagesConfig) -> None:
-        self.config = config
+        self.config, self._addresses = config, Addresses(config)
 
     async def read(self, picture: str | bytes) -> bytes:
         """The encoded image. Raises RequestError for one that is malformed, too large or not allowed."""
@@ -31,7 +31,7 @@ class Pictures:
         scheme = picture.partition("://")[0].lower() if "://" in picture else ""
         if scheme not in ("http", "https", "s3"):
             raise RequestError(400, "bad_uri", "an image is a data URL (data:image/png;base64,...) or an upload")
-        raise RequestError(403, "not_allowed", f"images by {scheme}:// address are not allowed here: send a data URL")
+        return await self._addresses.read(picture)
 
     def _bounded(self, data: bytes) -> bytes:
         if len(data) > self.config.max_bytes:

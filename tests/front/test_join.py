@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 import pyarrow.dataset as ds
 import pytest
 import ray.util
-from front.conftest import replicas
+from front.conftest import read_rows, replicas, write_rows
 
 pytestmark = pytest.mark.cluster
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
@@ -86,3 +87,38 @@ def test_no_cluster_at_the_address(collection: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("paliscribe: no Ray cluster at 127.0.0.1:9")
     assert "Traceback" not in done.stderr
+
+
+def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp_path: Path) -> None:
+    environment = os.environ | TOKEN | {"RAY_ADDRESS": head.address}
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    words = [sys.executable, "-m", "pipeline.cli"]
+    command = [*words, "serve", "--port", str(port)]
+    serving = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert serving.stdout is not None and "serving demo" in serving.stdout.readline()
+        driver = psutil.Process(head.process)
+        before = [replica.pid for replica in replicas("paliscribe:replica", driver)]
+        rows = [row | {"id": f"{turn}-{row['id']}"} for turn in range(40) for row in read_rows(collection)]
+        manifest = write_rows(collection.parent / "many.jsonl", rows)
+        command = ["annotate", "--manifest", str(manifest), "--output", str(tmp_path / "o"), "--task", "ocr", "--quiet"]
+        batch = subprocess.Popen([*words, *command], env=environment, stderr=subprocess.PIPE, text=True)
+        picture = next((collection.parent / "images").iterdir()).read_bytes()
+        live: list[dict[str, object]] = []
+        while batch.poll() is None:
+            form = {"files": {"image": picture}, "data": {"task": "caption en"}}
+            found = httpx.post(f"http://127.0.0.1:{port}/v1/annotate/upload", timeout=60, **form)  # type: ignore[arg-type]
+            assert found.status_code == 200, found.text
+            live += found.json()["annotations"]
+            assert not replicas("paliscribe-batch-", driver), "a second copy of the weights"
+            time.sleep(0.05)
+        assert batch.returncode == 0, batch.communicate()[1]
+        assert len(live) > 20 and len({str(record["text"]) for record in live}) == 1
+        assert ds.dataset(tmp_path / "o", format="parquet").count_rows() == len(rows) == 960
+        assert [replica.pid for replica in replicas("paliscribe:replica", driver)] == before and len(before) == 1
+        serving.terminate()
+        assert serving.wait(60) == 0
+    finally:
+        serving.kill()
+        serving.communicate()

@@ -1,0 +1,169 @@
+"""Images by address: only from the list, only from public hosts, wherever a name or a redirect leads."""
+
+import asyncio
+import http.server
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.config import ImagesConfig
+from pipeline.errors import RequestError, UsageError
+from pipeline.gateway.addresses import Addresses, is_public
+from pipeline.gateway.pictures import Pictures
+from pipeline.storage import open_store
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[int]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            name = self.path.partition("?")[0].rpartition("/")[2]
+            if name == "slow":
+                time.sleep(1.5)
+            status = {"gone": 404, "away": 302, "inside": 302, "loop": 302}.get(name, 200)
+            self.send_response(status)
+            if status == 302:
+                ours = f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
+                targets = {"away": "http://localhost:1/x", "inside": "/open/picture", "loop": f"{ours}/open/loop"}
+                self.send_header("Location", targets[name])
+            body = b"x" * 5000 if name == "large" else f"{name} for {self.headers['Host']}".encode()
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def read(address: str, *allowed: str, **options: Any) -> bytes:
+    config = ImagesConfig(addresses=allowed, timeout=0.8, max_bytes=1000, **options)
+    return asyncio.run(Pictures(config).read(address))
+
+
+def refusal(address: str, *allowed: str, **options: Any) -> tuple[int, str]:
+    with pytest.raises(RequestError) as refused:
+        read(address, *allowed, **options)
+    return refused.value.status, refused.value.code
+
+
+def test_what_the_list_allows_is_read(web: int) -> None:
+    entry = f"http://127.0.0.1:{web}/open"
+    assert read(f"http://127.0.0.1:{web}/open/a.png?b=c", entry, private=True) == f"a.png for 127.0.0.1:{web}".encode()
+    assert read(f"http://127.0.0.1:{web}/open/inside", entry, private=True).startswith(b"picture")
+    assert read(f"http://localhost:{web}/a", f"http://*host:{web}/", private=True) == f"a for localhost:{web}".encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("open/gone", 400, "missing"),
+        ("open/large", 413, "too_large"),
+        ("open/slow", 504, "unreachable"),
+        ("open/away", 403, "not_allowed"),
+        ("open/loop", 400, "unreachable"),
+        ("shut/a.png", 403, "not_allowed"),
+        ("opened/a.png", 403, "not_allowed"),
+        ("open/../shut/a.png", 403, "not_allowed"),
+        ("open/%2e%2e/shut/a.png", 403, "not_allowed"),
+    ],
+)
+def test_what_goes_wrong_has_a_status(web: int, path: str, status: int, code: str) -> None:
+    found = refusal(f"http://127.0.0.1:{web}/{path}", f"http://127.0.0.1:{web}/open/", private=True)
+    assert found == (status, code)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "2130706433",
+        "0x7f.1",
+        "127.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0",
+        "169.254.169.254",
+    ],
+)
+def test_hosts_that_are_not_public_are_refused_by_any_name(web: int, host: str) -> None:
+    address = f"http://{host}:{web}/open/a.png"
+    assert refusal(address, f"http://{host}:{web}/") in [(403, "not_allowed"), (400, "unreachable")]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user@127.0.0.1/a",
+        "http://allowed.example\\@127.0.0.1/a",
+        "http://127.0.0.1:99999/a",
+        "http://[::1/a",
+        "http:///a",
+        "http://a b/c",
+        "http://a\n/c",
+    ],
+)
+def test_malformed_addresses(address: str) -> None:
+    assert refusal(address, "http://127.0.0.1/", "http://allowed.example/", private=True) == (400, "bad_uri")
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://127.0.0.1/a", "/etc/passwd", "gopher://x/", "a.png"])
+def test_other_schemes_are_never_read(address: str) -> None:
+    assert refusal(address, "http://127.0.0.1/", private=True) == (400, "bad_uri")
+
+
+def test_nothing_is_allowed_by_default(web: int) -> None:
+    assert refusal(f"http://127.0.0.1:{web}/a") == refusal("s3://bucket/a") == (403, "not_allowed")
+    assert refusal("https://127.0.0.1/a", "http://127.0.0.1/", private=True) == (403, "not_allowed"), "another scheme"
+
+
+def test_a_host_that_is_not_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    assert refusal(f"http://127.0.0.1:{port}/a", f"http://127.0.0.1:{port}/", private=True) == (502, "unreachable")
+    assert refusal("http://no-such-host.invalid/a", "http://no-such-host.invalid/") == (400, "unreachable")
+
+
+def test_a_bucket_that_is_allowed(bucket: str) -> None:
+    open_store(f"s3://{bucket}/open").put("a.png", b"picture")
+    assert read(f"s3://{bucket}/open/a.png", f"s3://{bucket}/open/") == b"picture"
+    assert refusal(f"s3://{bucket}/open/none.png", f"s3://{bucket}/open/") == (400, "missing")
+    assert refusal(f"s3://{bucket}/shut/a.png", f"s3://{bucket}/open/") == (403, "not_allowed")
+    assert refusal(f"s3://{bucket}-other/open/a.png", f"s3://{bucket}/open/") == (403, "not_allowed")
+
+
+@pytest.mark.parametrize("entry", ["host", "ftp://host/", "https://user@host/", "https://host/?a", ""])
+def test_entries_are_checked(entry: str) -> None:
+    with pytest.raises(UsageError, match=r"images\.addresses"):
+        Addresses(ImagesConfig(addresses=(entry,)))
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("10.0.0.1", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("224.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::a00:1", False),
+        ("2002:7f00:1::", False),
+        ("fd00::1", False),
+        ("fe80::1", False),
+    ],
+)
+def test_public_addresses(address: str, public: bool) -> None:
+    assert is_public(ipaddress.ip_address(address)) == public

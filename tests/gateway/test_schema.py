@@ -1,0 +1,32 @@
+"""Whatever the OpenAPI document allows, and much that it does not: no call makes the gateway fail."""
+
+import schemathesis
+from gateway.conftest import CONFIG, EngineBackend
+from hypothesis import HealthCheck, settings
+from models import demo_model
+
+from pipeline.engine import Engine
+from pipeline.gateway import Served, Service, create_app
+from pipeline.gateway.keys import Keys
+
+MODEL = demo_model()
+ENGINE = Engine(MODEL)
+SERVED = Served("demo", MODEL.located.revision, MODEL.image_size, EngineBackend(ENGINE))
+SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", create_app(Service(CONFIG, [SERVED]), Keys([])))
+
+
+def setup_module() -> None:
+    ENGINE.start()
+
+
+def teardown_module() -> None:
+    ENGINE.close()
+
+
+@SCHEMA.parametrize()
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_no_call_makes_it_fail(case: schemathesis.Case) -> None:
+    reply = case.call()
+    assert reply.status_code < 500, reply.text
+    if reply.status_code >= 400:
+        assert reply.json()["error"]["message"] and "x-request-id" in reply.headers

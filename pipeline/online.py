@@ -52,12 +52,11 @@ class PoolBackend:
     async def predict(self, requests: Sequence[Request]) -> list[Prediction]:
         """See `Backend`."""
         for _ in range(LOSSES):
-            with _translated() as lost:
+            with _translated():
                 answers: list[Prediction] = await asyncio.wait_for(
                     self._handle.predict.remote(list(requests)), self._timeout + GRACE
                 )
                 return answers
-            assert lost
         raise RequestError(503, "replica_lost", f"{LOSSES} replicas were lost while they worked on this call")
 
     async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
@@ -82,10 +81,10 @@ class PoolBackend:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[bool]:
+def _translated() -> Iterator[None]:
     """Ray's errors as ours; the loss of a replica ends the block without an error."""
     try:
-        yield True
+        yield
     except (RayActorError, ActorUnavailableError):
         return
     except TimeoutError:

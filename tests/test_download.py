@@ -108,9 +108,7 @@ def test_what_is_wrong_is_said_in_a_line(
 
     store = open_store(f"s3://{bucket}/other")
     assert refusal(f"s3://{bucket}/nothing") == f"model s3://{bucket}/nothing: no model is there"
-    assert "no such bucket" in refusal("s3://no-such-bucket-here/model").lower() or "s3://no-such" in refusal(
-        "s3://no-such-bucket-here/model"
-    )
+    assert refusal("s3://no-such-bucket-here/model").startswith("model s3://no-such-bucket-here/model")
     store.put("pytorch_model.bin", b"pickled")
     store.put("config.json", json.dumps({"model_type": "paligemma"}).encode())
     assert "has no .safetensors file" in refusal(store.uri)

@@ -58,8 +58,11 @@ class Model:
         for name, module in list(decoder.named_modules()):
             if type(module).__name__.endswith("RMSNorm"):
                 decoder.set_submodule(name, Norm(module))
-        # Each its own: a fast tokenizer must not encode in one thread while it decodes in another.
-        self.tokenizer, self._detokenizer = tokenizer, copy.deepcopy(tokenizer)
+        self.tokenizer = tokenizer
+        # Called from any thread; its wrapper would set truncation and padding in each call, while others use it.
+        self._fast = copy.deepcopy(tokenizer.backend_tokenizer)
+        self._fast.no_truncation()
+        self._fast.no_padding()
         self.image_size = located.image_size
         self.image_tokens = (located.image_size // network.config.vision_config.patch_size) ** 2
         self.context = int(self.config.max_position_embeddings)  # tokens of image, prompt and answer
@@ -83,12 +86,12 @@ class Model:
 
     def tokenize(self, prompt: str) -> list[int]:
         """`<bos>`, the prompt and the newline that ends it: what the processor puts after the image tokens."""
-        ids: list[int] = self.tokenizer(f"{self.tokenizer.bos_token}{prompt}\n", add_special_tokens=False)["input_ids"]
+        ids: list[int] = self._fast.encode(f"{self.tokenizer.bos_token}{prompt}\n", add_special_tokens=False).ids
         return ids
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of an answer; `<loc>` and `<seg>` tokens stay in it."""
-        text: str = self._detokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._fast.decode(tokens, skip_special_tokens=True)
         return text
 
     def upload(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:

@@ -19,6 +19,7 @@ ATTENTION = "paliscribe"  # the name under which transformers finds `attention`
 # room for beside all else.
 CPU_SCORES, GPU_SCORES = 2**20, 2**28
 QUERIES = 64  # their number in a part is a multiple of this
+ROW_STEP = 4  # rows of a decode step that is not recorded are a multiple of this, as `ALIGNED` asks
 LENGTH_STEP = 64  # a decode step looks at lengths rounded up to this: few shapes, and all of them well aligned
 
 
@@ -154,9 +155,16 @@ def rounded(length: int, capacity: int) -> int:
     return min(-(-length // LENGTH_STEP) * LENGTH_STEP, capacity)
 
 
-def row_counts(slots: int, step: int = 8) -> Sequence[int]:
-    """The numbers of rows that decode steps have: 8, 16, 32, 64, ... and enough for all slots."""
+def row_counts(slots: int, *, recorded: bool) -> Sequence[int]:
+    """The numbers of rows that decode steps have, up to enough for all slots.
+
+    Where steps are recorded they are few: 8, 16, 32, 64, ... Elsewhere every fourth number: an empty row costs as much
+    as a live one.
+    """
+    step = 8 if recorded else ROW_STEP
     most = -(-slots // step) * step
+    if not recorded:
+        return range(step, most + step, step)
     counts = [step]
     while counts[-1] < most:
         counts.append(min(counts[-1] * 2, most))

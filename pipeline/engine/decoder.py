@@ -43,7 +43,7 @@ class Decoder:
         self.model = model
         on_gpu = model.device.type == "cuda"
         self._lag = int(on_gpu if late is None else late)
-        self._counts = row_counts(slots)
+        self._counts = row_counts(slots, recorded=on_gpu)
         self.slots = Slots(model.config, self._counts[-1], capacity, dtype=model.dtype, device=model.device)
         self._rows: list[Generation | None] = [None] * self._counts[-1]
         self._unread: deque[_Unread] = deque()

@@ -63,7 +63,7 @@ class Engine:
         self._cancelled: list[Generation] = []
         self._most_live, self._calm = self._slots, 0
         self._steps = self._prefilled = self._padded = self._embedded = self._reused = 0
-        self._work, self._tokenizing = threading.Condition(), threading.Lock()
+        self._work = threading.Condition()
         self._closed = False
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -77,8 +77,7 @@ class Engine:
         now = time.monotonic()
         generations, items = [], []
         for request in requests:
-            with self._tokenizing:
-                prompt = self.model.tokenize(request.prompt)
+            prompt = self.model.tokenize(request.prompt)
             generation = Generation(next(self._tickets), request, prompt, self.model.detokenize, on_piece)
             generation.prompt_tokens += self.model.image_tokens
             generations.append(generation)

@@ -35,6 +35,7 @@ class Limits:
     slots: int = 32
     reserve: int = 8  # slots that batch leaves to online requests
     prefill_tokens: int = 1024  # of one group, padding included; one request always fits
+    multiple: int = 1  # of rows in a decode step: beside online requests, batch fills those that would be empty
     gather: int = 1  # batch waits until so many slots are free, where others still decode: small groups cost more
     batch_floor: int = 4  # every so manieth group holds a batch request, whatever waits online
     online_queue: int = 1024
@@ -107,7 +108,9 @@ class Scheduler:
         Online requests that are under way take nothing from batch, which has all slots but the reserve.
         """
         online, batch = self._queues[ONLINE].items, self._queues[BATCH].items
-        for_batch = min(free, self.limits.slots - self.limits.reserve - live_batch)
+        limits, soon = self.limits, live_online + min(len(online), free)
+        empty = -(limits.slots - limits.reserve + soon) % limits.multiple if soon else 0
+        for_batch = min(free, limits.slots - limits.reserve + empty - live_batch)
         if (live_batch or live_online) and for_batch < min(self.limits.gather, len(batch)):
             for_batch = 0
         group: list[Item] = []

@@ -7,7 +7,7 @@ import torch
 from pipeline.config import PoolConfig
 from pipeline.engine.scheduler import Limits
 from pipeline.model import Model
-from pipeline.slots import Slots
+from pipeline.slots import ROW_STEP, Slots
 
 MOST_SLOTS = 256  # more make a step of an H100 longer without making it do more: its arithmetic is the limit then
 SLOT_SHARE = 0.6  # of the memory that the weights leave free; the rest is for activations, logits and embeddings
@@ -37,6 +37,7 @@ def engine_sizes(model: Model, config: PoolConfig | None = None) -> Sizes:
         slots=slots + ONLINE_SLOTS,
         reserve=ONLINE_SLOTS,
         prefill_tokens=config.prefill_tokens or (GPU_PREFILL if gpu else CPU_PREFILL),
+        multiple=1 if gpu else ROW_STEP,
         gather=min(slots, -(-GPU_FULL // model.image_tokens)) if gpu else 1,
     )
     return Sizes(limits, capacity, config.embedding_cache * 2**20)

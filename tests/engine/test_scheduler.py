@@ -84,6 +84,16 @@ def test_online_requests_under_way_take_nothing_from_batch() -> None:
     assert tickets(scheduler.admit(4, 4, 0)) == [10, 11, 1, 2]
 
 
+def test_batch_fills_the_rows_that_online_requests_leave_empty() -> None:
+    scheduler = Scheduler(Limits(slots=12, reserve=4, prefill_tokens=1000, multiple=4))
+    scheduler.add(items(*[8] * 12))
+    assert scheduler.admit(4, 8) == [], "8 rows are full as they are"
+    assert len(scheduler.admit(3, 8, 1)) == 3, "with one more request, 12 rows are decoded"
+    scheduler.add(items(8, first=20, priority=ONLINE))
+    assert tickets(scheduler.admit(4, 8))[0] == 20, "and one that only comes counts as well"
+    assert scheduler.admit(3, 9) == [], "its rows are given back when it has ended"
+
+
 def test_batch_gathers_while_others_decode() -> None:
     scheduler = Scheduler(Limits(slots=8, reserve=2, prefill_tokens=40, gather=3))
     scheduler.add(items(*[8] * 5))

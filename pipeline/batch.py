@@ -363,7 +363,7 @@ class _StageActor:
 def _stage_size(job: JobConfig) -> tuple[float, int]:
     """CPUs of a stage process and how many there may be: what the replicas leave over."""
     total = ray.cluster_resources().get("CPU", 1.0)
-    replicas = job.pool.replicas or max(1, int(ray.cluster_resources().get("GPU", 0)))
+    replicas = job.pool.replicas or job.pool.max_replicas or max(1, int(ray.cluster_resources().get("GPU", 0)))
     left = max(0.25, total - replicas * job.pool.cpus_per_replica - 0.25)  # Ray Data's own tasks need a little
     if job.fetch.workers is not None:
         return min(1.0, left / job.fetch.workers), job.fetch.workers

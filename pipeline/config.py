@@ -66,6 +66,19 @@ class PoolConfig(Settings):
     replicas: int | None = Field(
         None, ge=1, description="Replicas of the model. Default: one a GPU of the cluster; one without GPUs."
     )
+    min_replicas: int | None = Field(
+        None, ge=0, description="Instead of a fixed number: fewest replicas, 0 allowed. Default: 1 with `max_replicas`."
+    )
+    max_replicas: int | None = Field(
+        None, ge=1, description="Most replicas. Default: with `min_replicas` as many as `replicas` would be."
+    )
+    rows_per_replica: int | None = Field(
+        None,
+        ge=1,
+        description="Requests, waiting or under way, for which one replica is enough. Default: its `slots`.",
+    )
+    scale_up_after: float = Field(5.0, ge=0, description="Seconds for which more replicas must have been called for.")
+    scale_down_after: float = Field(300.0, ge=0, description="Seconds for which fewer must have been enough.")
     gpus_per_replica: float | None = Field(
         None, ge=0, description="GPUs of a replica, fractions allowed. Default: 1 where there are any, else 0."
     )
@@ -91,6 +104,14 @@ class PoolConfig(Settings):
     embedding_cache: int = Field(
         512, ge=0, description="MiB of image embeddings that a replica keeps for further tasks on the same images."
     )
+
+    @model_validator(mode="after")
+    def _fixed_or_scaled(self) -> "PoolConfig":
+        if self.replicas is not None and (self.min_replicas is not None or self.max_replicas is not None):
+            raise ValueError("either `replicas`, or `min_replicas` and `max_replicas`")
+        if (self.min_replicas or 0) > (self.max_replicas or 10**9):
+            raise ValueError("min_replicas is above max_replicas")
+        return self
 
 
 class FetchConfig(Settings):

@@ -133,7 +133,7 @@ def application(config: ServeConfig) -> serve.Application:
         spec = served.model.resolved(gpu=gpu and served.pool.gpus_per_replica != 0)
         located = locate(spec)
         facts.append(ModelFacts(served.name or spec.id, located.revision, located.image_size))
-        pools.append(replicas(located.pin(spec), served.pool)[0])
+        pools.append(replicas(located.pin(spec), served.pool, lasting=True)[0])
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=1000,

@@ -19,11 +19,14 @@ import ray
 from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
+from pipeline.autoscaling import ROWS, SLOTS, autoscaling
 from pipeline.config import ModelSpec, PoolConfig
 from pipeline.errors import ReplicaError, RunError
 from pipeline.records import Piece, Prediction, Request
 
 START_TIMEOUT = 1800.0  # seconds until the first replica must have loaded its weights
+DRAIN = 90.0  # seconds that a replica which is taken out gets to answer what it has begun; a call's limit is 60
+STUCK = 120.0  # seconds of one step of the engine after which its device is taken to be broken
 LOSSES = 3  # replicas that one request may outlive the loss of before it is given up
 HEADLESS = "paliscribe-batch-"  # applications with this prefix belong to one run each
 
@@ -72,10 +75,17 @@ class Replica:
         slots = self.engine.sizes.limits.slots
         return ReplicaFacts(context.replica_tag, located.image_size, located.revision, spec.precision, slots)
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's autoscaler goes by: requests that wait or are under way, and slots for them."""
+        stats = self.engine.stats()
+        return {ROWS: stats.waiting + stats.live, SLOTS: self.engine.sizes.limits.slots}
+
     def check_health(self) -> None:
         """Serve's probe: an engine that no longer answers has its replica replaced."""
         if not self.engine.alive:
             raise ReplicaError("the engine thread has died")
+        if self.engine.step_seconds() > STUCK:
+            raise ReplicaError(f"a step of the engine has lasted more than {STUCK:g} s: its device does not answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +131,23 @@ def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAdd
     return PoolAddress(application, deployment_name(spec), count)
 
 
-def replicas(spec: ModelSpec, config: PoolConfig) -> tuple[serve.Application, int]:
-    """The deployment of a spec's replicas on the cluster that is joined, and their number."""
+def replicas(spec: ModelSpec, config: PoolConfig, *, lasting: bool = False) -> tuple[serve.Application, int]:
+    """The deployment of a spec's replicas on the cluster that is joined, and their number, of a scaled one the most.
+
+    `lasting`: others than one run call it, so a replica that is taken out answers first what it has begun.
+    """
     gpus = ray.cluster_resources().get("GPU", 0)
     each = (1 if gpus else 0) if config.gpus_per_replica is None else config.gpus_per_replica
-    count = config.replicas or (max(1, int(gpus / each)) if each else 1)
+    count = config.replicas or config.max_replicas or (max(1, int(gpus / each)) if each else 1)
+    scaling = autoscaling(config, count)
     deployment = serve.deployment(
         name=deployment_name(spec),
-        num_replicas=count,
+        num_replicas=count if scaling is None else None,
+        autoscaling_config=scaling,
         max_ongoing_requests=1024,  # the engine queues; batch callers bound themselves
         ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": each},
         health_check_period_s=5,
-        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_timeout_s=DRAIN if scaling is not None or lasting else 5,
         max_constructor_retry_count=2,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )(Replica)

@@ -64,6 +64,7 @@ class Engine:
         self._most_live, self._calm = self._slots, 0
         self._steps = self._prefilled = self._padded = self._embedded = self._reused = 0
         self._work = threading.Condition()
+        self._begun: float | None = None  # when the step under way began
         self._closed = False
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -105,9 +106,11 @@ class Engine:
         if not group and not self._decoder.busy:
             return False
         self._steps += 1
+        self._begun = time.monotonic()
         self._prefill(group)
         self._decode()
         self._retire()
+        self._begun = None
         return True
 
     def run(self, requests: Sequence[Request]) -> list[Prediction]:
@@ -140,6 +143,11 @@ class Engine:
     def alive(self) -> bool:
         """Whether requests will be answered: False once the thread has died or the engine was closed."""
         return not self._closed and self._failure is None
+
+    def step_seconds(self) -> float:
+        """How long the step under way has lasted, in seconds; 0 between steps. A device that hangs never ends it."""
+        begun = self._begun
+        return 0.0 if begun is None else time.monotonic() - begun
 
     def stats(self) -> EngineStats:
         """What the engine has done and holds now."""

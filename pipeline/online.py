@@ -25,6 +25,7 @@ from pipeline.gateway import Served, Service, create_app
 from pipeline.gateway.addresses import Addresses
 from pipeline.gateway.keys import Keys, read_keys
 from pipeline.masks import MaskDecoder
+from pipeline.metrics import GatewayMetrics
 from pipeline.pool import LOSSES, replicas, run_application
 from pipeline.records import Piece, Prediction, Request
 from pipeline.stage import load_mask_decoder
@@ -117,7 +118,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Serve's proxy calls."""
-        return create_app(self._service, self._keys)
+        return create_app(self._service, self._keys, GatewayMetrics().call)
 
 
 def application(config: ServeConfig) -> serve.Application:

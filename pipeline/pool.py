@@ -8,11 +8,12 @@ errors of a call are translated here.
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from pipeline.autoscaling import ROWS, SLOTS, autoscaling
 from pipeline.config import ModelSpec, PoolConfig
-from pipeline.errors import ReplicaError, RunError
+from pipeline.errors import ReplicaError, RequestError, RunError
 from pipeline.records import Piece, Prediction, Request
 
 START_TIMEOUT = 1800.0  # seconds until the first replica must have loaded its weights
@@ -49,24 +50,34 @@ class Replica:
         import torch
 
         from pipeline.engine import Engine, awaiting, engine_sizes
+        from pipeline.metrics import PERIOD, ReplicaMetrics
         from pipeline.model import load
 
-        self._awaiting = awaiting
+        self._awaiting, self._metrics, self._period = awaiting, ReplicaMetrics(), PERIOD
+        self._name = serve.get_replica_context().replica_tag
         if threads is not None:
             torch.set_num_threads(threads)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # a line a call otherwise
         self.model = load(spec)
         self.engine = Engine(self.model, engine_sizes(self.model, config))
         self.engine.start()
+        threading.Thread(target=self._watch, name="metrics", daemon=True).start()
 
     async def predict(self, requests: list[Request]) -> list[Prediction]:
         """Answer requests that arrive together, in their order."""
-        return await self._awaiting.predict(self.engine, requests)
+        with self._counting(requests):
+            predictions = await self._awaiting.predict(self.engine, requests)
+        self._metrics.answered(requests, predictions)
+        return [replace(prediction, replica=self._name) for prediction in predictions]
 
     async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
         """The pieces of one answer as they come, then its prediction."""
-        async for part in self._awaiting.stream(self.engine, request):
-            yield part
+        with self._counting([request]):
+            async for part in self._awaiting.stream(self.engine, request):
+                if isinstance(part, Prediction):
+                    self._metrics.answered([request], [part])
+                    part = replace(part, replica=self._name)
+                yield part
 
     async def facts(self) -> ReplicaFacts:
         """Which replica this is and what it runs."""
@@ -86,6 +97,19 @@ class Replica:
             raise ReplicaError("the engine thread has died")
         if self.engine.step_seconds() > STUCK:
             raise ReplicaError(f"a step of the engine has lasted more than {STUCK:g} s: its device does not answer")
+
+    @contextmanager
+    def _counting(self, requests: Sequence[Request]) -> Iterator[None]:
+        try:
+            yield
+        except RequestError as error:
+            self._metrics.refused(requests, error.code)
+            raise
+
+    def _watch(self) -> None:
+        while self.engine.alive:
+            self._metrics.look(self.engine.stats())
+            time.sleep(self._period)
 
 
 @dataclass(frozen=True, slots=True)

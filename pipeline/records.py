@@ -84,6 +84,7 @@ class Prediction:
     (the end-of-sequence step included), so its mean is the score even of an empty answer. They are those of the
     model's own distribution, whatever the temperature. `ends`, for an answer with boxes or one that was to be spelled:
     the length of the text after each token, in characters. `prompt_tokens`: those of the image and the prompt.
+    `first_token`: seconds from submission to the first token; `replica`: who answered. Neither is part of the answer.
     """
 
     id: str
@@ -95,6 +96,8 @@ class Prediction:
     error_message: str | None = None
     ends: tuple[int, ...] = ()
     prompt_tokens: int = 0
+    first_token: float | None = field(default=None, compare=False)
+    replica: str = field(default="", compare=False)
 
     def score(self, start: int = 0, end: int | None = None) -> float | None:
         """Mean probability of the tokens that wrote `text[start:end]`; without bounds that of every step.

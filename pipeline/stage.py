@@ -95,14 +95,17 @@ class Stage:
         Returns the marker that won, which another attempt may have written first.
         """
         records: list[Record] = []
+        replicas: set[str] = set()
         done = 0
         for call in self._answered(self._work(shard)):
-            records.extend(self._records(call, shard))
+            answers = call.answers.result() if call.answers is not None else []
+            replicas.update(answer.replica for answer in answers if answer.replica)
+            records.extend(self._records(call, answers, shard))
             done += len({asked.row.row for asked in call.asked})
             progress(done)
         table = results.to_table(records, self.plan.facts, self.plan.schema)
         base = results.generation_base(self.plan.generation)
-        marker = results.write_shard(self.store, shard, uuid.uuid4().hex[:8], table, base)
+        marker = results.write_shard(self.store, shard, uuid.uuid4().hex[:8], table, base, sorted(replicas))
         return results.commit(self.store, marker, base)
 
     def _work(self, shard: int) -> Iterator[list[Work]]:
@@ -175,8 +178,8 @@ class Stage:
         key = f"draft-{asked.image.sha256}" if self.plan.fetch.draft else asked.image.sha256  # runs may share a pool
         return Request(name, asked.prompt, asked.image.pixels, key, asked.task.max_tokens)
 
-    def _records(self, call: _Call, shard: int) -> Iterator[Record]:
-        answers = iter(call.answers.result() if call.answers is not None else [])
+    def _records(self, call: _Call, predictions: Sequence[Prediction], shard: int) -> Iterator[Record]:
+        answers = iter(predictions)
         for asked in call.asked:
             prediction = next(answers) if asked.image is not None and asked.prompt is not None else None
             yield record(asked.row, asked.task, asked.prompt, asked.image, prediction, asked.error, shard, self.masks)

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 
@@ -24,6 +25,8 @@ class Generation:
         self.finish: FinishReason | None = None
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.submitted = time.monotonic()
+        self.first_token: float | None = None  # seconds that it took to come
         self.prompt_tokens = len(prompt)  # the image's too, once the engine has counted them
         self.row: int | None = None  # its slot
         self.held = 0  # tokens in the slot
@@ -44,6 +47,8 @@ class Generation:
     def book(self, token: int, logprob: float, end_tokens: frozenset[int]) -> None:
         """Take note of a token; sets `finish` if it was the last. Calls the callback if text has become certain."""
         self.logprobs.append(logprob)
+        if self.first_token is None:
+            self.first_token = time.monotonic() - self.submitted
         if token in end_tokens:
             self.finish = "stop"
         else:
@@ -73,6 +78,7 @@ class Generation:
                 finish_reason=self.finish,
                 ends=ends,
                 prompt_tokens=self.prompt_tokens,
+                first_token=self.first_token,
             )
         )
 

@@ -23,7 +23,7 @@ from pipeline.engine.scheduler import Item, QueueFull, Scheduler
 from pipeline.engine.sizing import Sizes, engine_sizes
 from pipeline.errors import ReplicaError, RequestError
 from pipeline.model import Model
-from pipeline.records import BATCH, Prediction, Request
+from pipeline.records import BATCH, ONLINE, Prediction, Request
 
 log = logging.getLogger(__name__)
 CALM = 64  # steps without a failure after which twice as many requests are decoded together again
@@ -34,6 +34,7 @@ class EngineStats:
     """What an engine has done and holds; counts since it was made."""
 
     waiting: int
+    waiting_online: int  # of these
     live: int
     slots: int
     steps: int
@@ -154,6 +155,7 @@ class Engine:
         decoder = self._decoder
         return EngineStats(
             waiting=len(self._scheduler),
+            waiting_online=self._scheduler.waiting(ONLINE),
             live=len(decoder.live),
             slots=self._slots,
             steps=self._steps,

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline import __version__
@@ -25,6 +26,7 @@ OPEN_PATHS = {"/health", "/docs", "/openapi.json"}  # answered without a key
 RETRY_AFTER = "1"  # seconds: a queue that is full has moved on by then
 ID_HEADER = "x-request-id"
 BODY_SECONDS = 60.0  # within which a body must have come
+Observe = Callable[[str, int, float], None]  # route, status (0: the client went away), seconds
 log = logging.getLogger("paliscribe.access")
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The call is wrong; `error.param` names the field."},
@@ -37,8 +39,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(service: Service, keys: Keys) -> FastAPI:
-    """The endpoint over a service."""
+def create_app(service: Service, keys: Keys, observe: Observe = lambda path, status, seconds: None) -> FastAPI:
+    """The endpoint over a service. `observe` is told of every call that is over."""
     app = FastAPI(title="Paliscribe", version=__version__, description="PaliGemma, online.", redoc_url=None)
 
     @app.exception_handler(RequestError)
@@ -94,15 +96,20 @@ def create_app(service: Service, keys: Keys) -> FastAPI:
         pictures: list[Named] = [(file.filename or "", await file.read()) for file in image]
         return await native.annotate(service, pictures, task, model, max_tokens)
 
-    app.add_middleware(Guard, keys=keys, max_body=service.config.max_body)
+    routes = {route.path for route in app.routes if isinstance(route, Route)}
+
+    def over(path: str, status: int, seconds: float) -> None:
+        observe(path if path in routes else "other", status, seconds)
+
+    app.add_middleware(Guard, keys=keys, max_body=service.config.max_body, observe=over)
     return app
 
 
 class Guard:
     """Around every call: its key, the size of its body, its id, its line in the log."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body: int) -> None:
-        self.app, self.keys, self.max_body = app, keys, max_body
+    def __init__(self, app: ASGIApp, keys: Keys, max_body: int, observe: Observe) -> None:
+        self.app, self.keys, self.max_body, self.observe = app, keys, max_body, observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one call."""
@@ -130,8 +137,10 @@ class Guard:
                 raise
             await _refusal(error)(scope, receive, labelled)
         finally:
-            taken = (time.perf_counter() - begun) * 1e3
-            log.info("id=%s method=%s path=%s status=%d ms=%.1f", name, scope["method"], scope["path"], status, taken)
+            taken = time.perf_counter() - begun
+            self.observe(scope["path"], status, taken)
+            path, method = scope["path"], scope["method"]
+            log.info("id=%s method=%s path=%s status=%d ms=%.1f", name, method, path, status, taken * 1e3)
 
     async def _read(self, headers: dict[str, str], receive: Receive) -> Receive:
         """Take in the whole body, and give it again to who asks. Raises RequestError: too large, too slow."""

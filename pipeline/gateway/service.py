@@ -114,7 +114,7 @@ class Service:
         values = record_values(replace(made, task=prompt))
         for column in ("shard", "row"):
             values.pop(column, None)
-        return values | {"model": served.name, "revision": served.revision}
+        return values | {"model": served.name, "revision": served.revision, "replica": prediction.replica}
 
     def _task(self, prompt: str, max_tokens: int | None) -> Task:
         if len(prompt) > self.config.max_prompt:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Marker:
     statuses: dict[str, int]
     error_kinds: dict[str, int]
     tokens: int
+    replicas: Sequence[str] = ()  # that answered; of an older version: not known
 
     def as_json(self) -> bytes:
         """Canonical bytes."""
@@ -50,8 +52,10 @@ def marker_key(shard: int, base: str = FIRST_RUN) -> str:
     return f"{base}/done/shard-{shard:05d}.json"
 
 
-def write_shard(store: Store, shard: int, attempt: str, table: pa.Table, base: str = FIRST_RUN) -> Marker:
-    """Write an attempt's records; nothing counts until `commit`."""
+def write_shard(
+    store: Store, shard: int, attempt: str, table: pa.Table, base: str = FIRST_RUN, replicas: Sequence[str] = ()
+) -> Marker:
+    """Write an attempt's records; nothing counts until `commit`. `replicas`: who answered."""
     body = encode(table)
     key = f"{base}/shards/shard-{shard:05d}.{attempt}.arrow"
     store.put(key, body)
@@ -65,6 +69,7 @@ def write_shard(store: Store, shard: int, attempt: str, table: pa.Table, base: s
         statuses=dict(sorted(Counter(table["status"].to_pylist()).items())),
         error_kinds=dict(sorted(Counter(k for k in table["error_kind"].to_pylist() if k).items())),
         tokens=sum(n or 0 for n in table["tokens"].to_pylist()),
+        replicas=list(replicas),
     )
 
 

@@ -1,6 +1,7 @@
 """A run joins the cluster that RAY_ADDRESS names, and leaves it as it was."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pyarrow.dataset as ds
 import pytest
 import ray.util
 from front.conftest import read_rows, replicas, write_rows
+from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.cluster
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
@@ -27,16 +29,18 @@ class Head:
 
     address: str
     process: int
+    metrics: int  # port of the exporter
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
     """The address of a Ray head in processes of its own."""
-    with socket.socket() as free:
+    with socket.socket() as free, socket.socket() as second:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        second.bind(("127.0.0.1", 0))
+        port, metrics = free.getsockname()[1], second.getsockname()[1]
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
-    command += ["--include-dashboard=false", "--disable-usage-stats"]
+    command += ["--include-dashboard=false", "--disable-usage-stats", f"--metrics-export-port={metrics}"]
     environment = os.environ | TOKEN
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -47,7 +51,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
                     break
             assert process.poll() is None and time.monotonic() < until, "the head did not come up"
             time.sleep(0.2)
-        yield Head(f"{ray.util.get_node_ip_address()}:{port}", process.pid)
+        yield Head(f"{ray.util.get_node_ip_address()}:{port}", process.pid, metrics)
     finally:
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -89,6 +93,30 @@ def test_no_cluster_at_the_address(collection: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def exported(head: Head, batch: int, live: int) -> None:
+    """Wait until Ray's exporter shows what has been answered, by priority, and that nothing is left."""
+
+    def total(name: str, **labels: str) -> float:
+        found = [family for family in families if family.name in (name, f"ray_{name}")]
+        assert len(found) == 1, (name, [family.name for family in families if "paliscribe" in family.name])
+        return sum(s.value for s in found[0].samples if labels.items() <= s.labels.items())
+
+    until = time.monotonic() + 60
+    while True:
+        text = httpx.get(f"http://127.0.0.1:{head.metrics}/metrics", timeout=10).text
+        families = list(text_string_to_metric_families(text))
+        with contextlib.suppress(AssertionError):
+            if total("paliscribe_answers", priority="online", outcome="ok") >= live:
+                break
+        assert time.monotonic() < until, [line for line in text.splitlines() if "paliscribe" in line]
+        time.sleep(1)
+    for name in ("calls", "call_seconds", "first_token_seconds", "images", "queue", "slots", "slots_in_use", "tokens"):
+        assert any(family.name == f"ray_paliscribe_{name}" for family in families), name
+    assert total("paliscribe_calls", path="/v1/annotate/upload", status="200") == live
+    assert total("paliscribe_answers", priority="online") == live
+    assert total("paliscribe_answers", priority="batch", outcome="ok") == batch
+
+
 def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp_path: Path) -> None:
     environment = os.environ | TOKEN | {"RAY_ADDRESS": head.address}
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -117,6 +145,9 @@ def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp
         assert len(live) > 20 and len({str(record["text"]) for record in live}) == 1
         assert ds.dataset(tmp_path / "o", format="parquet").count_rows() == len(rows) == 960
         assert [replica.pid for replica in replicas("paliscribe:replica", driver)] == before and len(before) == 1
+        markers = [json.loads(path.read_text()) for path in (tmp_path / "o/_run/done").iterdir()]
+        assert {name for marker in markers for name in marker["replicas"]} == {record["replica"] for record in live}
+        exported(head, len(rows), len(live))
         serving.terminate()
         assert serving.wait(60) == 0
     finally:

@@ -1,0 +1,81 @@
+"""What Prometheus sees, through Ray's own exporter on every node. Serve adds application, deployment and replica."""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+from ray.serve import metrics
+
+from pipeline.engine.loop import EngineStats
+from pipeline.records import ONLINE, Prediction, Request
+
+PERIOD = 2.0  # seconds between two looks at an engine
+SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0]
+
+
+class ReplicaMetrics:
+    """Of one replica: what it has answered, and what it holds."""
+
+    def __init__(self) -> None:
+        told = ("priority", "outcome")
+        self._answers = metrics.Counter("paliscribe_answers", "Requests answered; outcome: ok or the error", told)
+        self._tokens = metrics.Counter("paliscribe_tokens", "Tokens written", ("priority",))
+        self._images = metrics.Counter("paliscribe_images", "Images that passed the encoder")
+        self._first = metrics.Histogram(
+            "paliscribe_first_token_seconds", "Submission to first token", SECONDS, ("priority",)
+        )
+        self._waiting = metrics.Gauge("paliscribe_queue", "Requests that wait", ("priority",))
+        self._live = metrics.Gauge("paliscribe_slots_in_use", "Requests under way")
+        self._slots = metrics.Gauge("paliscribe_slots", "Requests that may be under way")
+        self._embedded = 0
+        self._lock = threading.Lock()
+
+    def answered(self, requests: Sequence[Request], predictions: Sequence[Prediction]) -> None:
+        """Book the answers to requests."""
+        outcomes: Counter[tuple[str, str]] = Counter()
+        tokens: Counter[str] = Counter()
+        for request, prediction in zip(requests, predictions, strict=True):
+            priority = priority_name(request)
+            outcomes[priority, prediction.error_kind or "ok"] += 1
+            tokens[priority] += len(prediction.tokens)
+            if prediction.first_token is not None:
+                self._first.observe(max(prediction.first_token, 1e-6), {"priority": priority})
+        for (priority, outcome), count in outcomes.items():
+            self._answers.inc(count, {"priority": priority, "outcome": outcome})
+        for priority, count in tokens.items():
+            if count:
+                self._tokens.inc(count, {"priority": priority})
+
+    def refused(self, requests: Sequence[Request], outcome: str) -> None:
+        """Book requests that were not taken."""
+        for request in requests:
+            self._answers.inc(1, {"priority": priority_name(request), "outcome": outcome})
+
+    def look(self, stats: EngineStats) -> None:
+        """Show what an engine holds now."""
+        self._waiting.set(stats.waiting_online, {"priority": "online"})
+        self._waiting.set(stats.waiting - stats.waiting_online, {"priority": "batch"})
+        self._live.set(stats.live)
+        self._slots.set(stats.slots)
+        with self._lock:
+            fresh, self._embedded = stats.embedded - self._embedded, stats.embedded
+        if fresh:
+            self._images.inc(fresh)
+
+
+class GatewayMetrics:
+    """Of one gateway: its calls."""
+
+    def __init__(self) -> None:
+        self._calls = metrics.Counter("paliscribe_calls", "HTTP calls", ("path", "status"))
+        self._seconds = metrics.Histogram("paliscribe_call_seconds", "Until a call was over", SECONDS, ("path",))
+
+    def call(self, path: str, status: int, seconds: float) -> None:
+        """Book a call that is over; `path` is a route of the application, so there are few."""
+        self._calls.inc(1, {"path": path, "status": str(status)})
+        self._seconds.observe(max(seconds, 1e-6), {"path": path})
+
+
+def priority_name(request: Request) -> str:
+    """Of a request, as metrics call it."""
+    return "online" if request.priority == ONLINE else "batch"

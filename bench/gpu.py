@@ -183,7 +183,7 @@ def steps(subject: Subject, work: full_size.Work, tokens: int) -> dict[str, dict
             model.prefill(features, prompts, slots, range(len(prompts)))
 
         found[f"prefill-{count}"] = {"ms": milliseconds(read, device, 5)}
-    for rows in row_counts(most):
+    for rows in row_counts(most, recorded=True):
         held = model.image_tokens + 16
         length, positions = rounded(held + 1, slots.capacity), torch.full((rows,), held, device=model.device)
         eager = milliseconds(functools.partial(model.decode_step, slots, positions, length), device, 10)

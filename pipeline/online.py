@@ -18,7 +18,7 @@ from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from pipeline.cluster import cluster
-from pipeline.config import ServeConfig
+from pipeline.config import ServeConfig, parse_serve
 from pipeline.driver import Stopped, signals
 from pipeline.errors import ReplicaError, RequestError, RunError, UsageError
 from pipeline.gateway import Served, Service, create_app
@@ -143,6 +143,11 @@ def application(config: ServeConfig) -> serve.Application:
     )(serve.ingress()(Gateway))
     bound: serve.Application = gateway.bind(config, facts, keys, load_mask_decoder(config.mask_decoder), *pools)
     return bound
+
+
+def build(settings: dict[str, Any]) -> serve.Application:
+    """The endpoint for a Serve config file, whose `args` are its settings. Raises UsageError."""
+    return application(parse_serve(settings, source="args"))
 
 
 def serve_forever(config: ServeConfig, ready: Callable[[str], None]) -> None:

@@ -75,12 +75,12 @@ def create_app(service: Service, keys: Keys) -> FastAPI:
         asked = service.ask(await service.look(served, picture), prompt, **call.options())
         if not call.stream:
             return await chat.complete(service, served, call, asked)
-        events = chat.stream(service, served, call, asked)
-        first = await anext(events)  # an error before it has a status of its own
-        return StreamingResponse(_events(first, events), media_type="text/event-stream")
+        return await _streamed(chat.stream(service, served, call, asked))
 
     @app.post("/v1/annotate", summary="Records of images under tasks", responses=ERRORS)
-    async def annotate(call: AnnotateRequest) -> dict[str, Any]:
+    async def annotate(call: AnnotateRequest) -> Any:
+        if call.stream:
+            return await _streamed(native.stream(service, call))
         pictures: list[Named] = [(f"{number}", image) for number, image in enumerate(call.images)]
         return await native.annotate(service, pictures, call.tasks, call.model, call.max_tokens)
 
@@ -168,6 +168,11 @@ def _refusal(error: RequestError) -> JSONResponse:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(chat.error_body(error), error.status, headers)
+
+
+async def _streamed(events: AsyncIterator[str]) -> StreamingResponse:
+    """Events as a reply. An error before the first of them is raised here, and has a status of its own."""
+    return StreamingResponse(_events(await anext(events), events), media_type="text/event-stream")
 
 
 async def _events(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -9,19 +9,19 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline import __version__
 from pipeline.errors import RequestError
-from pipeline.gateway import chat, native
+from pipeline.gateway import chat, native, page
 from pipeline.gateway.chat import ChatRequest
 from pipeline.gateway.keys import Keys
 from pipeline.gateway.native import AnnotateRequest, Named
 from pipeline.gateway.service import Service
 
-OPEN_PATHS = {"/health", "/docs", "/openapi.json"}  # answered without a key
+OPEN_PATHS = {"/", "/health", "/docs", "/openapi.json"}  # answered without a key
 RETRY_AFTER = "1"  # seconds: a queue that is full has moved on by then
 ID_HEADER = "x-request-id"
 BODY_SECONDS = 60.0  # within which a body must have come
@@ -58,6 +58,10 @@ def create_app(service: Service, keys: Keys) -> FastAPI:
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
         return _refusal(RequestError(500, "internal_error", "the gateway failed on this call"))
+
+    @app.get("/", include_in_schema=False)
+    async def front() -> HTMLResponse:
+        return HTMLResponse(page.HTML, headers=page.HEADERS)
 
     @app.get("/health", summary="Whether the gateway is up")
     async def health() -> dict[str, str]:

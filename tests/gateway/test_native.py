@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 import pytest
 from gateway.conftest import CONFIG, KEY, Endpoint, data_url
+from gateway.scripted import Scripted, scripted
 
 from pipeline.demo.scenes import Scene
+from pipeline.errors import RequestError
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
@@ -110,6 +112,16 @@ def test_what_goes_wrong_before_a_stream_begins_has_its_status(
 def test_a_prompt_that_the_engine_refuses_has_a_status_in_a_stream_too(endpoint: Endpoint, picture: bytes) -> None:
     found = annotate(endpoint, images=[data_url(picture)], tasks=["answer en " + "why " * 490], stream=True)
     assert (found.status_code, found.json()["error"]["code"]) == (400, "prompt_too_long")
+
+
+def test_what_goes_wrong_in_a_stream_is_its_last_event(picture: bytes) -> None:
+    with scripted(Scripted(["a purple", RequestError(503, "replica_lost", "the replica was lost")])) as address:
+        body = {"images": [data_url(picture)], "tasks": ["ocr"], "stream": True}
+        found = httpx.post(f"{address}/v1/annotate", json=body, timeout=60)
+    first, last, rest = found.text.split("\n\n")
+    assert found.status_code == 200 and first == 'data: {"text": "a purple"}' and rest == ""
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert (error["message"], error["type"], error["code"]) == ("the replica was lost", "server_error", "replica_lost")
 
 
 def test_who_leaves_a_stream_frees_his_slot(

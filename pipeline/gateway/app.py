@@ -9,20 +9,20 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline import __version__
 from pipeline.errors import RequestError
-from pipeline.gateway import chat, native
+from pipeline.gateway import chat, native, page
 from pipeline.gateway.chat import ChatRequest
 from pipeline.gateway.keys import Keys
 from pipeline.gateway.native import AnnotateRequest, Named
 from pipeline.gateway.service import Service
 
-OPEN_PATHS = {"/health", "/docs", "/openapi.json"}  # answered without a key
+OPEN_PATHS = {"/", "/health", "/docs", "/openapi.json"}  # answered without a key
 RETRY_AFTER = "1"  # seconds: a queue that is full has moved on by then
 ID_HEADER = "x-request-id"
 BODY_SECONDS = 60.0  # within which a body must have come
@@ -61,6 +61,10 @@ def create_app(service: Service, keys: Keys, observe: Observe = lambda path, sta
     async def failed(_: Request, error: Exception) -> JSONResponse:
         return _refusal(RequestError(500, "internal_error", "the gateway failed on this call"))
 
+    @app.get("/", include_in_schema=False)
+    async def front() -> HTMLResponse:
+        return HTMLResponse(page.HTML, headers=page.HEADERS)
+
     @app.get("/health", summary="Whether the gateway is up")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -77,12 +81,12 @@ def create_app(service: Service, keys: Keys, observe: Observe = lambda path, sta
         asked = service.ask(await service.look(served, picture), prompt, **call.options())
         if not call.stream:
             return await chat.complete(service, served, call, asked)
-        events = chat.stream(service, served, call, asked)
-        first = await anext(events)  # an error before it has a status of its own
-        return StreamingResponse(_events(first, events), media_type="text/event-stream")
+        return await _streamed(chat.stream(service, served, call, asked))
 
     @app.post("/v1/annotate", summary="Records of images under tasks", responses=ERRORS)
-    async def annotate(call: AnnotateRequest) -> dict[str, Any]:
+    async def annotate(call: AnnotateRequest) -> Any:
+        if call.stream:
+            return await _streamed(native.stream(service, call))
         pictures: list[Named] = [(f"{number}", image) for number, image in enumerate(call.images)]
         return await native.annotate(service, pictures, call.tasks, call.model, call.max_tokens)
 
@@ -177,6 +181,11 @@ def _refusal(error: RequestError) -> JSONResponse:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(chat.error_body(error), error.status, headers)
+
+
+async def _streamed(events: AsyncIterator[str]) -> StreamingResponse:
+    """Events as a reply. An error before the first of them is raised here, and has a status of its own."""
+    return StreamingResponse(_events(await anext(events), events), media_type="text/event-stream")
 
 
 async def _events(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:

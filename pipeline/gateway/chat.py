@@ -21,6 +21,7 @@ PICTURE = (  # one pixel, for the examples of the documentation
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
     "rkJggg=="
 )
+DONE = "data: [DONE]\n\n"  # the last event of a stream that came to its end
 
 
 class ImageUrl(BaseModel):
@@ -144,7 +145,7 @@ async def stream(service: Service, served: Served, call: ChatRequest, asked: Ask
 
     def chunk(delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return _event(head | {"choices": [choice]})
+        return event(head | {"choices": [choice]})
 
     started = False
     async for part in service.stream(served, asked):
@@ -159,13 +160,18 @@ async def stream(service: Service, served: Served, call: ChatRequest, asked: Ask
             yield chunk({"role": "assistant", "content": ""})
         yield chunk({}, part.finish_reason)
         if call.stream_options is not None and call.stream_options.include_usage:
-            yield _event(head | {"choices": [], "usage": _usage(part)})
-    yield "data: [DONE]\n\n"
+            yield event(head | {"choices": [], "usage": _usage(part)})
+    yield DONE
+
+
+def event(body: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(body)}\n\n"
 
 
 def error_event(error: RequestError) -> str:
     """What a stream that had begun says when it cannot go on."""
-    return _event(error_body(error))
+    return event(error_body(error))
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
@@ -199,7 +205,3 @@ def _logprobs(spelling: Sequence[str], logprobs: Sequence[float]) -> dict[str, A
         if math.isfinite(value)
     ]
     return {"content": tokens, "refusal": None}
-
-
-def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body)}\n\n"

@@ -1,14 +1,15 @@
 """Our own interface: pictures and tasks in, the records of a batch out."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import RequestError
-from pipeline.gateway.chat import PICTURE
+from pipeline.gateway.chat import DONE, PICTURE, event
 from pipeline.gateway.service import Service, refusal
+from pipeline.records import Piece
 
 Named = tuple[str, str | bytes]  # a picture: its name, and its address or its bytes
 
@@ -24,6 +25,13 @@ class AnnotateRequest(BaseModel):
     tasks: list[str] = Field(min_length=1, description="Prompts in PaliGemma's grammar.")
     model: str | None = Field(None, description="One of `GET /v1/models`. Default: the first.")
     max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens. Default: by the task's kind.")
+    stream: bool = Field(False, description="One image and one task: its text as server-sent events, then its record.")
+
+    def single(self) -> tuple[str, str]:
+        """The one image and the one task of a stream. Raises RequestError."""
+        if len(self.images) != 1 or len(self.tasks) != 1:
+            raise RequestError(400, "invalid_request", "stream takes exactly one image and one task", "stream")
+        return self.images[0], self.tasks[0]
 
 
 async def annotate(
@@ -48,3 +56,22 @@ async def annotate(
     answered = zip(names, asked, predictions, strict=True)
     records = [service.record(served, name, one, prediction) for name, one, prediction in answered]
     return {"model": served.name, "revision": served.revision, "annotations": records}
+
+
+async def stream(service: Service, call: AnnotateRequest) -> AsyncIterator[str]:
+    """One answer as server-sent events: `{"text": ...}` for each piece, at the end its record, then `[DONE]`.
+
+    Nothing comes before the picture has been read and the answer begun: an error until then is the call's own.
+    """
+    picture, prompt = call.single()
+    served = service.model(call.model)
+    asked = service.ask(await service.look(served, picture), prompt, max_tokens=call.max_tokens)
+    async for part in service.stream(served, asked):
+        if isinstance(part, Piece):
+            yield event({"text": part.text})
+            continue
+        if (error := refusal(part)) is not None:
+            raise error
+        record = service.record(served, "0", asked, part)
+        yield event({"annotation": record, "model": served.name, "revision": served.revision})
+    yield DONE

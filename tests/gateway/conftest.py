@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import uvicorn
+from gateway.browser import Page, chromium
 from models import demo_model
 from PIL import Image
 
@@ -94,3 +96,24 @@ def scene() -> Scene:
 @pytest.fixture(scope="session")
 def picture(scene: Scene) -> bytes:
     return encoded(scene.render())
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    yield from chromium(tmp_path_factory.mktemp("chromium"))
+
+
+@pytest.fixture
+def page(browser: Page) -> Iterator[Page]:
+    """At its usual size."""
+    yield browser
+    browser.command("Emulation.clearDeviceMetricsOverride")
+    browser.command("Emulation.setEmulatedMedia", features=[])
+    browser.driver.get("about:blank")
+
+
+@pytest.fixture
+def file(picture: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "scene.png"
+    path.write_bytes(picture)
+    return path

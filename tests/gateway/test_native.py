@@ -1,14 +1,18 @@
 """Our own interface: the records that a batch writes, from JSON and from a form."""
 
+import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from gateway.conftest import CONFIG, KEY, Endpoint, data_url
+from gateway.scripted import Scripted, scripted
 
 from pipeline.demo.scenes import Scene
+from pipeline.errors import RequestError
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
@@ -58,6 +62,80 @@ def test_a_plain_curl_uploads_files(endpoint: Endpoint, picture: bytes, tmp_path
     assert [(record["id"], record["task"]) for record in records] == [
         (name, task) for name in ("one.png", "two.png") for task in ("caption en", "ocr")
     ]
+
+
+def events(reply: httpx.Response) -> list[Any]:
+    """What follows `data: `, decoded but for the last event, which must be `[DONE]`."""
+    *data, last, rest = reply.text.split("\n\n")
+    assert (last, rest) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in data]
+
+
+@pytest.mark.parametrize("task", ["caption en", "detect circle ; square ; triangle"])
+def test_a_stream_is_the_plain_answer_in_pieces(endpoint: Endpoint, picture: bytes, task: str) -> None:
+    asked = {"images": [data_url(picture)], "tasks": [task]}
+    plain = annotate(endpoint, **asked).json()
+    streamed = annotate(endpoint, **asked, stream=True)
+    assert streamed.status_code == 200 and streamed.headers["content-type"].startswith("text/event-stream")
+    *pieces, last = events(streamed)
+    assert len(pieces) > 3 and all(list(piece) == ["text"] for piece in pieces)
+    assert "".join(piece["text"] for piece in pieces) == plain["annotations"][0]["text"]
+    assert last == {"annotation": plain["annotations"][0], "model": "demo", "revision": plain["revision"]}
+
+
+def test_a_stream_takes_max_tokens(endpoint: Endpoint, picture: bytes) -> None:
+    reply = annotate(endpoint, images=[data_url(picture)], tasks=["caption en"], stream=True, max_tokens=2)
+    assert events(reply)[-1]["annotation"]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(("images", "tasks"), [(2, 1), (1, 2)])
+def test_a_stream_is_of_one_image_and_one_task(endpoint: Endpoint, picture: bytes, images: int, tasks: int) -> None:
+    found = annotate(endpoint, images=[data_url(picture)] * images, tasks=["ocr"] * tasks, stream=True)
+    assert (found.status_code, found.json()["error"]["param"]) == (400, "stream")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"images": ["https://example.com/a.png"], "tasks": ["ocr"]}, 403, "not_allowed"),
+        ({"images": ["data:image/png;base64,aGk="], "tasks": ["ocr"]}, 400, "not_an_image"),
+        ({"images": ["data:,"], "tasks": ["ocr"], "model": "other"}, 404, "model_not_found"),
+    ],
+)
+def test_what_goes_wrong_before_a_stream_begins_has_its_status(
+    endpoint: Endpoint, body: dict[str, Any], status: int, code: str
+) -> None:
+    found = annotate(endpoint, **body, stream=True)
+    assert (found.status_code, found.json()["error"]["code"]) == (status, code)
+
+
+def test_a_prompt_that_the_engine_refuses_has_a_status_in_a_stream_too(endpoint: Endpoint, picture: bytes) -> None:
+    found = annotate(endpoint, images=[data_url(picture)], tasks=["answer en " + "why " * 490], stream=True)
+    assert (found.status_code, found.json()["error"]["code"]) == (400, "prompt_too_long")
+
+
+def test_what_goes_wrong_in_a_stream_is_its_last_event(picture: bytes) -> None:
+    with scripted(Scripted(["a purple", RequestError(503, "replica_lost", "the replica was lost")])) as address:
+        body = {"images": [data_url(picture)], "tasks": ["ocr"], "stream": True}
+        found = httpx.post(f"{address}/v1/annotate", json=body, timeout=60)
+    first, last, rest = found.text.split("\n\n")
+    assert found.status_code == 200 and first == 'data: {"text": "a purple"}' and rest == ""
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert (error["message"], error["type"], error["code"]) == ("the replica was lost", "server_error", "replica_lost")
+
+
+def test_who_leaves_a_stream_frees_his_slot(
+    endpoint: Endpoint, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint.engine.model, "end_tokens", frozenset())
+    body = {"images": [data_url(picture)], "tasks": ["caption en"], "stream": True, "max_tokens": 400}
+    address = f"{endpoint.address}/v1/annotate"
+    with httpx.stream("POST", address, json=body, headers=HEADERS, timeout=60) as reply:
+        assert "text" in next(reply.iter_lines()) and endpoint.engine.stats().live == 1
+    until = time.monotonic() + 10
+    while endpoint.engine.stats().live and time.monotonic() < until:
+        time.sleep(0.01)
+    assert endpoint.engine.stats().live == 0
 
 
 @pytest.mark.parametrize(

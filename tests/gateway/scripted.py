@@ -1,0 +1,56 @@
+"""An endpoint whose answers are written down beforehand: slow ones, broken ones, and ones that no small model gives."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from gateway.conftest import CONFIG, listen
+
+from pipeline.gateway import Served, Service
+from pipeline.gateway.keys import Keys
+from pipeline.masks import MaskDecoder
+from pipeline.records import Piece, Prediction, Request
+
+
+@dataclass
+class Scripted:
+    """Streams `parts`: a text is a piece, an event is waited for, an exception is raised."""
+
+    parts: Sequence[str | threading.Event | Exception] = ("fine",)
+    asked: list[str] = field(default_factory=list)
+    left: threading.Event = field(default_factory=threading.Event)  # a stream is over, whoever ended it
+
+    async def predict(self, requests: Sequence[Request]) -> list[Prediction]:
+        raise NotImplementedError
+
+    async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
+        self.asked.append(request.prompt)
+        texts: list[str] = []
+        try:
+            for part in self.parts:
+                if isinstance(part, threading.Event):
+                    while not part.is_set():
+                        await asyncio.sleep(0.005)
+                elif isinstance(part, Exception):
+                    raise part
+                else:
+                    texts.append(part)
+                    yield Piece(part, (1,), (-0.1,))
+            ends = tuple(sum(map(len, texts[: number + 1])) for number in range(len(texts)))
+            logprobs = (-0.1,) * len(texts)
+            yield Prediction(request.id, "".join(texts), (1,) * len(texts), logprobs, "stop", ends=ends)
+        finally:
+            self.left.set()
+
+
+@contextlib.contextmanager
+def scripted(backend: Scripted, masks: MaskDecoder | None = None, name: str = "scripted") -> Iterator[str]:
+    """Its address. It needs no key."""
+    server, thread = listen(Service(CONFIG, [Served(name, "1", 112, backend)], masks), Keys([]))
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.force_exit = server.should_exit = True
+        thread.join(10)

@@ -20,7 +20,7 @@ Kind = TypeVar("Kind", bound=BaseModel)
 class Settings(BaseModel):
     """The base of all settings: immutable, and closed to keys that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True, allow_inf_nan=False)
 
 
 class ModelSpec(Settings):

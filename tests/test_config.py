@@ -48,9 +48,11 @@ def test_what_is_wrong_is_named_on_one_line(change: dict[str, object], message: 
         ({"models": [{"model": {"idd": "x"}}]}, "unknown key 'models.0.model.idd' (did you mean 'id'?)"),
         ({"models": [{"model": "a"}, {"pool": {"slot": 1}}]}, "unknown key 'models.1.pool.slot' (did you mean 'slots'?)"),
         ({"models": []}, "'models': tuple should have at least 1 item after validation, not 0"),
+        ({"rate": float("inf")}, "'rate': input should be a finite number"),
+        ({"timeout": float("inf")}, "'timeout': input should be a finite number"),
     ],
 )
-def test_what_is_wrong_inside_a_list_is_said_once(change: dict[str, object], line: str) -> None:
+def test_what_is_wrong_in_an_endpoint_is_said_once(change: dict[str, object], line: str) -> None:
     with pytest.raises(UsageError) as caught:
         config.parse_serve(change, source="serve.yaml")
     assert str(caught.value) == f"serve.yaml: {line}"

@@ -20,7 +20,7 @@ Kind = TypeVar("Kind", bound=BaseModel)
 class Settings(BaseModel):
     """The base of all settings: immutable, and closed to keys that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True, allow_inf_nan=False)
 
 
 class ModelSpec(Settings):
@@ -243,7 +243,11 @@ def _validated(kind: type[Kind], values: dict[str, Any], source: str) -> Kind:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_problem(kind, e["loc"], e["type"], e["msg"]) for e in error.errors())
+        found = error.errors()
+        inside = {e["loc"][:end] for e in found for end in range(len(e["loc"]))}
+        # Pydantic counts the items of a list that are valid, so a list of one bad item is "too short" as well.
+        kept = [e for e in found if e["type"] != "too_short" or e["loc"] not in inside]
+        problems = "; ".join(_problem(kind, e["loc"], e["type"], e["msg"]) for e in kept)
         raise UsageError(f"{source}: {problems}") from None
 
 

@@ -41,6 +41,25 @@ def test_what_is_wrong_is_named_on_one_line(change: dict[str, object], message: 
     assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"models": [{"nmae": "x"}]}, "unknown key 'models.0.nmae' (did you mean 'name'?)"),
+        ({"models": [{"model": {"idd": "x"}}]}, "unknown key 'models.0.model.idd' (did you mean 'id'?)"),
+        ({"models": [{"model": "a"}, {"pool": {"slot": 1}}]}, "unknown key 'models.1.pool.slot' (did you mean 'slots'?)"),
+        ({"models": []}, "'models': tuple should have at least 1 item after validation, not 0"),
+        ({"rate": float("inf")}, "'rate': input should be a finite number"),
+        ({"timeout": float("inf")}, "'timeout': input should be a finite number"),
+    ],
+)
+def test_what_is_wrong_in_an_endpoint_is_said_once(change: dict[str, object], line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.parse_serve(change, source="serve.yaml")
+    assert str(caught.value) == f"serve.yaml: {line}"
+    with pytest.raises(UsageError, match=r"^settings: 'tasks\.0': [^;]*$"):
+        config.parse(GOOD | {"tasks": [{}]})
+
+
 def test_missing_settings_are_all_named() -> None:
     with pytest.raises(UsageError, match="'manifest' is missing; 'tasks' is missing; 'output' is missing"):
         config.parse({})

@@ -46,7 +46,10 @@ def test_what_is_wrong_is_named_on_one_line(change: dict[str, object], message: 
     [
         ({"models": [{"nmae": "x"}]}, "unknown key 'models.0.nmae' (did you mean 'name'?)"),
         ({"models": [{"model": {"idd": "x"}}]}, "unknown key 'models.0.model.idd' (did you mean 'id'?)"),
-        ({"models": [{"model": "a"}, {"pool": {"slot": 1}}]}, "unknown key 'models.1.pool.slot' (did you mean 'slots'?)"),
+        (
+            {"models": [{"model": "a"}, {"pool": {"slot": 1}}]},
+            "unknown key 'models.1.pool.slot' (did you mean 'slots'?)",
+        ),
         ({"models": []}, "'models': tuple should have at least 1 item after validation, not 0"),
         ({"rate": float("inf")}, "'rate': input should be a finite number"),
         ({"timeout": float("inf")}, "'timeout': input should be a finite number"),

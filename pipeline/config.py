@@ -212,7 +212,11 @@ class ServeConfig(Settings):
         None, description="File of API keys, one a line, plain or as `sha256:HEX`; PALISCRIBE_API_KEYS adds to it."
     )
     open: bool = Field(False, description="Listen beyond loopback without keys: whoever reaches the port may call.")
-    rate: float | None = Field(None, gt=0, description="Calls a second of one key, with ten seconds' worth saved up.")
+    rate: float | None = Field(
+        None,
+        gt=0,
+        description="Calls a second of one key, with ten seconds' worth saved up; without keys, of all together.",
+    )
     timeout: float = Field(60.0, gt=0, description="Seconds within which a call is answered, or refused with 504.")
     max_body: int = Field(64 * 2**20, ge=1, description="Largest body of a call, in bytes.")
     max_prompt: int = Field(2000, ge=1, description="Longest prompt, in characters.")

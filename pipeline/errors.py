@@ -51,14 +51,20 @@ class RowError(PaliscribeError):
 
 
 class RequestError(PaliscribeError):
-    """An online call is refused with this HTTP `status`; `field` names what of it is at fault, if anything is."""
+    """An online call is refused with this HTTP `status`; `field` names what of it is at fault, if anything is.
 
-    def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
-        super().__init__(status, code, message, field)
+    `retry_after`: seconds after which it is worth another try, where that is known.
+    """
+
+    def __init__(
+        self, status: int, code: str, message: str, field: str | None = None, retry_after: float | None = None
+    ) -> None:
+        super().__init__(status, code, message, field, retry_after)
         self.status = status
         self.code = code
         self.message = message
         self.field = field
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         return self.message

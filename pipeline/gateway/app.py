@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import math
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -23,9 +26,12 @@ from pipeline.gateway.native import AnnotateRequest, Named
 from pipeline.gateway.service import Service
 
 OPEN_PATHS = {"/", "/health", "/docs", "/openapi.json"}  # answered without a key
-RETRY_AFTER = "1"  # seconds: a queue that is full has moved on by then
+RETRY_AFTER = 1  # seconds: a queue that is full has moved on by then
 ID_HEADER = "x-request-id"
+LONGEST, LONGEST_ID = 200, 64  # characters of what a caller writes into the log
+FAILED = RequestError(500, "internal_error", "the gateway failed on this call")
 BODY_SECONDS = 60.0  # within which a body must have come
+BODIES = 16  # bodies of the largest size that are held at a time; what is beyond them is refused
 Observe = Callable[[str, int, float], None]  # route, status (0: the client went away), seconds
 log = logging.getLogger("paliscribe.access")
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -41,7 +47,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def create_app(service: Service, keys: Keys, observe: Observe = lambda path, status, seconds: None) -> FastAPI:
     """The endpoint over a service. `observe` is told of every call that is over."""
-    app = FastAPI(title="Paliscribe", version=__version__, description="PaliGemma, online.", redoc_url=None)
+    about: dict[str, Any] = {"title": "Paliscribe", "version": __version__, "description": "PaliGemma, online."}
+    app = FastAPI(**about, redoc_url=None, redirect_slashes=False)
 
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> JSONResponse:
@@ -55,11 +62,9 @@ def create_app(service: Service, keys: Keys, observe: Observe = lambda path, sta
 
     @app.exception_handler(HTTPException)
     async def no_route(_: Request, error: HTTPException) -> JSONResponse:
-        return _refusal(RequestError(error.status_code, "invalid_request", str(error.detail)))
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return _refusal(RequestError(500, "internal_error", "the gateway failed on this call"))
+        reply = _refusal(RequestError(error.status_code, "invalid_request", str(error.detail)))
+        reply.headers.update(error.headers or {})  # of a 405: the methods that there are
+        return reply
 
     @app.get("/", include_in_schema=False)
     async def front() -> HTMLResponse:
@@ -97,7 +102,7 @@ def create_app(service: Service, keys: Keys, observe: Observe = lambda path, sta
         model: Annotated[str | None, Form()] = None,
         max_tokens: Annotated[int | None, Form(ge=1)] = None,
     ) -> dict[str, Any]:
-        pictures: list[Named] = [(file.filename or "", await file.read()) for file in image]
+        pictures: list[Named] = [(chat.whole(file.filename or ""), await file.read()) for file in image]
         return await native.annotate(service, pictures, task, model, max_tokens)
 
     routes = {route.path for route in app.routes if isinstance(route, Route)}
@@ -110,20 +115,19 @@ def create_app(service: Service, keys: Keys, observe: Observe = lambda path, sta
 
 
 class Guard:
-    """Around every call: its key, the size of its body, its id, its line in the log."""
+    """Around every call: its key, the size of its body, its id, its line in the log, and what nobody has caught."""
 
     def __init__(self, app: ASGIApp, keys: Keys, max_body: int, observe: Observe) -> None:
         self.app, self.keys, self.max_body, self.observe = app, keys, max_body, observe
+        self._held = 0  # bytes of the bodies of calls under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one call."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), 0
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        own = headers.get(ID_HEADER, "")
-        name = own if own and len(own) <= 64 and own.replace("-", "").isalnum() and own.isascii() else uuid.uuid4().hex
+        begun, status, body = time.perf_counter(), 0, bytearray()
+        name = _call_id(_header(scope, ID_HEADER) or "")
 
         async def labelled(message: Message) -> None:
             nonlocal status
@@ -134,32 +138,37 @@ class Guard:
 
         try:
             if scope["path"] not in OPEN_PATHS:
-                self.keys.admit(headers.get("authorization"))
-            await self.app(scope, await self._read(headers, receive), labelled)
-        except RequestError as error:
-            if status:
+                self.keys.admit(_header(scope, "authorization"))
+            await self.app(scope, await self._read(body, _header(scope, "content-length"), receive), labelled)
+        except Exception as error:
+            if not isinstance(error, RequestError):
+                log.exception("id=%s failed", name)
+            if status:  # too late for words
                 raise
-            await _refusal(error)(scope, receive, labelled)
+            await _refusal(error if isinstance(error, RequestError) else FAILED)(scope, receive, labelled)
         finally:
+            self._held -= len(body)
             taken = time.perf_counter() - begun
             self.observe(scope["path"], status, taken)
-            path, method = scope["path"], scope["method"]
+            method, path = (quote(scope[part], errors="replace")[:LONGEST] for part in ("method", "path"))
             log.info("id=%s method=%s path=%s status=%d ms=%.1f", name, method, path, status, taken * 1e3)
 
-    async def _read(self, headers: dict[str, str], receive: Receive) -> Receive:
-        """Take in the whole body, and give it again to who asks. Raises RequestError: too large, too slow."""
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self.max_body:
+    async def _read(self, body: bytearray, length: str | None, receive: Receive) -> Receive:
+        """Take in the whole body, and give it again to who asks. Raises RequestError: too large, too slow, too many."""
+        if length is not None and re.fullmatch("[0-9]{1,18}", length) and int(length) > self.max_body:
             raise _too_large(self.max_body)
-        body = bytearray()
         last: Message = {}
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 while not last or (last["type"] == "http.request" and last.get("more_body", False)):
                     last = await receive()
-                    body += last.get("body", b"")
+                    part = last.get("body", b"")
+                    body += part
+                    self._held += len(part)
                     if len(body) > self.max_body:
                         raise _too_large(self.max_body)
+                    if self._held > BODIES * self.max_body:
+                        raise RequestError(429, "overloaded", "too many large bodies are under way")
         except TimeoutError:
             raise RequestError(408, "too_slow", f"the body did not come within {BODY_SECONDS:g} seconds") from None
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
@@ -172,12 +181,25 @@ class Guard:
         return again
 
 
+def _header(scope: Scope, name: str) -> str | None:
+    """A header of the call. One that comes twice is none: who stands before us may read the other one."""
+    found = [value.decode("latin-1") for key, value in scope["headers"] if key == name.encode()]
+    return found[0] if len(found) == 1 else None
+
+
+def _call_id(own: str) -> str:
+    """The caller's own id if it is a plain word, else a fresh one."""
+    plain = len(own) <= LONGEST_ID and own.replace("-", "").isalnum() and own.isascii()
+    return own if plain else uuid.uuid4().hex
+
+
 def _too_large(most: int) -> RequestError:
     return RequestError(413, "too_large", f"the body has more than the {most:,} bytes that are taken")
 
 
 def _refusal(error: RequestError) -> JSONResponse:
-    headers = {"retry-after": RETRY_AFTER} if error.status in (429, 503) else {}
+    seconds = str(math.ceil(error.retry_after or RETRY_AFTER))
+    headers = {"retry-after": seconds} if error.status in (429, 503) else {}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(chat.error_body(error), error.status, headers)
@@ -196,3 +218,6 @@ async def _events(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
             yield event
     except RequestError as error:
         yield chat.error_event(error)
+    except Exception:
+        log.exception("a stream failed")
+        yield chat.error_event(FAILED)

@@ -16,6 +16,8 @@ from pipeline.errors import RequestError
 from pipeline.gateway.service import Asked, Served, Service, refusal
 from pipeline.records import Piece, Prediction
 
+LONGEST, LONGEST_FIELD = 1000, 100  # characters of an error's message, which may quote the call, and of its field
+LONGEST_STOP = 200  # characters of a stop string: the engine looks for it at every token
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 PICTURE = (  # one pixel, for the examples of the documentation
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
@@ -102,19 +104,24 @@ class ChatRequest(BaseModel):
         prompts = [part.text for part in parts if part.type == "text" and part.text is not None]
         if len(pictures) != 1 or len(prompts) != 1 or len(parts) != 2:
             raise unsupported("messages[0].content", "the content must be one image_url part and one text part")
+        if any(len(word) > LONGEST_STOP for word in self._stops()):
+            words = f"a stop string has at most {LONGEST_STOP} characters"
+            raise RequestError(400, "invalid_request", words, "stop")
         return pictures[0], prompts[0]
 
     def options(self) -> dict[str, Any]:
         """What of it the engine's request takes."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return {
             "max_tokens": self.max_completion_tokens or self.max_tokens,
             "temperature": self.temperature or 0.0,
             "top_p": self.top_p or 1.0,
             "seed": self.seed or 0,
-            "stop": tuple(word for word in stop if word),
+            "stop": tuple(word for word in self._stops() if word),
             "spelled": bool(self.logprobs),
         }
+
+    def _stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
 def unsupported(field: str, message: str) -> RequestError:
@@ -179,7 +186,13 @@ def error_body(error: RequestError) -> dict[str, Any]:
     kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
         error.status, "server_error" if error.status >= 500 else "invalid_request_error"
     )
-    return {"error": {"message": str(error), "type": kind, "param": error.field, "code": error.code}}
+    field = None if error.field is None else whole(error.field[:LONGEST_FIELD])
+    return {"error": {"message": whole(str(error)[:LONGEST]), "type": kind, "param": field, "code": error.code}}
+
+
+def whole(text: str) -> str:
+    """Text that can be written as UTF-8: halves of characters, which JSON and forms can bring, become `?`."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _head(kind: str, served: Served) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,17 +13,24 @@ from pipeline.errors import RequestError, UsageError
 VARIABLE = "PALISCRIBE_API_KEYS"  # several, with commas between them
 HASHED = "sha256:"  # a key in a file may be given as its hash: sha256:HEX
 SHORTEST = 16  # characters of a key
+COMMENT = re.compile(r"(^|\s)#.*")
 
 
 def read_keys(file: str | None) -> tuple[str, ...]:
-    """Hashes of the keys in a file, one a line (`#` begins a comment), and in the environment. Raises UsageError."""
-    lines = os.environ.get(VARIABLE, "").split(",")
+    """Hashes of the keys in a file, one a line, and in the environment. Raises UsageError, also for a file without any.
+
+    `#` begins a comment at the beginning of a line or after a space, so that none of a key is taken for one.
+    """
+    words = [word.strip() for word in os.environ.get(VARIABLE, "").split(",")]
     if file is not None:
         try:
-            lines += Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"keys {file}: cannot be read ({error.__class__.__name__})") from None
-    words = [line.partition("#")[0].strip() for line in lines]
+        found = [word for line in lines if (word := COMMENT.sub("", line).strip())]
+        if not found:
+            raise UsageError(f"keys {file}: holds no key; without `keys` the endpoint asks for none")
+        words += found
     return tuple(dict.fromkeys(_hashed(word) for word in words if word))
 
 
@@ -56,14 +64,16 @@ class Keys:
         left, then = self._left.get(key, (most, now))
         left = min(most, left + (now - then) * self._rate)
         if left < 1:
-            raise RequestError(429, "rate_limited", f"this key may make {self._rate:g} calls a second")
+            words = f"{'this key' if key else 'the callers'} may make {self._rate:g} calls a second"
+            raise RequestError(429, "rate_limited", words, retry_after=(1 - left) / self._rate)
         self._left[key] = (left - 1, now)
 
     def _key(self, authorization: str | None) -> str:
         if not self._hashes:
             return ""
         scheme, _, token = (authorization or "").partition(" ")
-        given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).hexdigest()
+        raw = token.strip(" \t").encode("latin-1", "replace")  # as it came: headers are read as Latin-1
+        given = hashlib.sha256(raw).hexdigest()
         found = ""
         for known in self._hashes:  # all of them, so that the time says nothing
             if hmac.compare_digest(known, given):

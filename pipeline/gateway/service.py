@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from pipeline.results import record_values
 from pipeline.stage import record
 from pipeline.tasks import Task, parse_task
 
+log = logging.getLogger(__name__)
 STATUS = {  # of a row's error, for a caller who waits: his own fault unless named here
     "unreachable": 502,
     "throttled": 503,
@@ -71,7 +73,7 @@ class Service:
             return next(iter(self.models.values()))
         if name not in self.models:
             known = ", ".join(sorted(self.models))
-            raise RequestError(404, "model_not_found", f"there is no model {name!r} here; there is {known}")
+            raise RequestError(404, "model_not_found", f"there is no model {name[:100]!r} here; there is {known}")
         return self.models[name]
 
     async def look(self, served: Served, picture: str | bytes) -> images.Decoded:
@@ -100,12 +102,12 @@ class Service:
 
     async def predict(self, served: Served, asked: Sequence[Asked]) -> list[Prediction]:
         """Answer requests; an error that is a request's own is in its prediction."""
-        return await served.backend.predict([one.request for one in asked])
+        return [_guarded(one) for one in await served.backend.predict([one.request for one in asked])]
 
     async def stream(self, served: Served, asked: Asked) -> AsyncIterator[Piece | Prediction]:
         """The pieces of an answer, then its prediction."""
         async for part in served.backend.stream(asked.request):
-            yield part
+            yield _guarded(part) if isinstance(part, Prediction) else part
 
     def record(self, served: Served, name: str, asked: Asked, prediction: Prediction) -> dict[str, Any]:
         """The record that a batch writes, as plain values, without those of a manifest."""
@@ -120,10 +122,20 @@ class Service:
         if len(prompt) > self.config.max_prompt:
             words = f"the prompt has {len(prompt):,} characters; at most {self.config.max_prompt:,} are taken"
             raise RequestError(400, "prompt_too_long", words)
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise RequestError(400, "prompt", "the prompt holds half a character (a lone surrogate of UTF-16)")
         try:
             return parse_task(prompt.replace("{", "{{").replace("}", "}}"), max_tokens=max_tokens)
         except UsageError as error:
             raise RequestError(400, "prompt", str(error)) from None
+
+
+def _guarded(prediction: Prediction) -> Prediction:
+    """A failure of the model without its words, which are about our inside: they go into the log."""
+    if prediction.error_kind != "model":
+        return prediction
+    log.error("request %s: %s", prediction.id, prediction.error_message)
+    return replace(prediction, error_message="the model failed on this request")
 
 
 def refusal(prediction: Prediction) -> RequestError | None:

@@ -18,7 +18,7 @@ from pipeline.records import Piece, Prediction, Request
 class Scripted:
     """Streams `parts`: a text is a piece, an event is waited for, an exception is raised."""
 
-    parts: Sequence[str | threading.Event | Exception] = ("fine",)
+    parts: Sequence[str | threading.Event | BaseException] = ("fine",)
     asked: list[str] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)  # a stream is over, whoever ended it
 
@@ -33,7 +33,7 @@ class Scripted:
                 if isinstance(part, threading.Event):
                     while not part.is_set():
                         await asyncio.sleep(0.005)
-                elif isinstance(part, Exception):
+                elif isinstance(part, BaseException):
                     raise part
                 else:
                     texts.append(part)

@@ -21,6 +21,26 @@ def test_keys_of_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.
     assert sorted(read_keys(str(file))) == sorted(HASHES)
 
 
+def test_a_key_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = "a-key-of-16-chars#and-more"
+    (tmp_path / "keys").write_text(f"\ufeff{whole}\n  # a comment\n\t#another\nschlüssel-für-alle\n", encoding="utf-8")
+    keys = Keys(read_keys(str(tmp_path / "keys")))
+    keys.admit(f"Bearer {whole}")
+    keys.admit("Bearer " + "schlüssel-für-alle".encode().decode("latin-1"))
+    for part in (whole.partition("#")[0], f"\ufeff{whole}", "schlussel-fur-alle", "schlu\u0308ssel-fu\u0308r-alle"):
+        with pytest.raises(RequestError):
+            keys.admit("Bearer " + part.encode().decode("latin-1"))
+    monkeypatch.setenv("PALISCRIBE_API_KEYS", f"{whole},,")
+    assert read_keys(None) == (hashlib.sha256(whole.encode()).hexdigest(),)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# none yet\n"])
+def test_a_file_without_keys_does_not_open_the_endpoint(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(UsageError, match="holds no key"):
+        read_keys(str(tmp_path / "keys"))
+
+
 @pytest.mark.parametrize(("text", "words"), [("short", "at least 16"), ("sha256:12", "64 hexadecimal digits")])
 def test_bad_keys(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "keys").write_text(text)
@@ -38,12 +58,41 @@ def test_a_key_has_a_rate_of_its_own() -> None:
         keys.admit(f"Bearer {ONE}")
     with pytest.raises(RequestError) as refused:
         keys.admit(f"Bearer {ONE}")
-    assert refused.value.status == 429
+    assert refused.value.status == 429 and refused.value.retry_after == 2.0
     keys.admit(f"bearer {TWO}")
     now[0] += 2.0
     keys.admit(f"Bearer {ONE}")
     with pytest.raises(RequestError):
         keys.admit(f"Bearer {ONE}")
+
+
+def test_buckets_are_those_of_known_keys_alone() -> None:
+    keys = Keys(HASHES, rate=1000)
+    for number in range(1000):
+        with pytest.raises(RequestError):
+            keys.admit(f"Bearer a-key-that-is-none-{number}")
+        keys.admit(f"Bearer {ONE if number % 2 else TWO}")
+    assert len(keys._left) == 2
+
+
+def test_every_known_hash_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+
+    def compare(known: str, given: str) -> bool:
+        compared.append(known)
+        return known == given
+
+    monkeypatch.setattr("pipeline.gateway.keys.hmac.compare_digest", compare)
+    Keys(HASHES).admit(f"Bearer {ONE}")
+    assert compared == list(HASHES)
+
+
+def test_without_keys_all_callers_share_one_rate() -> None:
+    keys = Keys([], rate=0.1, clock=lambda: 0.0)
+    keys.admit("Bearer whatever")
+    with pytest.raises(RequestError) as refused:
+        keys.admit(None)
+    assert refused.value.status == 429 and refused.value.retry_after == 10.0
 
 
 def test_without_keys_everybody_may_call() -> None:

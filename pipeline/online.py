@@ -118,7 +118,7 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Serve's proxy calls."""
-        return create_app(self._service, self._keys, GatewayMetrics().call)
+        return create_app(self._service, self._keys, GatewayMetrics().call, label=False)
 
 
 def application(config: ServeConfig) -> serve.Application:

@@ -45,8 +45,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(service: Service, keys: Keys, observe: Observe = lambda path, status, seconds: None) -> FastAPI:
-    """The endpoint over a service. `observe` is told of every call that is over."""
+def create_app(
+    service: Service, keys: Keys, observe: Observe = lambda path, status, seconds: None, *, label: bool = True
+) -> FastAPI:
+    """The endpoint over a service. `observe` is told of every call that is over.
+
+    `label`: whether replies carry the call's id; False where a proxy before this adds the id that it found or made.
+    """
     about: dict[str, Any] = {"title": "Paliscribe", "version": __version__, "description": "PaliGemma, online."}
     app = FastAPI(**about, redoc_url=None, redirect_slashes=False)
 
@@ -110,15 +115,15 @@ def create_app(service: Service, keys: Keys, observe: Observe = lambda path, sta
     def over(path: str, status: int, seconds: float) -> None:
         observe(path if path in routes else "other", status, seconds)
 
-    app.add_middleware(Guard, keys=keys, max_body=service.config.max_body, observe=over)
+    app.add_middleware(Guard, keys=keys, max_body=service.config.max_body, observe=over, label=label)
     return app
 
 
 class Guard:
     """Around every call: its key, the size of its body, its id, its line in the log, and what nobody has caught."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body: int, observe: Observe) -> None:
-        self.app, self.keys, self.max_body, self.observe = app, keys, max_body, observe
+    def __init__(self, app: ASGIApp, keys: Keys, max_body: int, observe: Observe, label: bool) -> None:
+        self.app, self.keys, self.max_body, self.observe, self.label = app, keys, max_body, observe, label
         self._held = 0  # bytes of the bodies of calls under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,13 +132,14 @@ class Guard:
             await self.app(scope, receive, send)
             return
         begun, status, body = time.perf_counter(), 0, bytearray()
-        name = _call_id(_header(scope, ID_HEADER) or "")
+        name = quote(_header(scope, ID_HEADER) or "", safe="")[:LONGEST_ID] or uuid.uuid4().hex
 
         async def labelled(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (ID_HEADER.encode(), name.encode())]
+                if self.label:
+                    message["headers"] = [*message["headers"], (ID_HEADER.encode(), name.encode())]
             await send(message)
 
         try:
@@ -185,12 +191,6 @@ def _header(scope: Scope, name: str) -> str | None:
     """A header of the call. One that comes twice is none: who stands before us may read the other one."""
     found = [value.decode("latin-1") for key, value in scope["headers"] if key == name.encode()]
     return found[0] if len(found) == 1 else None
-
-
-def _call_id(own: str) -> str:
-    """The caller's own id if it is a plain word, else a fresh one."""
-    plain = len(own) <= LONGEST_ID and own.replace("-", "").isalnum() and own.isascii()
-    return own if plain else uuid.uuid4().hex
 
 
 def _too_large(most: int) -> RequestError:

@@ -42,7 +42,8 @@ def test_every_reply_carries_its_id(endpoint: Endpoint, caplog: pytest.LogCaptur
         odd = httpx.get(f"{endpoint.address}/v1/models", headers=HEADERS | {"x-request-id": "a b\tc"})
         refused = httpx.get(f"{endpoint.address}/nowhere", headers=HEADERS)
     assert own.headers["x-request-id"] == "my-call-1"
-    assert len(odd.headers["x-request-id"]) == 32
+    assert odd.headers["x-request-id"] == "a%20b%09c"
+    assert len(refused.headers["x-request-id"]) == 32
     assert refused.status_code == 404 and refused.json()["error"]["message"] == "Not Found"
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("id=my-call-1 method=GET path=/v1/models status=200") for line in lines)

@@ -24,7 +24,7 @@ def teardown_module() -> None:
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_no_call_makes_it_fail(case: schemathesis.Case) -> None:
     reply = case.call()
     assert reply.status_code < 500, reply.text

@@ -128,7 +128,7 @@ def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp
         assert serving.stdout is not None and "serving demo" in serving.stdout.readline()
         driver = psutil.Process(head.process)
         before = [replica.pid for replica in replicas("paliscribe:replica", driver)]
-        rows = [row | {"id": f"{turn}-{row['id']}"} for turn in range(40) for row in read_rows(collection)]
+        rows = [row | {"id": f"{turn}-{row['id']}"} for turn in range(100) for row in read_rows(collection)]
         manifest = write_rows(collection.parent / "many.jsonl", rows)
         command = ["annotate", "--manifest", str(manifest), "--output", str(tmp_path / "o"), "--task", "ocr", "--quiet"]
         batch = subprocess.Popen([*words, *command], env=environment, stderr=subprocess.PIPE, text=True)
@@ -143,7 +143,7 @@ def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp
             time.sleep(0.05)
         assert batch.returncode == 0, batch.communicate()[1]
         assert len(live) > 20 and len({str(record["text"]) for record in live}) == 1
-        assert ds.dataset(tmp_path / "o", format="parquet").count_rows() == len(rows) == 960
+        assert ds.dataset(tmp_path / "o", format="parquet").count_rows() == len(rows) == 2400
         assert [replica.pid for replica in replicas("paliscribe:replica", driver)] == before and len(before) == 1
         markers = [json.loads(path.read_text()) for path in (tmp_path / "o/_run/done").iterdir()]
         assert {name for marker in markers for name in marker["replicas"]} == {record["replica"] for record in live}

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,41 @@ def test_a_killed_replica_costs_no_plain_call(serving: Serving) -> None:
     for _ in range(3):
         assert serving.client.chat.completions.create(**asked()).choices[0].message.content == CAPTION
     assert replica.pid not in [found.pid for found in replicas("paliscribe:replica", driver)]
+
+
+def test_streams_cut_by_a_kill_end_in_words_and_plain_calls_are_answered(serving: Serving) -> None:
+    driver, killed = psutil.Process(serving.process.pid), threading.Event()
+
+    def plain() -> str:
+        return serving.client.chat.completions.create(**asked()).choices[0].message.content or ""
+
+    def streamed() -> tuple[str, str]:
+        """What came of an answer, and the words that ended it early."""
+        text = ""
+        try:
+            for chunk in serving.client.chat.completions.create(**asked(stream=True)):
+                text += chunk.choices[0].delta.content or ""
+                if text and not killed.is_set():
+                    killed.set()
+                    victim.kill()
+        except openai.APIError as error:
+            return text, error.message
+        return text, ""
+
+    for _ in range(3):  # a kill may fall where no stream has begun
+        [victim] = replicas("paliscribe:replica", driver)
+        killed.clear()
+        with ThreadPoolExecutor(96) as threads:
+            streams = [threads.submit(streamed) for _ in range(64)]
+            plains = [threads.submit(plain) for _ in range(32)]
+        assert [call.result() for call in plains] == [CAPTION] * 32
+        ended = [call.result() for call in streams]
+        for text, words in ended:
+            assert text == CAPTION if not words else CAPTION.startswith(text) and "lost in mid-answer" in words
+        assert plain() == CAPTION and victim.pid not in [found.pid for found in replicas("paliscribe:replica", driver)]
+        if any(words for _, words in ended):
+            return
+    pytest.fail("no stream was cut")
 
 
 def readme(language: str, holding: str) -> str:

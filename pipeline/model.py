@@ -138,7 +138,7 @@ class Model:
         cache = slots.writing(target)
         *layers, last = self.network.model.language_model.layers
         for layer in layers:
-            hidden = layer(hidden, position_embeddings=rotation, attention_mask=mask, past_key_values=cache)
+            hidden = layer(hidden, position_embeddings=rotation, attention_mask=mask, cache=cache)
         return self._logits(self._last_layer(last, hidden, rotation, lengths, mask, cache)[:, -1])
 
     @torch.inference_mode()
@@ -157,7 +157,7 @@ class Model:
         cache = slots.appending(positions, length)
         for layer in self.network.model.language_model.layers:
             mask = sliding if getattr(layer.self_attn, "sliding_window", None) is not None else full
-            hidden = layer(hidden, position_embeddings=rotation, attention_mask=mask, past_key_values=cache)
+            hidden = layer(hidden, position_embeddings=rotation, attention_mask=mask, cache=cache)
         return self._logits(hidden[:, 0])
 
     def _last_layer(
@@ -179,7 +179,7 @@ class Model:
         turned = tuple(part[0, place] for part in rotation)
         given = Given(key, value)
         tail: Tensor = layer(
-            hidden[rows, place], position_embeddings=turned, attention_mask=mask, past_key_values=given
+            hidden[rows, place], position_embeddings=turned, attention_mask=mask, cache=given
         )
         return tail
 

@@ -59,7 +59,7 @@ class Writing:
     memory: Tensor
     slots: Tensor
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer: int, **_: Any) -> tuple[Tensor, Tensor]:
         """Keep keys and values [g, kv_heads, n, head_dim] of a layer."""
         length = keys.shape[2]
         for place, new in ((0, keys), (1, values)):
@@ -74,7 +74,7 @@ class Given:
     keys: Tensor
     values: Tensor
 
-    def update(self, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """What was given."""
         return self.keys, self.values
 
@@ -88,7 +88,7 @@ class Appending:
     length: int
     rows: Tensor  # int64 [rows]: 0, 1, 2, ...
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, layer: int, **_: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values [rows, kv_heads, 1, head_dim] of a layer; all that the rows then hold."""
         for place, new in ((0, keys), (1, values)):
             self.memory[layer, place][self.rows, :, self.positions] = new[:, :, 0]

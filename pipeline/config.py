@@ -114,6 +114,16 @@ class PoolConfig(Settings):
         return self
 
 
+class RequestOptions(Settings):
+    """What one request may ask for beside its prompt; what is not given is greedy, and as long as its kind allows."""
+
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
+    stop: tuple[str, ...] = Field((), max_length=4)
+
+
 class FetchConfig(Settings):
     """How images are fetched and what is refused."""
 
@@ -152,6 +162,12 @@ class JobConfig(Settings):
     )
     image_column: str = Field("image", min_length=1, description="Manifest column that holds the image's address.")
     id_column: str = Field("id", min_length=1, description="Manifest column that identifies a row; may be absent.")
+    options_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Manifest column of a row's own options, as JSON: `max_tokens`, `temperature`, `top_p`, `seed`, "
+        "`stop`.",
+    )
     partition_by: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field(
         ("task",), description="Folders of the output: `task`, `kind` or manifest columns, outermost first."
     )
@@ -221,6 +237,18 @@ class ServeConfig(Settings):
     max_body: int = Field(64 * 2**20, ge=1, description="Largest body of a call, in bytes.")
     max_prompt: int = Field(2000, ge=1, description="Longest prompt, in characters.")
     max_requests: int = Field(64, ge=1, description="Images times tasks of one call to /v1/annotate.")
+    files: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder or `s3://` prefix that holds what /v1/files, /v1/batches and /v1/jobs work on, seen by "
+        "every node. Default: the endpoint has none of these.",
+    )
+    max_file: int = Field(200 * 2**20, ge=1, description="Largest file of /v1/files, in bytes.")
+    outputs: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] = Field(
+        (),
+        description="Folders or `s3://` prefixes below which jobs of /v1/jobs may write; they read what "
+        "`images.addresses` lists. Default: nowhere.",
+    )
     images: ImagesConfig = Field(default_factory=ImagesConfig, description="Limits of images.")
     mask_decoder: str | None = Field(None, description="The authors' `vae-oid.npz`, for masks of `segment`.")
 

@@ -17,12 +17,12 @@ import ray
 from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
+from pipeline.addresses import Addresses
 from pipeline.cluster import cluster
 from pipeline.config import ServeConfig, parse_serve
 from pipeline.driver import Stopped, signals
 from pipeline.errors import ReplicaError, RequestError, RunError, UsageError
 from pipeline.gateway import Served, Service, create_app
-from pipeline.gateway.addresses import Addresses
 from pipeline.gateway.keys import Keys, read_keys
 from pipeline.masks import MaskDecoder
 from pipeline.metrics import GatewayMetrics

@@ -150,6 +150,7 @@ class Record:
     boxes: tuple[Box, ...]
     masks: tuple[Mask, ...]
     score: float | None
+    prompt_tokens: int | None
     tokens: int | None
     finish_reason: str | None
     error_kind: str | None

@@ -29,8 +29,9 @@ class Fingerprint:
     id_column: str
     partition_by: tuple[str, ...]
     mask_decoder: str | None
-    draft: bool = False  # absent from the run files of older versions, as is the next
+    draft: bool = False  # absent from the run files of older versions, as are the next
     double_quantization: bool = False
+    options_column: str | None = None
 
     @classmethod
     def of(cls, job: JobConfig, *, manifest: str, rows: int, revision: str) -> "Fingerprint":
@@ -51,6 +52,7 @@ class Fingerprint:
             mask_decoder=job.mask_decoder,
             draft=job.fetch.draft,
             double_quantization=job.model.double_quantization,
+            options_column=job.options_column,
         )
 
     def differences(self, now: "Fingerprint") -> list[str]:

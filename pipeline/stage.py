@@ -12,15 +12,18 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from pipeline import images, results
-from pipeline.config import FetchConfig
+from pipeline.config import FetchConfig, ImagesConfig, RequestOptions
 from pipeline.errors import RowError, UsageError
 from pipeline.manifest import read_shard
 from pipeline.masks import MaskDecoder
+from pipeline.pictures import GuardedFetcher
 from pipeline.records import Annotation, ManifestRow, Prediction, Record, Request
 from pipeline.results import Marker, ModelFacts
 from pipeline.storage import Fetcher, StorageError, Store, open_store, split
+from pipeline.storage.inline import shortened
 from pipeline.tasks import Task
 
 CALLS_IN_FLIGHT = 2  # of one stage process
@@ -34,6 +37,13 @@ class Answering(Protocol):
 
     def result(self) -> list[Prediction]:
         """Wait for the answers, in the order of the requests."""
+
+
+class Fetching(Protocol):
+    """What fetches images: `Fetcher`, or `GuardedFetcher`."""
+
+    def fetch_many(self, uris: Sequence[str]) -> list[bytes | RowError]:
+        """The bytes at each address, or what stopped it, in order."""
 
 
 class Sender(Protocol):
@@ -55,6 +65,8 @@ class Plan:
     slots: int  # of a replica
     fetch: FetchConfig
     mask_decoder: str | None = None
+    guard: ImagesConfig | None = None  # of addresses that callers of an endpoint have given
+    options_column: str | None = None
     generation: int = 0  # 0: every row under every task; g: what ended in an error in generation g - 1
 
 
@@ -65,6 +77,7 @@ class _Asked:
     row: ManifestRow
     task: Task
     prompt: str | None = None
+    options: RequestOptions = field(default_factory=RequestOptions)
     image: images.Decoded | None = None
     error: RowError | None = None
 
@@ -81,12 +94,17 @@ class Stage:
     def __init__(self, plan: Plan, pool: Sender) -> None:
         self.plan, self.pool = plan, pool
         self.store: Store = open_store(plan.output)
-        self.fetcher = Fetcher(
-            concurrency=plan.fetch.concurrency,
-            retries=plan.fetch.retries,
-            timeout=plan.fetch.timeout,
-            max_bytes=plan.fetch.max_bytes,
-        )
+        fetch = plan.fetch
+        self.fetcher: Fetching
+        if plan.guard is not None:
+            self.fetcher = GuardedFetcher(plan.guard, concurrency=fetch.concurrency, retries=fetch.retries)
+        else:
+            self.fetcher = Fetcher(
+                concurrency=fetch.concurrency,
+                retries=fetch.retries,
+                timeout=fetch.timeout,
+                max_bytes=fetch.max_bytes,
+            )
         self.masks = load_mask_decoder(plan.mask_decoder)
 
     def annotate_shard(self, shard: int, progress: Callable[[int], None] = lambda rows: None) -> Marker:
@@ -147,6 +165,7 @@ class Stage:
                 asked = _Asked(row, task)
                 try:
                     asked.prompt = task.render(row.columns)
+                    asked.options = _options(row, self.plan.options_column)
                     if row.image is None:
                         raise RowError("no_image", "the manifest row names no image")
                     addresses[row.image] = RowError("missing", "not fetched")
@@ -165,9 +184,10 @@ class Stage:
         return call
 
     def _decode(self, data: bytes) -> images.Decoded | RowError:
-        fetch = self.plan.fetch
+        fetch, guard = self.plan.fetch, self.plan.guard
+        most = fetch.max_pixels if guard is None else guard.max_pixels
         try:
-            return images.decode(data, self.plan.image_size, max_pixels=fetch.max_pixels, draft=fetch.draft)
+            return images.decode(data, self.plan.image_size, max_pixels=most, draft=fetch.draft)
         except RowError as error:
             return error
 
@@ -176,13 +196,28 @@ class Stage:
             return None
         name = f"{asked.row.row}/{asked.task.template}"
         key = f"draft-{asked.image.sha256}" if self.plan.fetch.draft else asked.image.sha256  # runs may share a pool
-        return Request(name, asked.prompt, asked.image.pixels, key, asked.task.max_tokens)
+        options = asked.options.model_dump()
+        options["max_tokens"] = asked.options.max_tokens or asked.task.max_tokens
+        return Request(name, asked.prompt, asked.image.pixels, key, **options)
 
     def _records(self, call: _Call, predictions: Sequence[Prediction], shard: int) -> Iterator[Record]:
         answers = iter(predictions)
         for asked in call.asked:
             prediction = next(answers) if asked.image is not None and asked.prompt is not None else None
             yield record(asked.row, asked.task, asked.prompt, asked.image, prediction, asked.error, shard, self.masks)
+
+
+def _options(row: ManifestRow, column: str | None) -> RequestOptions:
+    """A row's own options. Raises RowError `prompt` for what are none."""
+    given = row.columns.get(column) if column is not None else None
+    if given is None:
+        return RequestOptions()
+    try:
+        return RequestOptions.model_validate_json(str(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise RowError("prompt", f"the row's {column!r}: {place + ': ' if place else ''}{first['msg']}") from None
 
 
 def record(
@@ -209,7 +244,7 @@ def record(
     answered = annotation is not None and prediction is not None
     return Record(
         id=row.id,
-        image=row.image,
+        image=shortened(row.image) if row.image is not None else None,
         task=task.template,
         kind=task.kind,
         prompt=prompt,
@@ -218,6 +253,7 @@ def record(
         boxes=annotation.boxes if annotation is not None else (),
         masks=annotation.masks if annotation is not None else (),
         score=score,
+        prompt_tokens=prediction.prompt_tokens if answered and prediction is not None else None,
         tokens=len(prediction.tokens) if answered and prediction is not None else None,
         finish_reason=prediction.finish_reason if answered and prediction is not None else None,
         error_kind=kind,

@@ -10,10 +10,23 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "records", "config", "tasks", "masks", "progress"], 0),
-    **dict.fromkeys(["storage", "manifest", "images", "results", "runs"], 1),
+    **dict.fromkeys(["addresses", "pictures", "orders", "storage", "manifest", "images", "results", "runs"], 1),
     **dict.fromkeys(["download", "weights", "slots", "model", "engine", "demo"], 2),
     **dict.fromkeys(
-        ["autoscaling", "metrics", "stage", "ask", "pool", "batch", "cluster", "driver", "gateway", "online"], 3
+        [
+            "autoscaling",
+            "metrics",
+            "stage",
+            "ask",
+            "pool",
+            "batch",
+            "cluster",
+            "driver",
+            "gateway",
+            "offline",
+            "online",
+        ],
+        3,
     ),
     **dict.fromkeys(["report", "doctor", "display"], 4),
     "cli": 5,

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from pipeline import images
 from pipeline.config import ServeConfig
 from pipeline.errors import RequestError, RowError, UsageError
-from pipeline.gateway.pictures import Pictures
 from pipeline.masks import MaskDecoder
+from pipeline.pictures import Pictures
 from pipeline.records import ONLINE, ManifestRow, Piece, Prediction, Request
 from pipeline.results import record_values
 from pipeline.stage import record

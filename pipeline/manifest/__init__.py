@@ -19,6 +19,7 @@ from pipeline.records import ManifestRow
 from pipeline.results.commit import decode, encode
 from pipeline.results.schema import NAMES
 from pipeline.storage import StorageError, Store, redacted, resolve, split
+from pipeline.storage.inline import is_inline
 
 FOLDER = "_run/manifest"
 INDEX = f"{FOLDER}/manifest.json"
@@ -80,7 +81,7 @@ def read(source: str, *, image_column: str = "image", id_column: str = "id") -> 
         _check_text(number, source, given, reference, *columns, *columns.values())
         yield ManifestRow(
             row=number,
-            id=given or reference or f"row-{number}",
+            id=given or (reference if reference and not is_inline(reference) else f"row-{number}"),
             image=resolve(reference, folder) if reference else None,
             columns={name: value for name, value in columns.items() if value is not None},
         )

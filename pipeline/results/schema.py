@@ -47,6 +47,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("boxes", _list(BOX), "Boxes in pixels of the upright original image"),
     ("masks", _list(MASK), "Masks: codebook indices, and with a mask decoder COCO run lengths over the image"),
     ("score", pa.float32(), "Mean probability of the generated tokens, 0 to 1"),
+    ("prompt_tokens", pa.int32(), "Tokens of the image and the prompt"),
     ("tokens", pa.int32(), "Generated tokens, without end-of-sequence"),
     ("finish_reason", pa.string(), "stop: the model ended; length: the token limit ended it"),
     ("error_kind", pa.string(), "For an error: its kind, one of a fixed list"),

@@ -6,6 +6,7 @@ import uuid
 from pipeline.storage.base import ObjectInfo, StorageError, StorageErrorKind, Store, redacted, scheme
 from pipeline.storage.fetch import Fetcher
 from pipeline.storage.http import HttpStore
+from pipeline.storage.inline import is_inline
 from pipeline.storage.local import LocalStore, local_path
 from pipeline.storage.s3 import S3Store
 
@@ -56,7 +57,7 @@ def split(uri: str) -> tuple[str, str]:
 
 def resolve(reference: str, folder: str) -> str:
     """An image's address: absolute as it is, else relative to the manifest's folder (`./` and `../` work anywhere)."""
-    if "://" in reference or reference.startswith("/"):
+    if "://" in reference or reference.startswith("/") or is_inline(reference):
         return reference
     if not scheme(folder):
         return f"{folder.rstrip('/')}/{reference.removeprefix('./')}"  # `..` is left to the disk: it may follow a link

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.errors import RowError
-from pipeline.storage import http, s3
+from pipeline.storage import http, inline, s3
 from pipeline.storage.base import StorageError, scheme
 from pipeline.storage.local import LocalStore, local_path
 from pipeline.storage.retry import repeated
@@ -26,6 +26,8 @@ class Fetcher:
     def fetch(self, uri: str) -> bytes:
         """The bytes at this address. Raises RowError of the kind that stopped it."""
         try:
+            if inline.is_inline(uri):
+                return inline.decoded(uri)
             data = repeated(lambda: self._once(uri), self.retries)
         except StorageError as error:
             raise RowError(error.kind, error.message) from error

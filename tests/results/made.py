@@ -33,6 +33,7 @@ def record(row: int, task: str, *, shard: int = 0, failed: bool = False, **colum
         boxes=(box,) * (row % 3) if answered else (),
         masks=(Mask("dog", box, tuple(range(16)), 480, 640, (3, 4, 5) if row % 2 else None),) if answered else (),
         score=0.25 if answered else None,
+        prompt_tokens=70 if answered else None,
         tokens=row if answered else None,
         finish_reason="stop" if answered else None,
         error_kind="missing" if failed else None,

@@ -66,6 +66,10 @@ class Addresses:
         self._config = config
         self._allowed = [Allowed.parse(entry) for entry in config.addresses]
 
+    def check(self, address: str) -> None:
+        """Whether the list allows an address. Raises RequestError; where it leads is not known before it is read."""
+        self._checked(address)
+
     async def read(self, address: str) -> bytes:
         """The bytes at an address. Raises RequestError: not allowed, missing, too large, too slow."""
         try:

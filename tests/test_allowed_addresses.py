@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.addresses import Addresses, is_public
 from pipeline.config import ImagesConfig
 from pipeline.errors import RequestError, UsageError
-from pipeline.gateway.addresses import Addresses, is_public
-from pipeline.gateway.pictures import Pictures
+from pipeline.pictures import Pictures
 from pipeline.storage import open_store
 
 

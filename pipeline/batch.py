@@ -15,7 +15,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipeline import manifest, results
 from pipeline.cluster import cluster, translating
-from pipeline.config import JobConfig, ModelSpec
+from pipeline.config import ImagesConfig, JobConfig, ModelSpec
 from pipeline.driver import repeating, session
 from pipeline.errors import RunError, UsageError
 from pipeline.manifest import FrozenManifest
@@ -44,6 +44,7 @@ class Run:
     tasks: list[Task]
     generation: int
     progress: Progress
+    guard: ImagesConfig | None = None
 
     @property
     def layout(self) -> Layout:
@@ -60,9 +61,12 @@ class Run:
         return before.shards_with_errors if before else []
 
 
-def run_batch(job: JobConfig, report: Report = lambda progress: None) -> dict[str, Any]:
+def run_batch(
+    job: JobConfig, report: Report = lambda progress: None, guard: ImagesConfig | None = None
+) -> dict[str, Any]:
     """Annotate a manifest; returns the run's summary, with `shards_annotated` by this process.
 
+    `guard`: of a run for somebody who may not have everything read that the cluster can read: bounds its images.
     Raises UsageError before any work is begun, RunError if the run cannot go on, Stopped on SIGINT or SIGTERM.
     """
     tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
@@ -71,7 +75,7 @@ def run_batch(job: JobConfig, report: Report = lambda progress: None) -> dict[st
         file, frozen = _settle(job, tasks, store, progress)
         if (summary := _finished(store)) is not None:
             return summary
-        return _work(Run(job, store, frozen, file, tasks, 0, progress))
+        return _work(Run(job, store, frozen, file, tasks, 0, progress, guard))
 
 
 def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, Any]:
@@ -226,6 +230,8 @@ def _annotate(run: Run, todo: list[int], parts: "_Parts") -> None:
             slots=PoolClient(pool).facts().slots,
             fetch=job.fetch,
             mask_decoder=job.mask_decoder,
+            guard=run.guard,
+            options_column=job.options_column,
             generation=run.generation,
         )
         board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]

@@ -170,13 +170,14 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. Default: 8000.")] = None,
     keys: Annotated[str | None, typer.Option(help="File of API keys, one a line.")] = None,
+    files: Annotated[str | None, typer.Option(help="Folder or s3:// prefix for batches and jobs over HTTP.")] = None,
     open_: Annotated[bool | None, typer.Option("--open", help="Listen beyond loopback without keys.")] = None,
 ) -> None:
     """Answer live calls over HTTP until stopped: OpenAI's chat completions, and records as a batch writes them."""
     from pipeline.online import serve_forever
 
     values = config.load(endpoint) if endpoint is not None else {}
-    values |= _given({"host": host, "port": port, "keys": keys, "open": open_})
+    values |= _given({"host": host, "port": port, "keys": keys, "files": files, "open": open_})
     if model:
         values["models"] = [{"model": name} for name in model]
     settings = config.parse_serve(values, source=str(endpoint or "serve"))

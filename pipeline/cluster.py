@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from pipeline.errors import PaliscribeError, RunError
+from pipeline.errors import PaliscribeError, PassingError, RunError
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     to stdout. Raises RunError if there is no cluster to join.
     """
     if ray.is_initialized():
+        _quiet_data()
         with _stdout_of_our_own():
             yield
         return
@@ -45,9 +46,7 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         if address := os.environ.get("RAY_ADDRESS"):
             raise RunError(f"no Ray cluster at {address}: {line} (is RAY_AUTH_TOKEN that cluster's?)") from error
         raise RunError(f"Ray cannot be started here: {line}") from error
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    _quiet_data()
     try:
         with _stdout_of_our_own():
             yield
@@ -67,7 +66,7 @@ def translating() -> Iterator[None]:
                 raise inner from None
             inner = getattr(inner, "cause", None) or inner.__cause__
         line = str(error).strip().splitlines()[-1]
-        raise RunError(f"a worker failed: {line}; run the same command again to go on") from error
+        raise PassingError(f"a worker failed: {line}; run the same command again to go on") from error
 
 
 def _check_listening(address: str) -> None:
@@ -100,6 +99,13 @@ def _hush() -> None:
     for name in ("ray", "ray.serve", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+
+
+def _quiet_data() -> None:
+    """No bars of Ray Data's own."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
 
 
 class _Log(io.TextIOBase):

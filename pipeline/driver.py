@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from pipeline import results
-from pipeline.errors import RunError
+from pipeline.errors import PassingError, RunError
 from pipeline.progress import Progress, Report
 from pipeline.storage import StorageError, Store
 
@@ -41,13 +41,13 @@ def session(store: Store, report: Report) -> Iterator[Progress]:
             yield progress
     except Stopped as stopped:
         if lost.is_set():
-            raise RunError(f"another driver took over {store.uri}; this one stopped") from None
+            raise PassingError(f"another driver took over {store.uri}; this one stopped") from None
         kept = progress.rows_before + progress.rows_committed
         words = f"{stopped}: stopped. {kept:,} of {progress.rows:,} rows are committed"
         stopped.args = (f"{words}; run the same command again to go on",)
         raise
     except StorageError as error:
-        raise RunError(f"storage failed at {error}; run the same command again to go on") from error
+        raise PassingError(f"storage failed at {error}; run the same command again to go on") from error
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
     ├── RequestError    an online call is refused (4xx, 429, 504)
     ├── ReplicaError    the replica is restarted and the call repeated
     └── RunError        the run stops with one clear line
+        ├── PassingError  the same run can go on once that has passed
         └── UsageError  the request itself was wrong: exit code 2
 
 Errors of storage, Pillow, torch and Ray are translated into these in one place each
@@ -78,6 +79,10 @@ class RunError(PaliscribeError):
     """The run stops. The message is one line that says what to do."""
 
     exit_code = 1
+
+
+class PassingError(RunError):
+    """The run stops for what may pass: storage or the cluster failed, or another driver is at work on it."""
 
 
 class UsageError(RunError):

@@ -15,20 +15,23 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from pipeline.addresses import Addresses
 from pipeline.cluster import cluster
-from pipeline.config import ServeConfig, parse_serve
+from pipeline.config import ModelSpec, ServeConfig, parse_serve
 from pipeline.driver import Stopped, signals
 from pipeline.errors import ReplicaError, RequestError, RunError, UsageError
 from pipeline.gateway import Served, Service, create_app
 from pipeline.gateway.keys import Keys, read_keys
 from pipeline.masks import MaskDecoder
 from pipeline.metrics import GatewayMetrics
+from pipeline.offline import Drivers
+from pipeline.orders import Order, Orders
 from pipeline.pool import LOSSES, replicas, run_application
 from pipeline.records import Piece, Prediction, Request
 from pipeline.stage import load_mask_decoder
+from pipeline.storage import StorageError, check_writable, open_store
 from pipeline.weights import locate
 
 APPLICATION = "paliscribe"
@@ -81,6 +84,26 @@ class PoolBackend:
         raise RequestError(503, "replica_lost", f"{LOSSES} replicas were lost while they worked on this call")
 
 
+class DriversLauncher:
+    """The deployment of drivers behind its handle."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def begin(self, order: Order) -> None:
+        """See `Launcher`."""
+        await self._call(self._handle.begin, order)
+
+    async def cancel(self, order: Order) -> None:
+        """See `Launcher`."""
+        await self._call(self._handle.cancel, order)
+
+    async def _call(self, method: Any, order: Order) -> None:
+        """Tell the drivers; where that fails, they read of it in the store when they are back."""
+        with contextlib.suppress(RayError, TimeoutError):
+            await asyncio.wait_for(method.remote(order), GRACE)
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """Ray's errors as ours; the loss of a replica ends the block without an error."""
@@ -107,6 +130,7 @@ class Gateway:
         facts: Sequence[ModelFacts],
         keys: Sequence[str],
         masks: MaskDecoder | None,
+        drivers: Any,
         *handles: Any,
     ) -> None:
         logging.getLogger("paliscribe.access").setLevel(logging.INFO)
@@ -115,10 +139,13 @@ class Gateway:
             for known, handle in zip(facts, handles, strict=True)
         ]
         self._service, self._keys = Service(config, models, masks), Keys(keys, config.rate)
+        self._orders = Orders(open_store(config.files)) if config.files is not None else None
+        self._launcher = DriversLauncher(drivers) if drivers is not None else None
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Serve's proxy calls."""
-        return create_app(self._service, self._keys, GatewayMetrics().call, label=False)
+        observe = GatewayMetrics().call
+        return create_app(self._service, self._keys, observe, label=False, orders=self._orders, launcher=self._launcher)
 
 
 def application(config: ServeConfig) -> serve.Application:
@@ -129,11 +156,12 @@ def application(config: ServeConfig) -> serve.Application:
         words = "needs API keys (`keys`, PALISCRIBE_API_KEYS), or `open: true` if whoever reaches it may call"
         raise UsageError(f"listening on {config.host} {words}")
     gpu = ray.cluster_resources().get("GPU", 0) > 0
-    facts, pools = [], []
+    facts, pools, specs = [], [], {}
     for served in config.models:
         spec = served.model.resolved(gpu=gpu and served.pool.gpus_per_replica != 0)
         located = locate(spec)
         facts.append(ModelFacts(served.name or spec.id, located.revision, located.image_size))
+        specs[facts[-1].name] = spec
         pools.append(replicas(located.pin(spec), served.pool, lasting=True)[0])
     gateway = serve.deployment(
         name="gateway",
@@ -141,8 +169,27 @@ def application(config: ServeConfig) -> serve.Application:
         ray_actor_options={"num_cpus": 0.25},
         logging_config={"enable_access_log": False, "log_level": "INFO"},
     )(serve.ingress()(Gateway))
-    bound: serve.Application = gateway.bind(config, facts, keys, load_mask_decoder(config.mask_decoder), *pools)
+    bound: serve.Application = gateway.bind(
+        config, facts, keys, load_mask_decoder(config.mask_decoder), _drivers(config, specs), *pools
+    )
     return bound
+
+
+def _drivers(config: ServeConfig, models: dict[str, ModelSpec]) -> serve.Application | None:
+    """What works on batches and jobs, if the endpoint has a place for them. Raises UsageError."""
+    if config.files is None:
+        return None
+    try:
+        check_writable(open_store(config.files))
+    except StorageError as error:
+        raise UsageError(f"files {error}") from None
+    deployment = serve.deployment(
+        name="drivers",
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=5,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )(Drivers)
+    return deployment.bind(config, models)
 
 
 def build(settings: dict[str, Any]) -> serve.Application:

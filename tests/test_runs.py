@@ -29,6 +29,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "partition_by": ((), "partition_by ('task', 'kind' then, none now)"),
     "mask_decoder": ("v.npz", "mask_decoder (None then, 'v.npz' now)"),
     "draft": (True, "draft (False then, True now)"),
+    "options_column": ("o", "options_column (None then, 'o' now)"),
 }
 
 

@@ -18,12 +18,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline import __version__
+from pipeline.config import ServeConfig
 from pipeline.errors import RequestError
-from pipeline.gateway import chat, native, page
+from pipeline.gateway import batches, chat, files, native, page
+from pipeline.gateway.batches import Launcher
 from pipeline.gateway.chat import ChatRequest
 from pipeline.gateway.keys import Keys
 from pipeline.gateway.native import AnnotateRequest, Named
 from pipeline.gateway.service import Service
+from pipeline.orders import Orders
+from pipeline.storage import StorageError
 
 OPEN_PATHS = {"/", "/health", "/docs", "/openapi.json"}  # answered without a key
 RETRY_AFTER = 1  # seconds: a queue that is full has moved on by then
@@ -31,13 +35,15 @@ ID_HEADER = "x-request-id"
 LONGEST, LONGEST_ID = 200, 64  # characters of what a caller writes into the log
 FAILED = RequestError(500, "internal_error", "the gateway failed on this call")
 BODY_SECONDS = 60.0  # within which a body must have come
+FILES, FILE_SECONDS, FORM = "/v1/files", 600.0, 2**16  # files come slower; bytes of the form around one
 BODIES = 16  # bodies of the largest size that are held at a time; what is beyond them is refused
 Observe = Callable[[str, int, float], None]  # route, status (0: the client went away), seconds
+Over = Callable[[Scope, int, float], None]  # the same of a call
 log = logging.getLogger("paliscribe.access")
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The call is wrong; `error.param` names the field."},
     401: {"description": "No valid API key."},
-    404: {"description": "No such model."},
+    404: {"description": "No such model, file, batch or job."},
     413: {"description": "The body, an image or the call is too large."},
     429: {"description": "Too much is waiting, or this key calls too often; `Retry-After` says when."},
     503: {"description": "No replica is up."},
@@ -46,9 +52,17 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    service: Service, keys: Keys, observe: Observe = lambda path, status, seconds: None, *, label: bool = True
+    service: Service,
+    keys: Keys,
+    observe: Observe = lambda path, status, seconds: None,
+    *,
+    label: bool = True,
+    orders: Orders | None = None,
+    launcher: Launcher | None = None,
 ) -> FastAPI:
     """The endpoint over a service. `observe` is told of every call that is over.
+
+    `orders`: where files, batches and jobs are kept, if they are; `launcher` works on them.
 
     `label`: whether replies carry the call's id; False where a proxy before this adds the id that it found or made.
     """
@@ -58,6 +72,11 @@ def create_app(
     @app.exception_handler(RequestError)
     async def refused(_: Request, error: RequestError) -> JSONResponse:
         return _refusal(error)
+
+    @app.exception_handler(StorageError)
+    async def no_store(_: Request, error: StorageError) -> JSONResponse:
+        log.error("storage failed at %s", error)
+        return _refusal(RequestError(503, "storage", "the store of files and orders does not answer; try again"))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -110,20 +129,24 @@ def create_app(
         pictures: list[Named] = [(chat.whole(file.filename or ""), await file.read()) for file in image]
         return await native.annotate(service, pictures, task, model, max_tokens)
 
+    app.include_router(files.routes(orders), responses=ERRORS)
+    app.include_router(batches.routes(service.config, list(service.models), orders, launcher), responses=ERRORS)
+
     routes = {route.path for route in app.routes if isinstance(route, Route)}
 
-    def over(path: str, status: int, seconds: float) -> None:
-        observe(path if path in routes else "other", status, seconds)
+    def over(scope: Scope, status: int, seconds: float) -> None:
+        path = scope["path"] if scope["path"] in routes else getattr(scope.get("route"), "path", "other")
+        observe(path, status, seconds)
 
-    app.add_middleware(Guard, keys=keys, max_body=service.config.max_body, observe=over, label=label)
+    app.add_middleware(Guard, keys=keys, config=service.config, over=over, label=label)
     return app
 
 
 class Guard:
     """Around every call: its key, the size of its body, its id, its line in the log, and what nobody has caught."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body: int, observe: Observe, label: bool) -> None:
-        self.app, self.keys, self.max_body, self.observe, self.label = app, keys, max_body, observe, label
+    def __init__(self, app: ASGIApp, keys: Keys, config: ServeConfig, over: Over, label: bool) -> None:
+        self.app, self.keys, self.config, self.over, self.label = app, keys, config, over, label
         self._held = 0  # bytes of the bodies of calls under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,8 +167,8 @@ class Guard:
 
         try:
             if scope["path"] not in OPEN_PATHS:
-                self.keys.admit(_header(scope, "authorization"))
-            await self.app(scope, await self._read(body, _header(scope, "content-length"), receive), labelled)
+                scope.setdefault("state", {})["owner"] = self.keys.admit(_header(scope, "authorization"))
+            await self.app(scope, await self._read(body, scope, receive), labelled)
         except Exception as error:
             if not isinstance(error, RequestError):
                 log.exception("id=%s failed", name)
@@ -155,28 +178,31 @@ class Guard:
         finally:
             self._held -= len(body)
             taken = time.perf_counter() - begun
-            self.observe(scope["path"], status, taken)
+            self.over(scope, status, taken)
             method, path = (quote(scope[part], errors="replace")[:LONGEST] for part in ("method", "path"))
             log.info("id=%s method=%s path=%s status=%d ms=%.1f", name, method, path, status, taken * 1e3)
 
-    async def _read(self, body: bytearray, length: str | None, receive: Receive) -> Receive:
+    async def _read(self, body: bytearray, scope: Scope, receive: Receive) -> Receive:
         """Take in the whole body, and give it again to who asks. Raises RequestError: too large, too slow, too many."""
-        if length is not None and re.fullmatch("[0-9]{1,18}", length) and int(length) > self.max_body:
-            raise _too_large(self.max_body)
+        length, most, seconds = _header(scope, "content-length"), self.config.max_body, BODY_SECONDS
+        if scope["path"] == FILES and self.config.files is not None:
+            most, seconds = self.config.max_file + FORM, FILE_SECONDS
+        if length is not None and re.fullmatch("[0-9]{1,18}", length) and int(length) > most:
+            raise _too_large(most)
         last: Message = {}
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout(seconds):
                 while not last or (last["type"] == "http.request" and last.get("more_body", False)):
                     last = await receive()
                     part = last.get("body", b"")
                     body += part
                     self._held += len(part)
-                    if len(body) > self.max_body:
-                        raise _too_large(self.max_body)
-                    if self._held > BODIES * self.max_body:
+                    if len(body) > most:
+                        raise _too_large(most)
+                    if self._held > BODIES * self.config.max_body:
                         raise RequestError(429, "overloaded", "too many large bodies are under way")
         except TimeoutError:
-            raise RequestError(408, "too_slow", f"the body did not come within {BODY_SECONDS:g} seconds") from None
+            raise RequestError(408, "too_slow", f"the body did not come within {seconds:g} seconds") from None
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
         if last["type"] != "http.request":
             whole = [last]

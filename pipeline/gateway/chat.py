@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import RequestError
 from pipeline.gateway.service import Asked, Served, Service, refusal
-from pipeline.records import Piece, Prediction
+from pipeline.records import Piece
 
 LONGEST, LONGEST_FIELD = 1000, 100  # characters of an error's message, which may quote the call, and of its field
 LONGEST_STOP = 200  # characters of a stop string: the engine looks for it at every token
@@ -134,13 +134,22 @@ async def complete(service: Service, served: Served, call: ChatRequest, asked: A
     [prediction] = await service.predict(served, [asked])
     if (error := refusal(prediction)) is not None:
         raise error
-    message = {"role": "assistant", "content": prediction.text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": prediction.finish_reason}
+    name, now = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    body = completion(name, served.name, served.revision, now, prediction.text, prediction.finish_reason)
     if call.logprobs:
         starts = (0, *prediction.ends[:-1])
         spelling = [prediction.text[a:b] for a, b in zip(starts, prediction.ends, strict=False)]
-        choice["logprobs"] = _logprobs(spelling, prediction.logprobs)
-    return _head("chat.completion", served) | {"choices": [choice], "usage": _usage(prediction)}
+        body["choices"][0]["logprobs"] = _logprobs(spelling, prediction.logprobs)
+    return body | {"usage": usage(prediction.prompt_tokens, len(prediction.tokens))}
+
+
+def completion(
+    name: str, model: str, revision: str, created: int, text: str, finish_reason: str | None
+) -> dict[str, Any]:
+    """A `chat.completion` of one answer, without its usage. `created`: seconds since 1970."""
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    return _head(name, "chat.completion", model, revision, created) | {"choices": [choice]}
 
 
 async def stream(service: Service, served: Served, call: ChatRequest, asked: Asked) -> AsyncIterator[str]:
@@ -148,7 +157,8 @@ async def stream(service: Service, served: Served, call: ChatRequest, asked: Ask
 
     The first event is held back until there is something to say, so that an error before it is an error of the call.
     """
-    head = _head("chat.completion.chunk", served)
+    name, now = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    head = _head(name, "chat.completion.chunk", served.name, served.revision, now)
 
     def chunk(delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
@@ -167,7 +177,7 @@ async def stream(service: Service, served: Served, call: ChatRequest, asked: Ask
             yield chunk({"role": "assistant", "content": ""})
         yield chunk({}, part.finish_reason)
         if call.stream_options is not None and call.stream_options.include_usage:
-            yield event(head | {"choices": [], "usage": _usage(part)})
+            yield event(head | {"choices": [], "usage": usage(part.prompt_tokens, len(part.tokens))})
     yield DONE
 
 
@@ -195,19 +205,13 @@ def whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _head(kind: str, served: Served) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": served.name,
-        "system_fingerprint": served.revision,
-    }
-
-
-def _usage(prediction: Prediction) -> dict[str, int]:
-    read, written = prediction.prompt_tokens, len(prediction.tokens)
+def usage(read: int, written: int) -> dict[str, int]:
+    """Tokens of a call: those of image and prompt, and those of the answer."""
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _head(name: str, kind: str, model: str, revision: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": kind, "created": created, "model": model, "system_fingerprint": revision}
 
 
 def _logprobs(spelling: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any]:

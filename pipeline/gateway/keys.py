@@ -13,6 +13,7 @@ from pipeline.errors import RequestError, UsageError
 VARIABLE = "PALISCRIBE_API_KEYS"  # several, with commas between them
 HASHED = "sha256:"  # a key in a file may be given as its hash: sha256:HEX
 SHORTEST = 16  # characters of a key
+EVERYBODY = "everybody"  # the caller where there are no keys
 COMMENT = re.compile(r"(^|\s)#.*")
 
 
@@ -55,17 +56,20 @@ class Keys:
         self._hashes, self._rate, self._clock = tuple(hashes), rate, clock
         self._left: dict[str, tuple[float, float]] = {}  # by key: calls it may make, and when that was so
 
-    def admit(self, authorization: str | None) -> None:
-        """Check a call's `Authorization` header. Raises RequestError 401 or 429."""
+    def admit(self, authorization: str | None) -> str:
+        """Check a call's `Authorization` header, and name its caller. Raises RequestError 401 or 429."""
         key = self._key(authorization)
-        if self._rate is None:
-            return
-        now, most = self._clock(), max(1.0, 10 * self._rate)
+        if self._rate is not None:
+            self._count(key, self._rate)
+        return hashlib.sha256(key.encode()).hexdigest()[:16] if key else EVERYBODY
+
+    def _count(self, key: str, rate: float) -> None:
+        now, most = self._clock(), max(1.0, 10 * rate)
         left, then = self._left.get(key, (most, now))
-        left = min(most, left + (now - then) * self._rate)
+        left = min(most, left + (now - then) * rate)
         if left < 1:
-            words = f"{'this key' if key else 'the callers'} may make {self._rate:g} calls a second"
-            raise RequestError(429, "rate_limited", words, retry_after=(1 - left) / self._rate)
+            words = f"{'this key' if key else 'the callers'} may make {rate:g} calls a second"
+            raise RequestError(429, "rate_limited", words, retry_after=(1 - left) / rate)
         self._left[key] = (left - 1, now)
 
     def _key(self, authorization: str | None) -> str:

@@ -87,7 +87,7 @@ class Service:
 
     def ask(self, image: images.Decoded, prompt: str, *, max_tokens: int | None = None, **options: Any) -> Asked:
         """Check a prompt and make the request. `options` are those of `Request`. Raises RequestError."""
-        task = self._task(prompt, max_tokens)
+        task = checked_task(prompt, max_tokens, self.config.max_prompt)
         options.setdefault("timeout", self.config.timeout)
         request = Request(
             id=f"online-{next(self._numbers)}",
@@ -118,16 +118,18 @@ class Service:
             values.pop(column, None)
         return values | {"model": served.name, "revision": served.revision, "replica": prediction.replica}
 
-    def _task(self, prompt: str, max_tokens: int | None) -> Task:
-        if len(prompt) > self.config.max_prompt:
-            words = f"the prompt has {len(prompt):,} characters; at most {self.config.max_prompt:,} are taken"
-            raise RequestError(400, "prompt_too_long", words)
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise RequestError(400, "prompt", "the prompt holds half a character (a lone surrogate of UTF-16)")
-        try:
-            return parse_task(prompt.replace("{", "{{").replace("}", "}}"), max_tokens=max_tokens)
-        except UsageError as error:
-            raise RequestError(400, "prompt", str(error)) from None
+
+def checked_task(prompt: str, max_tokens: int | None, max_prompt: int) -> Task:
+    """A caller's prompt as a task without placeholders. Raises RequestError."""
+    if len(prompt) > max_prompt:
+        words = f"the prompt has {len(prompt):,} characters; at most {max_prompt:,} are taken"
+        raise RequestError(400, "prompt_too_long", words)
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise RequestError(400, "prompt", "the prompt holds half a character (a lone surrogate of UTF-16)")
+    try:
+        return parse_task(prompt.replace("{", "{{").replace("}", "}}"), max_tokens=max_tokens)
+    except UsageError as error:
+        raise RequestError(400, "prompt", str(error)) from None
 
 
 def _guarded(prediction: Prediction) -> Prediction:

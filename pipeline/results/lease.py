@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline.errors import RunError
+from pipeline.errors import PassingError
 from pipeline.storage import StorageError, Store
 
 KEY = "_run/lease.json"
@@ -109,7 +109,7 @@ def hold(
 ) -> Iterator[Lease]:
     """Hold the lease of an output. `on_lost` is called from the renewing thread.
 
-    Raises RunError if another driver is at work; a lease that may be stale is watched for its `ttl` first, and
+    Raises PassingError if another driver is at work; a lease that may be stale is watched for its `ttl` first, and
     `waiting` is told so.
     """
     owner = Owner.me(ttl)
@@ -140,10 +140,10 @@ def _acquire(store: Store, owner: Owner, waiting: Callable[[str], None]) -> str:
 
 
 def _watch(store: Store, holder: Owner, etag: str, waiting: Callable[[str], None]) -> None:
-    """Return if the lease stays unchanged for its ttl; raise RunError as soon as its owner renews it."""
+    """Return if the lease stays unchanged for its ttl; raise PassingError as soon as its owner renews it."""
     at = f"process {holder.pid} on {holder.host}"
     if holder.here:
-        raise RunError(f"another driver is at work on {store.uri}: {at}, since {_ago(holder.since)}")
+        raise PassingError(f"another driver is at work on {store.uri}: {at}, since {_ago(holder.since)}")
     waiting(f"watching whether {at} still works on this run")
     until = time.monotonic() + holder.ttl
     while time.monotonic() < until:
@@ -152,7 +152,7 @@ def _watch(store: Store, holder: Owner, etag: str, waiting: Callable[[str], None
         if found is None:
             return
         if found[1] != etag:
-            raise RunError(f"another driver is at work on {store.uri}: {at}, since {_ago(holder.since)}")
+            raise PassingError(f"another driver is at work on {store.uri}: {at}, since {_ago(holder.since)}")
 
 
 def _read(store: Store) -> tuple[Owner, str] | None:

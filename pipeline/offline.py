@@ -290,7 +290,7 @@ class Drivers:
     def _rescan(self) -> None:
         """Take up what was placed while this deployment could not be told."""
         try:
-            found = list(self._orders.open_orders())
+            found = self._orders.open_orders()
         except StorageError as error:
             log.warning("orders cannot be listed: %s", error)
             return

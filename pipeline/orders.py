@@ -12,7 +12,6 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -99,18 +98,12 @@ class Orders:
         """The names of a caller's orders of a kind, oldest first."""
         return [name for name in self._names(owner, "orders", "order.json") if name.startswith(f"{kind}_")]
 
-    def open_orders(self) -> Iterator[Order]:
-        """The orders of all callers that are not over."""
-        found: dict[tuple[str, str], set[str]] = {}
-        for entry in self.store.list():
-            owner, _, rest = entry.key.partition("/orders/")
-            name, _, part = rest.partition("/")
-            if part in ("order.json", "state.json"):
-                found.setdefault((name, owner), set()).add(part)
-        for name, owner in sorted(found):
-            order = self.order(owner, name)
-            if order is not None and self.state(order).get("status") not in OVER:
-                yield order
+    def open_orders(self) -> list[Order]:
+        """The orders of all callers that are not over, the oldest first."""
+        keys = [key.split("/") for found in self.store.list() if (key := found.key).endswith("/order.json")]
+        placed = [self.order(parts[0], parts[2]) for parts in keys if len(parts) == 4 and parts[1] == "orders"]
+        found = [order for order in placed if order is not None and self.state(order).get("status") not in OVER]
+        return sorted(found, key=lambda order: (order.created_at, order.id))
 
     def state(self, order: Order) -> dict[str, Any]:
         """Where the driver says that an order stands; empty before it has said anything."""

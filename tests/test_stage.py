@@ -1,5 +1,8 @@
 """What a stage sends to the pool."""
 
+import base64
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import manifest, results
-from pipeline.config import FetchConfig
+from pipeline.config import FetchConfig, ImagesConfig
 from pipeline.images import decode
 from pipeline.records import Prediction, Request
 from pipeline.results import ModelFacts
@@ -50,3 +53,73 @@ def test_draft_reaches_the_decoder_and_the_key(tmp_path: Path) -> None:
     exact, reduced = pool.sent
     assert not np.array_equal(exact.pixels, reduced.pixels)
     assert exact.image_key != reduced.image_key  # else they would share a vision pass in a pool that serves both
+
+
+def made(tmp_path: Path, rows: list[dict[str, object]], **plan: object) -> tuple[Pool, list[dict[str, object]]]:
+    """What a stage sends for a manifest of these rows, and the records that it commits."""
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output, store = str(tmp_path / "output"), open_store(str(tmp_path / "output"))
+    columns = {"image_column": "image", "id_column": "id"}
+    frozen = manifest.freeze(str(tmp_path / "rows.jsonl"), store, shard_rows=8, **columns)
+    pool, tasks = Pool(), tuple(parse_tasks(["{ask}"]))
+    schema, facts = results.schema(frozen.schema), ModelFacts("demo", "r1", "float32")
+    stage = Stage(Plan(output, tasks, schema, facts, SIZE, 8, FetchConfig(), **plan), pool)  # type: ignore[arg-type]
+    return pool, results.read_committed(store, stage.annotate_shard(0)).to_pylist()
+
+
+def data_url(colour: str) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9), colour).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def test_rows_have_options_of_their_own(tmp_path: Path) -> None:
+    given = {"max_tokens": 3, "temperature": 0.5, "top_p": 0.5, "seed": 4, "stop": ["x"]}
+    picture = data_url("red")
+    rows: list[dict[str, object]] = [
+        {"id": "own", "image": picture, "ask": "ocr", "options": json.dumps(given)},
+        {"id": "none", "image": picture, "ask": "ocr"},
+        {"id": "odd", "image": picture, "ask": "ocr", "options": '{"max_token": 3}'},
+        {"id": "no json", "image": picture, "ask": "ocr", "options": "3 tokens"},
+    ]
+    pool, records = made(tmp_path, rows, options_column="options")
+    own, none = pool.sent
+    assert (own.max_tokens, own.temperature, own.top_p, own.seed, own.stop) == (3, 0.5, 0.5, 4, ("x",))
+    assert (none.max_tokens, none.temperature, none.stop) == (128, 0.0, ())
+    assert [record["error_kind"] for record in records] == ["model", "model", "prompt", "prompt"]
+    assert "max_token" in str(records[2]["error_message"])
+    assert {record["image"] for record in records} == {"data:image/png;base64,..."}
+
+
+def test_a_guarded_run_reads_what_callers_may_read(tmp_path: Path, bucket: str) -> None:
+    picture = data_url("blue")
+    store = open_store(f"s3://{bucket}")
+    for key in ("open/one.png", "closed/one.png"):
+        store.put(key, base64.b64decode(picture.partition(",")[2]))
+    (tmp_path / "local.png").write_bytes(base64.b64decode(picture.partition(",")[2]))
+    addresses = {
+        "inline": picture,
+        "open": f"s3://{bucket}/open/one.png",
+        "gone": f"s3://{bucket}/open/none.png",
+        "closed": f"s3://{bucket}/closed/one.png",
+        "local": str(tmp_path / "local.png"),
+        "file": f"file://{tmp_path}/local.png",
+        "metadata": "http://169.254.169.254/latest/meta-data",
+    }
+    rows: list[dict[str, object]] = [{"id": name, "image": at, "ask": "ocr"} for name, at in addresses.items()]
+    guard = ImagesConfig(addresses=(f"s3://{bucket}/open/",))
+    pool, records = made(tmp_path, rows, guard=guard)
+    assert [record["error_kind"] for record in records] == [
+        "model",
+        "model",
+        "missing",
+        "forbidden",
+        "bad_uri",
+        "bad_uri",
+        "forbidden",
+    ]
+    assert len(pool.sent) == 2
+    small = ImagesConfig(addresses=(f"s3://{bucket}/open/",), max_pixels=80)
+    _, records = made(tmp_path / "small", rows[:1], guard=small)
+    assert [record["error_kind"] for record in records] == ["too_many_pixels"]

@@ -36,6 +36,7 @@ LONGEST, LONGEST_ID = 200, 64  # characters of what a caller writes into the log
 FAILED = RequestError(500, "internal_error", "the gateway failed on this call")
 BODY_SECONDS = 60.0  # within which a body must have come
 FILES, FILE_SECONDS, FORM = "/v1/files", 600.0, 2**16  # files come slower; bytes of the form around one
+FILE_BODIES = 4  # files of the largest size, likewise
 BODIES = 16  # bodies of the largest size that are held at a time; what is beyond them is refused
 Observe = Callable[[str, int, float], None]  # route, status (0: the client went away), seconds
 Over = Callable[[Scope, int, float], None]  # the same of a call
@@ -147,6 +148,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, keys: Keys, config: ServeConfig, over: Over, label: bool) -> None:
         self.app, self.keys, self.config, self.over, self.label = app, keys, config, over, label
+        self._most_held = max(BODIES * config.max_body, FILE_BODIES * config.max_file if config.files else 0)
         self._held = 0  # bytes of the bodies of calls under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -199,7 +201,7 @@ class Guard:
                     self._held += len(part)
                     if len(body) > most:
                         raise _too_large(most)
-                    if self._held > BODIES * self.config.max_body:
+                    if self._held > self._most_held:
                         raise RequestError(429, "overloaded", "too many large bodies are under way")
         except TimeoutError:
             raise RequestError(408, "too_slow", f"the body did not come within {seconds:g} seconds") from None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from pipeline.config import JobConfig, ServeConfig, Settings
 from pipeline.errors import RequestError
-from pipeline.gateway.files import After, Limit, facts_of, kept, listed, owner, page
+from pipeline.gateway.files import After, Limit, facts_of, following, kept, listed, owner
 from pipeline.gateway.lines import ENDPOINT
 from pipeline.orders import OVER, Kind, Order, Orders, new_id
 from pipeline.pictures import Pictures
@@ -104,14 +104,12 @@ def routes(config: ServeConfig, models: list[str], orders: Orders | None, launch
         return await asyncio.to_thread(_shown, here, order)
 
     async def index(request: Request, kind: Kind, after: str | None, limit: int) -> dict[str, Any]:
-        def shown() -> tuple[list[dict[str, Any]], bool]:
+        def shown() -> dict[str, Any]:
             here, who = kept(orders), owner(request)
-            names = here.orders(who, kind)[::-1]
-            chosen, more = page(names, names, after, limit)
-            there = [order for name in chosen if (order := here.order(who, name)) is not None]
-            return [_shown(here, order) for order in there], more
+            placed = (here.order(who, name) for name in following(here.orders(who, kind)[::-1], after))
+            return listed((_shown(here, order) for order in placed if order is not None), limit)
 
-        return listed(*await asyncio.to_thread(shown))
+        return await asyncio.to_thread(shown)
 
     @router.post("/v1/batches", summary="Answer the lines of a file, in the background")
     async def create_batch(request: Request, call: BatchCall) -> dict[str, Any]:

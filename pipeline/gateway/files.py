@@ -1,9 +1,10 @@
 """Files of callers, in the shape of OpenAI's Files API: what batches are made of, and what comes of them."""
 
 import asyncio
+import itertools
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,17 +53,13 @@ def routes(orders: Orders | None) -> APIRouter:
         after: After = None,
         order: Literal["asc", "desc"] = "desc",
     ) -> dict[str, Any]:
-        def found() -> tuple[list[FileFacts], bool]:
+        def found() -> dict[str, Any]:
             here, who = kept(orders), owner(request)
-            names, facts = here.files(who), []
-            for name in names if order == "asc" else reversed(names):
-                one = here.file(who, name)
-                if one is not None and purpose in (None, one.purpose):
-                    facts.append(one)
-            return page(facts, [one.id for one in facts], after, limit)
+            names = here.files(who)
+            facts = (here.file(who, name) for name in following(names if order == "asc" else names[::-1], after))
+            return listed((_file(one) for one in facts if one is not None and purpose in (None, one.purpose)), limit)
 
-        entries, more = await asyncio.to_thread(found)
-        return listed([_file(facts) for facts in entries], more)
+        return await asyncio.to_thread(found)
 
     @router.get("/v1/files/{file_id}", summary="A file's facts")
     async def retrieve(request: Request, file_id: str) -> dict[str, Any]:
@@ -113,18 +110,19 @@ async def facts_of(orders: Orders | None, request: Request, name: str) -> FileFa
     return facts
 
 
-def page(entries: Sequence[Any], names: Sequence[str], after: str | None, limit: int) -> tuple[list[Any], bool]:
-    """The entries of a list that follow `after`, and whether there are more of them than `limit`."""
-    start = 0
-    if after is not None:
-        if after not in names:
-            raise RequestError(400, "invalid_request", f"after: there is no {after[:100]!r}", "after")
-        start = names.index(after) + 1
-    return list(entries[start : start + limit]), len(entries) > start + limit
+def following(names: list[str], after: str | None) -> list[str]:
+    """The part of a list that follows `after`. Raises RequestError if that is not in it."""
+    if after is None:
+        return names
+    if after not in names:
+        raise RequestError(400, "invalid_request", f"after: there is no {after[:100]!r}", "after")
+    return names[names.index(after) + 1 :]
 
 
-def listed(data: list[dict[str, Any]], more: bool) -> dict[str, Any]:
-    """A list as OpenAI's clients page through it."""
+def listed(entries: Iterable[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """A list as OpenAI's clients page through it; no more of `entries` is looked at than that takes."""
+    data = list(itertools.islice(entries, limit + 1))
+    more, data = len(data) > limit, data[:limit]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more}
 

@@ -1,5 +1,7 @@
 """Whatever the OpenAPI document allows, and much that it does not: no call makes the gateway fail."""
 
+import tempfile
+
 import schemathesis
 from gateway.conftest import CONFIG, EngineBackend
 from hypothesis import HealthCheck, settings
@@ -8,11 +10,16 @@ from models import demo_model
 from pipeline.engine import Engine
 from pipeline.gateway import Served, Service, create_app
 from pipeline.gateway.keys import Keys
+from pipeline.orders import Orders
+from pipeline.storage import open_store
 
 MODEL = demo_model()
 ENGINE = Engine(MODEL)
 SERVED = Served("demo", MODEL.located.revision, MODEL.image_size, EngineBackend(ENGINE))
-SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", create_app(Service(CONFIG, [SERVED]), Keys([])))
+FOLDER = tempfile.TemporaryDirectory()
+KEPT = CONFIG.model_copy(update={"files": FOLDER.name, "outputs": (FOLDER.name,), "max_file": 1_000_000})
+APP = create_app(Service(KEPT, [SERVED]), Keys([]), orders=Orders(open_store(FOLDER.name)))
+SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 
 def setup_module() -> None:
@@ -21,10 +28,11 @@ def setup_module() -> None:
 
 def teardown_module() -> None:
     ENGINE.close()
+    FOLDER.cleanup()
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_no_call_makes_it_fail(case: schemathesis.Case) -> None:
     reply = case.call()
     assert reply.status_code < 500, reply.text

@@ -244,6 +244,7 @@ class Drivers:
         self._waiting: deque[Order] = deque(self._orders.open_orders())  # what an earlier process left
         self._working: dict[str, tuple[Order, Any]] = {}
         self._attempts: Counter[str] = Counter()
+        self._interrupted: set[str] = set()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="drivers", daemon=True)
         self._thread.start()
@@ -263,8 +264,10 @@ class Drivers:
             raise RunError("the thread that sees to orders has died")
 
     def _interrupt(self, order: Order) -> None:
+        """Stop annotating; once, since the next driver of an order that is given up only finalizes it."""
         with self._lock:
-            if order.id in self._working:
+            if order.id in self._working and order.id not in self._interrupted:
+                self._interrupted.add(order.id)
                 ray.cancel(self._working[order.id][1], recursive=False)
 
     def _watch(self) -> None:

@@ -66,6 +66,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory, s3_server: Any) -> Iterato
         assert process.stdout.readline().startswith("serving demo at"), process.communicate()[1]
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=0, timeout=120)
         yield Serving(psutil.Process(process.pid), client, folder / "files", bucket)
+        process.terminate()
+        assert process.wait(60) == 0
     finally:
         children = [] if process.poll() is not None else psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -158,7 +160,8 @@ def test_a_batch_whose_window_closes_names_what_is_missing(serving: Serving) -> 
     bodies = [line("", scene) for scene in SCENES]
     asked = [bodies[number % 12] | {"custom_id": f"r{number}"} for number in range(6000)]
     batch = until(client, placed(client, asked, completion_window="8s").id)
-    assert batch.status == "expired" and batch.expired_at >= batch.expires_at
+    assert batch.status == "expired", batch
+    assert batch.expired_at >= batch.expires_at
     answered, failed = lines_of(client, batch.output_file_id), lines_of(client, batch.error_file_id)
     assert {one["error"]["code"] for one in failed} == {"batch_expired"} and failed[0]["response"] is None
     assert len(answered) + len(failed) == 6000

@@ -79,7 +79,7 @@ def test_ray_takes_it(path: Path) -> None:
         (AWS, "available_node_types/gpu/min_workers", 17),
         (AWS, "setup_commands", "pip install paliscribe"),
         (AWS, "worker_start_ray_commands/1", ["ray", "start"]),
-        (LOCAL, "idle_timeout_minuts", 5),
+        (LOCAL, "max_wrokers", 3),
         (LOCAL, "provider/worker_ips", "192.0.2.11"),
         (LOCAL, "provider/head_ip", 10),
         (LOCAL, "file_mounts", []),

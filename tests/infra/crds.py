@@ -48,7 +48,8 @@ Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"x-ku
 def schema_of(kind: str, version: str) -> dict[str, Any]:
     """The closed schema of one of Ray's kinds."""
     path: Path = FOLDER / f"ray.io_{kind.lower()}s.yaml"
-    definition = yaml.safe_load(path.read_text())["spec"]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a megabyte, which takes the plain one seconds
+    definition = yaml.load(path.read_text(), loader)["spec"]
     [found] = [v for v in definition["versions"] if v["name"] == version and v["served"]]
     schema: dict[str, Any] = closed(found["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object", "required": ["name"], "propertyNames": {"enum": [*METADATA]}}

@@ -11,7 +11,6 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
-from conftest import S3Server
 from infra.manifests import INFRA, MISSING, ROOT, changed, documents
 from infra.test_cluster import no_aws  # noqa: F401
 from moto import mock_aws
@@ -255,7 +254,7 @@ def lifecycle_problems(rules: dict[str, Any]) -> str:
     return report
 
 
-def test_s3_takes_the_rules(bucket: str, s3_server: S3Server) -> None:
+def test_s3_takes_the_rules(bucket: str, s3_server: Any) -> None:
     rules = read("lifecycle")
     assert lifecycle_problems(rules) == ""
     server = s3_server.client()

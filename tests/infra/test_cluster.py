@@ -1,43 +1,223 @@
-"""cluster.yaml against the schema that Ray's own launcher checks with."""
+"""cluster.yaml and on-premises.yaml: Ray's schema, Ray's own checks and preparations, and the commands in them."""
 
-import copy
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import boto3
+import click
 import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+from botocore.validate import ParamValidator
+from infra.manifests import INFRA, MISSING, ROOT, changed, documents
+from moto import mock_aws
+from ray.autoscaler._private.commands import _bootstrap_config
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import start
 
-ROOT = Path(__file__).parents[2]
+from pipeline import __version__
+
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+AWS, LOCAL = ROOT / "cluster.yaml", INFRA / "on-premises.yaml"
+FILES = pytest.mark.parametrize("path", [AWS, LOCAL], ids=lambda path: path.name)
 
 
-def cluster() -> dict[str, object]:
-    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+def described(path: Path) -> dict[str, Any]:
+    [found] = documents(path)
+    return found
 
 
-def test_cluster_is_valid() -> None:
-    jsonschema.validate(cluster(), SCHEMA)
+def check(config: dict[str, Any]) -> dict[str, Any]:
+    """Ray's schema, then what `ray up` does to a file before it speaks to a provider: defaults, and its checks."""
+    jsonschema.validate(config, SCHEMA)
+    prepared = prepare_config(config)
+    validate_config(prepared)
+    return prepared
 
 
-def test_a_wrong_field_is_noticed() -> None:
-    wrong = copy.deepcopy(cluster())
-    wrong["max_wrokers"] = 3
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(wrong, SCHEMA)
+def aws_node_problems(config: dict[str, Any]) -> str:
+    """What EC2's own description of RunInstances finds wrong with the nodes; Ray's schema leaves them open."""
+    model = boto3.session.Session()._session.get_service_model("ec2").operation_model("RunInstances")
+    shape, found = model.input_shape, ""
+    for kind in config["available_node_types"].values():
+        call = kind["node_config"] | {"MinCount": 1, "MaxCount": 1}
+        found += ParamValidator().validate(call, shape).generate_report()
+        if call.get("InstanceType") not in shape.members["InstanceType"].enum:
+            found += f"no instance type {call.get('InstanceType')}"
+    return found
 
 
-def test_the_head_node_type_exists() -> None:
-    described = cluster()
-    assert described["head_node_type"] in described["available_node_types"]
-    for kind in described["available_node_types"].values():
-        assert kind.get("max_workers", 0) <= described["max_workers"]
+@FILES
+def test_ray_takes_it(path: Path) -> None:
+    prepared = check(described(path))
+    kinds = prepared["available_node_types"]
+    assert kinds[prepared["head_node_type"]]["min_workers"] == (0 if path == AWS else 3)
+    assert sum(kind["min_workers"] for kind in kinds.values()) <= prepared["max_workers"]
 
 
-def test_policy_is_least_privilege() -> None:
-    policy = json.loads((ROOT / "infra/aws/writer-policy.json").read_text())
-    actions = {action for statement in policy["Statement"] for action in statement["Action"]}
-    assert not {action for action in actions if "*" in action}
-    writes = [s for s in policy["Statement"] if any(a in s["Action"] for a in ("s3:PutObject", "s3:DeleteObject"))]
-    assert [s["Resource"] for s in writes] == ["arn:aws:s3:::YOUR-RUNS-BUCKET/*"]
+@pytest.mark.parametrize(
+    ("path", "place", "value"),
+    [
+        (AWS, "max_wrokers", 3),
+        (AWS, "max_workers", "sixteen"),
+        (AWS, "cluster_name", MISSING),
+        (AWS, "provider/type", MISSING),
+        (AWS, "provider/cache_stopped_nodes", "no"),
+        (AWS, "auth/ssh_usr", "ubuntu"),
+        (AWS, "head_node_type", "heda"),
+        (AWS, "available_node_types/gpu/min_worker", 1),
+        (AWS, "available_node_types/gpu/resources", MISSING),
+        (AWS, "available_node_types/gpu/resources/GPU", "one"),
+        (AWS, "available_node_types/gpu/min_workers", 17),
+        (AWS, "setup_commands", "pip install paliscribe"),
+        (AWS, "worker_start_ray_commands/1", ["ray", "start"]),
+        (LOCAL, "max_wrokers", 3),
+        (LOCAL, "provider/worker_ips", "192.0.2.11"),
+        (LOCAL, "provider/head_ip", 10),
+        (LOCAL, "file_mounts", []),
+    ],
+)
+def test_a_wrong_field_is_refused(path: Path, place: str, value: Any) -> None:
+    with pytest.raises((jsonschema.ValidationError, ValueError)):
+        check(changed(described(path), place, value))
+
+
+@pytest.mark.parametrize("field", ["head_ip", "worker_ips"])
+def test_a_machine_that_is_left_out_is_missed(field: str) -> None:
+    with pytest.raises(Exception, match=r"head_ip|worker_ips|Exiting|not supported"):
+        check(changed(described(LOCAL), f"provider/{field}", MISSING))
+
+
+def test_ec2_would_understand_the_nodes() -> None:
+    assert aws_node_problems(described(AWS)) == ""
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("InstanceTyp", "g6.2xlarge"),
+        ("InstanceType", "g6.2xlarg"),
+        ("IamInstanceProfile", "paliscribe-writer"),
+        ("IamInstanceProfile/Nam", "x"),
+        ("InstanceMarketOptions/MarketTyp", "spot"),
+        ("BlockDeviceMappings/0/Ebs/VolumeSize", "100"),
+    ],
+)
+def test_what_ec2_would_refuse_is_noticed(place: str, value: Any) -> None:
+    wrong = changed(described(AWS), f"available_node_types/gpu/node_config/{place}", value)
+    check(wrong)  # Ray itself would find out on AWS
+    assert aws_node_problems(wrong) != ""
+
+
+@pytest.fixture
+def no_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials of nobody, and a home of its own for the ssh key that Ray makes."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_aws")
+def test_ray_prepares_aws_for_it() -> None:
+    """`ray up`, up to where the head is started, against moto: key pair, subnets, security group, GPUs of a type."""
+    with mock_aws():
+        found = _bootstrap_config(described(AWS), no_config_cache=True)
+    kinds = found["available_node_types"]
+    assert kinds["gpu"]["resources"].items() >= {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}.items()
+    assert kinds["head"]["resources"] == {"CPU": 0} and kinds["head"]["max_workers"] == 0
+    for kind in kinds.values():
+        assert len(kind["node_config"]["SubnetIds"]) == 3, "one a zone"
+        assert kind["node_config"]["SecurityGroupIds"] and kind["node_config"]["KeyName"]
+
+
+def test_ray_prepares_machines_that_are_there() -> None:
+    found = _bootstrap_config(described(LOCAL), no_config_cache=True)
+    [kind] = found["available_node_types"].values()
+    assert kind["min_workers"] == kind["max_workers"] == len(found["provider"]["worker_ips"])
+
+
+def commands(config: dict[str, Any]) -> list[str]:
+    return [line for key, lines in config.items() if key.endswith("_commands") for line in lines]
+
+
+@FILES
+def test_commands_are_ones_that_bash_and_ray_know(path: Path) -> None:
+    config = described(path)
+    for line in commands(config):
+        done = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        context = ray_start(config[key][-1])
+        assert context.params["head"] is (key[0] == "h")
+        assert context.params["metrics_export_port"] == 8080
+
+
+def ray_start(line: str) -> click.Context:
+    """The `ray start` in a command, parsed as Ray parses it and not run. Raises click.UsageError."""
+    words = shlex.split(line.rpartition("ray start ")[2])
+    return start.make_context("start", words)
+
+
+def test_an_option_that_ray_lacks_is_noticed() -> None:
+    with pytest.raises(click.UsageError):
+        ray_start(described(AWS)["head_start_ray_commands"][-1].replace("--dashboard-host", "--dashbord-host"))
+
+
+@FILES
+def test_the_head_is_closed_and_has_no_tasks(path: Path) -> None:
+    config = described(path)
+    line = config["head_start_ray_commands"][-1]
+    params = ray_start(line).params
+    assert params["dashboard_host"] == "127.0.0.1", "reached through ssh alone"
+    assert int(re.search(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", line)[1]) >= 60  # type: ignore[index]
+    if path == AWS:
+        assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+    else:
+        assert (params["num_cpus"], params["num_gpus"]) == (0, 0)
+
+
+@FILES
+def test_the_token_is_on_and_written_nowhere(path: Path) -> None:
+    config = described(path)
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert "export RAY_AUTH_MODE=token" in config[key][-1]
+    home = f"/home/{config['auth']['ssh_user']}"
+    assert config["file_mounts"][f"{home}/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "RAY_AUTH_TOKEN" not in path.read_text()
+
+
+def test_ray_looks_for_the_token_where_it_is_put(tmp_path: Path) -> None:
+    """The file alone is enough for Ray, and `ray get-auth-token --generate` makes it there."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
+    program = Path(sys.executable).parent / "ray"
+    made = subprocess.run([program, "get-auth-token", "--generate"], env=environment, capture_output=True, check=True)
+    assert (tmp_path / ".ray/auth_token").read_bytes().strip() in made.stdout
+
+
+@FILES
+def test_versions_are_pinned_and_agree(path: Path) -> None:
+    config = described(path)
+    wheel = f"paliscribe-{__version__}-py3-none-any.whl"
+    mounted = {remote: local for remote, local in config["file_mounts"].items() if not local.startswith("~")}
+    assert sorted(mounted.values()) == [f"dist/{wheel}", "infra/requirements.txt"]
+    assert all(Path(remote).name == Path(local).name for remote, local in mounted.items())
+    installs = [line for line in commands(config) if "pip install" in line]
+    assert [line.rpartition("/")[2] for line in installs] == ["requirements.txt", wheel]
+    assert f"ray=={version('ray')}\n" in (ROOT / "infra/requirements.txt").read_text()
+
+
+def test_files_are_what_a_person_would_write() -> None:
+    """No key comes twice, which YAML takes in silence."""
+    for path in (AWS, LOCAL):
+        node = yaml.compose(path.read_text())
+        keys = [key.value for key, _ in node.value]
+        assert len(keys) == len(set(keys))

@@ -1,0 +1,65 @@
+"""A strict check of manifests against KubeRay's CustomResourceDefinitions, as `kubectl apply --validate=strict` has it.
+
+The rules in CEL that the definitions hold beside their schemas (`x-kubernetes-validations`) are not evaluated.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+from infra.manifests import ROOT
+
+FOLDER = ROOT.parent / "shared/crds"
+METADATA = {"name", "namespace", "labels", "annotations"}  # what a manifest has there
+
+
+def closed(schema: Any) -> Any:
+    """A schema that refuses keys it does not name, where Kubernetes would drop them."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: closed(value) for key, value in schema.items() if key not in ("properties", "default", "description")}
+    if isinstance(properties := schema.get("properties"), dict):
+        made["properties"] = {name: closed(value) for name, value in properties.items()}
+    is_open = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+    if schema.get("type") == "object" and not is_open:
+        made["additionalProperties"] = False
+    if schema.get("x-kubernetes-int-or-string"):
+        made["type"] = ["integer", "string"]
+    return made
+
+
+def distinct(_: Any, keys: list[str], items: Any, schema: dict[str, Any]) -> Iterator[jsonschema.ValidationError]:
+    """No two items of a list may have the same values of its keys."""
+    optional = schema["items"].get("properties", {})
+    seen = [tuple(item.get(key, optional.get(key, {}).get("default")) for key in keys) for item in items]
+    if len(set(seen)) != len(seen):
+        yield jsonschema.ValidationError(f"two items with the same {keys}: {seen}")
+
+
+Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"x-kubernetes-list-map-keys": distinct})
+
+
+@cache
+def schema_of(kind: str, version: str) -> dict[str, Any]:
+    """The closed schema of one of Ray's kinds."""
+    path: Path = FOLDER / f"ray.io_{kind.lower()}s.yaml"
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a megabyte, which takes the plain one seconds
+    definition = yaml.load(path.read_text(), loader)["spec"]
+    [found] = [v for v in definition["versions"] if v["name"] == version and v["served"]]
+    schema: dict[str, Any] = closed(found["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object", "required": ["name"], "propertyNames": {"enum": [*METADATA]}}
+    schema["required"] = ["apiVersion", "kind", "metadata", "spec"]
+    return schema
+
+
+def problems(document: dict[str, Any]) -> list[str]:
+    """What a Kubernetes with KubeRay would find wrong with one of Ray's kinds."""
+    group, _, version = document["apiVersion"].partition("/")
+    assert group == "ray.io"
+    errors = Validator(schema_of(document["kind"], version)).iter_errors(document)
+    return [f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in errors]

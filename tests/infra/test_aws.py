@@ -1,0 +1,276 @@
+"""The IAM documents and the bucket's rules: AWS's own list of actions, moto, and what is really called."""
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from botocore.validate import ParamValidator
+from infra.manifests import INFRA, MISSING, ROOT, changed, documents
+from infra.test_cluster import no_aws  # noqa: F401
+from moto import mock_aws
+from policy_sentry.querying.actions import get_action_data
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.commands import _bootstrap_config
+from results.made import Job
+
+from pipeline import results
+from pipeline.storage import check_writable, open_store, s3
+
+POLICIES = ("reader", "writer", "head")
+# What S3 asks for by IAM where a call has another name than its action.
+ACTIONS = {"HeadObject": "GetObject", "ListObjectsV2": "ListBucket"} | dict.fromkeys(
+    ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"), "PutObject"
+)
+Call = tuple[str, str]  # action, resource
+
+
+def read(name: str) -> dict[str, Any]:
+    body = (INFRA / "aws" / f"{name}.json").read_text()
+    for placeholder, real in {"YOUR-REGION": "us-east-1", "YOUR-ACCOUNT": "123456789012"}.items():
+        body = body.replace(placeholder, real)
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def many(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def problems(policy: dict[str, Any]) -> list[str]:
+    """What is wrong with a policy by its grammar and by AWS's list of actions."""
+    found = [] if policy.get("Version") == "2012-10-17" else ["version"]
+    found += [f"unknown {key}" for key in policy.keys() - {"Version", "Statement"}]
+    for statement in policy["Statement"]:
+        found += [f"unknown {key}" for key in statement.keys() - {"Sid", "Effect", "Action", "Resource", "Condition"}]
+        if statement.get("Effect") != "Allow" or not statement.get("Resource"):
+            found.append("no effect or resource")
+        for action in many(statement.get("Action", [])):
+            data = get_action_data(*action.split(":", 1)) if "*" not in action else False
+            if not data:
+                found.append(f"{action} is no action")
+            elif not any(fits(row, resource) for row in rows(data) for resource in many(statement.get("Resource", []))):
+                found.append(f"{action} has no such resource")
+    return found
+
+
+def rows(data: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [row for found in data.values() for row in found]
+
+
+def fits(row: dict[str, Any], resource: str) -> bool:
+    """Whether a resource is of a kind that the action acts on, by the number and words of its ARN's parts."""
+    shape = row["resource_arn_format"]
+    if "*" in (shape, resource):
+        return shape == resource
+    return fnmatch.fnmatchcase(resource, re.sub(r"\$\{\w+\}", "*", shape)) and resource.count(":") == shape.count(":")
+
+
+def allows(policy: dict[str, Any], action: str, resource: str) -> bool:
+    """Whether a statement without conditions allows a call."""
+    return any(
+        action in many(statement["Action"])
+        and any(fnmatch.fnmatchcase(resource, pattern) for pattern in many(statement["Resource"]))
+        for statement in policy["Statement"]
+        if "Condition" not in statement
+    )
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_are_sound(name: str) -> None:
+    assert problems(read(f"{name}-policy")) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("Statement/0/Action/0", "s3:GetObjekt"),
+        ("Statement/0/Action/0", "s3:*"),
+        ("Statement/0/Action/0", "s3:Get*"),
+        ("Statement/1/Action/0", "s3:PutObject"),  # on buckets, where there are no objects
+        ("Statement/0/Resource", "arn:aws:s3:::bucket"),
+        ("Statement/0/Resource", MISSING),
+        ("Statement/0/Ressource", ["*"]),
+        ("Statement/0/Effect", "allow"),
+        ("Version", "2012"),
+    ],
+)
+def test_a_wrong_policy_is_noticed(place: str, value: Any) -> None:
+    assert problems(changed(read("writer-policy"), place, value)) != []
+
+
+def test_nothing_is_granted_everywhere_but_to_look_at_nodes() -> None:
+    for name in POLICIES:
+        for statement in read(f"{name}-policy")["Statement"]:
+            assert many(statement["Resource"]) != ["*"] or statement["Action"] == ["ec2:DescribeInstances"]
+
+
+def test_the_reader_writes_nothing() -> None:
+    levels = {
+        row["access_level"]
+        for statement in read("reader-policy")["Statement"]
+        for action in many(statement["Action"])
+        for row in rows(get_action_data(*action.split(":", 1)))  # type: ignore[arg-type]
+    }
+    assert levels == {"Read", "List"}
+
+
+@pytest.mark.usefixtures("no_aws")
+def test_iam_takes_the_documents() -> None:
+    with mock_aws():
+        iam = boto3.client("iam")
+        for name in POLICIES:
+            iam.create_policy(PolicyName=name, PolicyDocument=json.dumps(read(f"{name}-policy")))
+        for name in ("trust-ec2", "trust-eks"):
+            iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(read(name)))
+        with pytest.raises(ClientError, match="MalformedPolicyDocument"):
+            wrong = changed(read("reader-policy"), "Statement/0/Effect", "Alow")
+            iam.create_policy(PolicyName="wrong", PolicyDocument=json.dumps(wrong))
+
+
+def test_only_the_service_accounts_of_the_manifests_take_the_role() -> None:
+    [statement] = read("trust-eks")["Statement"]
+    trusted = statement["Condition"]["StringEquals"]["YOUR-CLUSTERS-ISSUER:sub"]
+    kinds = documents(INFRA / "kuberay/common.yaml")
+    accounts = [kind["metadata"] for kind in kinds if kind["kind"] == "ServiceAccount"]
+    assert trusted == [f"system:serviceaccount:{meta['namespace']}:{meta['name']}" for meta in accounts]
+    roles = {meta["annotations"]["eks.amazonaws.com/role-arn"].rpartition("/")[2] for meta in accounts}
+    assert roles == {"paliscribe-eks"} and "--role-name paliscribe-eks" in (INFRA / "aws/README.md").read_text()
+
+
+@pytest.mark.usefixtures("no_aws")
+def test_the_head_may_do_just_what_the_autoscaler_does() -> None:
+    """The nodes of cluster.yaml are started, tagged, looked at and ended by Ray's provider, on moto."""
+    calls: set[str] = set()
+    profiles = {"head": "paliscribe-head", "gpu": "paliscribe-writer", "cpu": "paliscribe-writer"}
+    with mock_aws():
+        for profile in set(profiles.values()):
+            boto3.client("iam").create_instance_profile(InstanceProfileName=profile)
+        [described] = documents(ROOT / "cluster.yaml")
+        config = _bootstrap_config(described, no_config_cache=True)
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        for resource in (provider.ec2, provider.ec2_fail_fast):
+            resource.meta.client.meta.events.register("before-call.ec2", lambda model, **_: calls.add(model.name))
+        for name, kind in config["available_node_types"].items():
+            assert kind["node_config"]["IamInstanceProfile"]["Name"] == profiles[name]
+            provider.create_node(kind["node_config"], {"ray-user-node-type": name}, 1)
+        nodes = provider.non_terminated_nodes({})
+        assert len(nodes) == 3
+        provider.set_node_tags(nodes[0], {"ray-node-status": "up-to-date"})
+        provider.terminate_nodes(nodes)
+    policy = read("head-policy")
+    granted = {action for statement in policy["Statement"] for action in statement["Action"]}
+    asked_by_run_instances = {"iam:PassRole", "ssm:GetParameters"}  # the profile, and `resolve:ssm:` of the image
+    assert granted == {f"ec2:{call}" for call in calls} | asked_by_run_instances
+    tag = {"aws:ResourceTag/ray-cluster-name": described["cluster_name"]}
+    for statement in policy["Statement"]:
+        if "ec2:TerminateInstances" in statement["Action"]:
+            assert statement["Condition"]["StringEquals"] == tag
+
+
+@pytest.fixture
+def calls(bucket: str) -> Iterator[set[Call]]:
+    """What this process asks S3 for while the test runs, as actions on the policies' buckets."""
+    seen: set[Call] = set()
+
+    def note(model: Any, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
+        path = params["url_path"].split("?")[0].removeprefix(f"/{bucket}").lstrip("/")
+        action = ACTIONS.get(model.name, model.name)
+        resource = "arn:aws:s3:::YOUR-RUNS-BUCKET"
+        seen.add((f"s3:{action}", resource if action == "ListBucket" else f"{resource}/{path}"))
+
+    s3.client().meta.events.register("before-call.s3", note)
+    yield seen
+
+
+def test_a_run_needs_just_what_the_writer_has(bucket: str, calls: set[Call], tmp_path: Path) -> None:
+    """A whole run's calls to S3: probe, lease, shards, parts, a retry, the sweep, and a large file in parts."""
+    store = open_store(f"s3://{bucket}/run-1")
+    check_writable(store)
+    job = Job([{}] * 6)
+    with results.hold(store):
+        job.annotate(store, lambda row, task: row == 1)
+        job.publish(store)
+        results.begin_retry(store, 1, [])
+        job.retry(store, 1, lambda row, task: False)
+        job.publish(store, 1)
+        results.sweep(store, job.layout)
+    large = tmp_path / "large"
+    large.write_bytes(bytes(9 << 20))
+    store.put_file("annotations/large", large)
+    with store.open("annotations/large") as file:
+        assert len(file.read()) == 9 << 20
+    asked = set(calls)
+    upload = s3.client().create_multipart_upload(Bucket=bucket, Key="run-1/given-up")
+    s3.client().abort_multipart_upload(Bucket=bucket, Key="run-1/given-up", UploadId=upload["UploadId"])
+    asked |= calls  # what boto3 does itself after an upload that failed
+    policy = read("writer-policy")
+    assert {call for call in asked if not allows(policy, *call)} == set()
+    granted = {action for statement in policy["Statement"] for action in statement["Action"]}
+    assert granted == {action for action, _ in asked}
+
+
+def test_results_are_read_with_what_the_reader_has(bucket: str, calls: set[Call]) -> None:
+    store = open_store(f"s3://{bucket}/run-1")
+    job = Job([{}] * 3)
+    job.annotate(store)
+    job.publish(store)
+    calls.clear()
+    for found in list(store.list()):
+        assert store.exists(found.key) and len(store.get(found.key)) == found.size
+    assert results.read_summary(store) is not None and results.done(store) == {0}
+    assert results.read_lease(store) is None
+    policy = read("reader-policy")
+    assert {action for action, _ in calls} == {"s3:GetObject", "s3:ListBucket"}
+    assert {call for call in calls if not allows(policy, *call)} == set()
+    calls.clear()
+    store.put("mine", b"")
+    store.delete("mine")
+    assert len(calls) == 2 and not any(allows(policy, *call) for call in calls)
+
+
+def test_a_shard_file_that_is_gone_ends_an_unfinished_run(bucket: str) -> None:
+    """Why no rule expires `_run/shards/` by age, as the README of infra/aws says."""
+    store = open_store(f"s3://{bucket}/run-1")
+    job = Job([{}] * 3)
+    job.annotate(store)
+    store.delete(results.read_marker(store, 0).file)
+    with pytest.raises(Exception, match="no such object"):
+        job.publish(store)
+    rules = read("lifecycle")["Rules"]
+    assert not any({"Days", "Date"} & rule.get("Expiration", {}).keys() for rule in rules)
+
+
+def lifecycle_problems(rules: dict[str, Any]) -> str:
+    model = boto3.session.Session()._session.get_service_model("s3")
+    shape = model.operation_model("PutBucketLifecycleConfiguration").input_shape
+    call = {"Bucket": "runs", "LifecycleConfiguration": rules}
+    report: str = ParamValidator().validate(call, shape).generate_report()
+    return report
+
+
+def test_s3_takes_the_rules(bucket: str, s3_server: Any) -> None:
+    rules = read("lifecycle")
+    assert lifecycle_problems(rules) == ""
+    server = s3_server.client()
+    server.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=rules)
+    kept = server.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert sorted(rule["ID"] for rule in kept) == sorted(rule["ID"] for rule in rules["Rules"])
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("Rules/0/AbortIncompleteMultipartUploads", {"DaysAfterInitiation": 2}),
+        ("Rules/0/AbortIncompleteMultipartUpload/DaysAfterInitiation", "two"),
+        ("Rules/1/Status", MISSING),
+        ("Rules", MISSING),
+    ],
+)
+def test_a_wrong_rule_is_noticed(place: str, value: Any) -> None:
+    assert lifecycle_problems(changed(read("lifecycle"), place, value)) != ""

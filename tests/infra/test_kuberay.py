@@ -1,0 +1,323 @@
+"""The manifests for Kubernetes: KubeRay's schemas, Kubernetes' own, Ray's, ours, and that they fit one another."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from infra.manifests import IMAGE, INFRA, MISSING, changed, documents, values
+from pydantic import ValidationError
+from ray.scripts.scripts import start
+from ray.serve.schema import ServeDeploySchema
+
+from infra import crds
+from pipeline.config import parse, parse_serve
+from pipeline.errors import UsageError
+from pipeline.pool import DRAIN
+
+FOLDER = INFRA / "kuberay"
+KUBERNETES = "1.34"
+ALL = [document for path in sorted(FOLDER.glob("*.yaml")) for document in documents(path)]
+RAYS = [document for document in ALL if document["apiVersion"].startswith("ray.io/")]
+OTHERS = [document for document in ALL if document not in RAYS]
+HAVE_CRDS = pytest.mark.skipif(not crds.FOLDER.is_dir(), reason=f"KubeRay's definitions are not in {crds.FOLDER}")
+
+
+def name_of(document: Any) -> str:
+    return str(document.get("kind") if isinstance(document, dict) else document)
+
+
+def rays(kind: str) -> dict[str, Any]:
+    [found] = [document for document in RAYS if document["kind"] == kind]
+    return found
+
+
+def cluster_of(document: dict[str, Any]) -> dict[str, Any]:
+    spec = document["spec"]
+    found: dict[str, Any] = spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or spec
+    return found
+
+
+def groups_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Group name -> the group, the head among them."""
+    cluster = cluster_of(document)
+    return {"head": cluster["headGroupSpec"]} | {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+
+
+GROUPS = [
+    pytest.param(document, name, group, id=f"{document['kind']}-{name}")
+    for document in RAYS
+    for name, group in groups_of(document).items()
+]
+each_group = partial(pytest.mark.parametrize, ("document", "name", "group"), GROUPS)
+
+
+@HAVE_CRDS
+@pytest.mark.parametrize("document", RAYS, ids=name_of)
+def test_kuberay_would_take_it(document: dict[str, Any]) -> None:
+    assert crds.problems(document) == []
+
+
+CLUSTERS = {"RayService": "spec/rayClusterConfig", "RayJob": "spec/rayClusterSpec", "RayCluster": "spec"}
+HEAD = "headGroupSpec/template/spec"
+WORKER = "workerGroupSpecs/0"
+
+
+@HAVE_CRDS
+@pytest.mark.parametrize("kind", CLUSTERS)
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("headGroupSpecs", {}),
+        ("headGroupSpec", MISSING),
+        ("rayVersion", 2.6),
+        ("authOptions/mode", "tokens"),
+        ("authOptions/secret", "paliscribe-ray-token"),
+        ("autoscalerOptions/version", "v3"),
+        ("autoscalerOptions/idleTimeoutSeconds", "300"),
+        ("headGroupSpec/rayStartParams/num-cpus", 0),
+        (f"{HEAD}/containers", MISSING),
+        (f"{HEAD}/containers/0/name", MISSING),
+        (f"{HEAD}/containers/0/imge", "paliscribe"),
+        (f"{HEAD}/containers/0/startupProbe/httpGet/pth", "/api/healthz"),
+        (f"{HEAD}/containers/0/livenessProbe/failureThreshold", "many"),
+        (f"{HEAD}/containers/0/env/0", {"value": "without a name"}),
+        (f"{HEAD}/containers/0/env/1/name", "AWS_DEFAULT_REGION"),
+        (f"{HEAD}/containers/0/resources/limits/memory", "8 GB"),
+        (f"{HEAD}/securityContext/runAsRoot", False),
+        (f"{HEAD}/terminationGracePeriodSeconds", "120"),
+        (f"{WORKER}/maxReplicas", MISSING),
+        (f"{WORKER}/minReplicas", "none"),
+        (f"{WORKER}/template/spec/tolerations/0/keys", "nvidia.com/gpu"),
+        (f"{WORKER}/template/metadata/label", {}),
+    ],
+)
+def test_a_wrong_field_of_a_cluster_is_refused(kind: str, place: str, value: Any) -> None:
+    assert crds.problems(changed(rays(kind), f"{CLUSTERS[kind]}/{place}", value)) != []
+
+
+@HAVE_CRDS
+@pytest.mark.parametrize(
+    ("kind", "place", "value"),
+    [
+        ("RayService", "spec/serveConfig", "proxy_location: EveryNode"),
+        ("RayService", "spec/serveConfigV2", {"proxy_location": "EveryNode"}),
+        ("RayService", "spec/rayClusterConfig", MISSING),
+        ("RayJob", "spec/entrypoints", "python -m jobs.annotate"),
+        ("RayJob", "spec/backoffLimit", "3"),
+        ("RayJob", "spec/shutdownAfterJobFinishes", "true"),
+        ("RayJob", "metadata/name", MISSING),
+        ("RayJob", "metadata/namspace", "paliscribe"),
+        ("RayCluster", "specs", {}),
+        ("RayCluster", "spec", MISSING),
+    ],
+)
+def test_a_wrong_field_of_a_kind_is_refused(kind: str, place: str, value: Any) -> None:
+    assert crds.problems(changed(rays(kind), place, value)) != []
+
+
+@pytest.mark.parametrize("document", OTHERS, ids=name_of)
+def test_kubernetes_would_take_it(document: dict[str, Any]) -> None:
+    kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+@each_group()
+def test_kubernetes_would_take_its_pods(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
+    template = group["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]}
+    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "value"),
+    [
+        ("NetworkPolicy", "spec/ingres", []),
+        ("NetworkPolicy", "spec/policyTypes", "Ingress"),
+        ("NetworkPolicy", "spec/ingress/0/from/0/podSelectors", {}),
+        ("ServiceAccount", "automountServiceAccountToken", "no"),
+        ("ConfigMap", "data/job.yaml", {"manifest": "s3://"}),
+        ("Service", "spec/ports/0/port", MISSING),
+        ("Namespace", "metadata/labels", ["restricted"]),
+    ],
+)
+def test_a_wrong_field_of_another_kind_is_refused(kind: str, place: str, value: Any) -> None:
+    document = next(document for document in OTHERS if document["kind"] == kind)
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(changed(document, place, value), KUBERNETES, strict=True)
+
+
+@each_group()
+def test_ray_start_knows_the_params(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
+    """KubeRay makes `--key=value` of each."""
+    words = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
+    context = start.make_context("ray start", words)
+    if name == "head":
+        assert context.params["num_cpus"] == 0
+    with pytest.raises(Exception, match="No such option"):
+        start.make_context("ray start", [*words, "--num-cpu=0"])
+
+
+@each_group()
+def test_a_pod_is_confined_and_sized(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
+    spec = group["template"]["spec"]
+    [container] = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["securityContext"] == cluster_of(document)["autoscalerOptions"]["securityContext"] == confined
+    asked, most = container["resources"]["requests"], container["resources"]["limits"]
+    assert asked["memory"] == most["memory"] and {"cpu", "ephemeral-storage"} <= asked.keys()
+    assert ("nvidia.com/gpu" in most) is (name == "gpu")
+    probes = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")}
+    assert probes == {"/api/healthz"}
+    ready = container["readinessProbe"]["httpGet"]
+    serving = document["kind"] == "RayService" and name != "head"
+    assert ready == ({"path": "/-/healthz", "port": 8000} if serving else {"path": "/api/healthz", "port": 52365})
+
+
+@each_group()
+def test_a_pod_lives_until_its_replicas_have_drained(document: Any, name: str, group: dict[str, Any]) -> None:
+    spec = group["template"]["spec"]
+    drain = environment(spec)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]["value"]
+    assert DRAIN <= float(drain) < spec["terminationGracePeriodSeconds"]
+    if name == "head":
+        assert int(environment(spec)["RAY_JOB_STOP_WAIT_TIME_S"]["value"]) >= 60
+
+
+def environment(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {variable["name"]: variable for variable in spec["containers"][0]["env"]}
+
+
+@each_group()
+def test_what_a_pod_names_is_there(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
+    spec = group["template"]["spec"]
+    assert {m["name"] for m in spec["containers"][0]["volumeMounts"]} == {v["name"] for v in spec["volumes"]}
+    accounts = {kind["metadata"]["name"] for kind in ALL if kind["kind"] == "ServiceAccount"}
+    maps = {kind["metadata"]["name"] for kind in ALL if kind["kind"] == "ConfigMap"}
+    assert spec["serviceAccountName"] in accounts
+    assert {found["name"] for found in values(spec, "configMap")} <= maps
+    assert document["metadata"]["namespace"] == "paliscribe"
+
+
+def test_secrets_are_named_and_never_written() -> None:
+    assert not [document for document in ALL if document["kind"] == "Secret"]
+    words = (FOLDER / "common.yaml").read_text()
+    for document in RAYS:
+        named = {found["name"] for found in values(document, "secretKeyRef")} | set(values(document, "secretName"))
+        assert {"paliscribe-hf", "paliscribe-ray-token"} <= named
+        assert all(f"create secret generic {name} --from-" in words for name in named)
+        for variable in [v for found in values(document, "env") for v in found]:
+            secret = any(word in variable["name"] for word in ("TOKEN", "KEY", "SECRET", "PASSWORD"))
+            assert ("valueFrom" in variable) is secret, variable["name"]
+        assert cluster_of(document)["authOptions"] == {"mode": "token", "secretName": "paliscribe-ray-token"}
+    assert "--from-literal=auth_token=" in words, "the key that KubeRay reads"
+
+
+def test_images_are_pinned_to_this_version() -> None:
+    images = [image for document in ALL for image in values(document, "image")]
+    assert len(images) == len(GROUPS) and {image.rpartition("/")[2] for image in images} == {IMAGE}
+
+
+def test_who_may_reach_what() -> None:
+    """The ports that are open to other namespaces, and that the policies meet every pod."""
+    opened: dict[int, set[str]] = {}
+    for policy in [document["spec"] for document in ALL if document["kind"] == "NetworkPolicy"]:
+        wanted = policy["podSelector"]["matchLabels"].items()
+        labels = {name: g["template"]["metadata"]["labels"] for d in RAYS for name, g in groups_of(d).items()}
+        met = {name for name, own in labels.items() if wanted <= own.items()}
+        for rule in policy["ingress"]:
+            for peer in rule["from"]:
+                if "podSelector" in peer:
+                    assert peer == {"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "paliscribe"}}}
+                    continue
+                [namespace] = peer["namespaceSelector"]["matchLabels"].values()
+                for port in rule["ports"]:
+                    opened.setdefault(port["port"], set()).add(namespace)
+                    assert met == ({"head"} if port["port"] == 8265 else {"head", "gpu", "cpu"})
+    assert opened == {8000: {"ingress-nginx"}, 8080: {"monitoring"}, 8265: {"paliscribe-admin", "kuberay-system"}}
+
+
+def serve_config(path: Path) -> dict[str, Any]:
+    """A Serve config file, checked as `serve deploy` and the endpoint check it. Raises."""
+    [found] = documents(path)
+    return check_serve(found)
+
+
+def check_serve(config: dict[str, Any]) -> dict[str, Any]:
+    known = ServeDeploySchema.model_validate(config).model_dump(exclude_unset=True)
+    if dropped := list(lost(config, known)):
+        raise UsageError(f"unknown to Ray, which says nothing of it: {dropped}")
+    for application in config["applications"]:
+        parse_serve(application["args"])
+    return config
+
+
+def lost(given: Any, kept: Any, at: str = "") -> Iterator[str]:
+    """Keys that Ray's models have dropped."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for key, value in given.items():
+            if key in kept:
+                yield from lost(value, kept[key], f"{at}/{key}")
+            else:
+                yield f"{at}/{key}"
+    elif isinstance(given, list):
+        for before, after in zip(given, kept, strict=True):
+            yield from lost(before, after, at)
+
+
+def of_the_service() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(rays("RayService")["spec"]["serveConfigV2"])
+    return found
+
+
+@pytest.mark.parametrize("origin", ["kuberay", "docker"])
+def test_the_endpoint_is_that_of_serve_yaml(origin: str) -> None:
+    """The same application, but for where it listens, its keys and its models."""
+    other = of_the_service() if origin == "kuberay" else serve_config(INFRA / "docker/serve.yaml")
+    check_serve(other)
+    plain = serve_config(INFRA / "serve.yaml")
+    for config in (plain, other):
+        assert config["applications"][0]["args"].pop("host") == config["http_options"].pop("host")
+        for key in ("keys", "models"):
+            config["applications"][0]["args"].pop(key, None)
+        config.pop("proxy_location")
+    assert other == plain
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "error"),
+    [
+        ("proxy_locations", "EveryNode", UsageError),
+        ("proxy_location", "Everywhere", ValidationError),
+        ("http_options/prt", 8000, UsageError),
+        ("applications/0/import_path", MISSING, ValidationError),
+        ("applications/0/import_path", "pipeline/online", ValidationError),
+        ("applications/0/args/modls", [], UsageError),
+        ("applications/0/args/models/0/pool/gpus", 1, UsageError),
+        ("applications/0/args/models/0/pool/min_replicas", "one", UsageError),
+    ],
+)
+def test_a_wrong_field_of_the_endpoint_is_refused(place: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        check_serve(changed(of_the_service(), place, value))
+
+
+def test_the_keys_are_where_the_endpoint_looks() -> None:
+    spec = groups_of(rays("RayService"))["gpu"]["template"]["spec"]
+    [mount] = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "keys"]
+    assert of_the_service()["applications"][0]["args"]["keys"] == f"{mount['mountPath']}/keys"
+    assert "--from-file=keys=" in (FOLDER / "common.yaml").read_text()
+
+
+def test_the_job_is_one_and_is_where_it_is_looked_for() -> None:
+    [config] = [document for document in OTHERS if document["kind"] == "ConfigMap"]
+    job = parse(yaml.safe_load(config["data"]["job.yaml"]))
+    spec = rays("RayJob")["spec"]
+    head = groups_of(rays("RayJob"))["head"]["template"]["spec"]
+    [mount] = [m for m in head["containers"][0]["volumeMounts"] if m["name"] == "job"]
+    assert spec["entrypoint"] == f"python -m jobs.annotate {mount['mountPath']}/job.yaml"
+    gpus = groups_of(rays("RayJob"))["gpu"]["maxReplicas"]
+    assert job.pool.replicas == gpus and job.pool.gpus_per_replica == 1 and job.model.precision != "auto"

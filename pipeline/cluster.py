@@ -17,6 +17,7 @@ import ray
 from pipeline.errors import PaliscribeError, RunError
 
 log = logging.getLogger(__name__)
+_started_here = False
 
 
 @contextlib.contextmanager
@@ -26,6 +27,7 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     `num_cpus`: of a Ray that is started here; default: the machine's. What is printed meanwhile goes to the log, not
     to stdout. Raises RunError if there is no cluster to join.
     """
+    global _started_here
     if ray.is_initialized():
         with _stdout_of_our_own():
             yield
@@ -45,6 +47,7 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         if address := os.environ.get("RAY_ADDRESS"):
             raise RunError(f"no Ray cluster at {address}: {line} (is RAY_AUTH_TOKEN that cluster's?)") from error
         raise RunError(f"Ray cannot be started here: {line}") from error
+    _started_here = bool(own)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -52,7 +55,13 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         with _stdout_of_our_own():
             yield
     finally:
+        _started_here = False
         ray.shutdown()
+
+
+def can_grow() -> bool:
+    """Whether nodes could join: not if Ray was started here, on this machine alone."""
+    return not _started_here
 
 
 @contextlib.contextmanager

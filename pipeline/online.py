@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
@@ -26,7 +25,8 @@ from pipeline.gateway.addresses import Addresses
 from pipeline.gateway.keys import Keys, read_keys
 from pipeline.masks import MaskDecoder
 from pipeline.metrics import GatewayMetrics
-from pipeline.pool import LOSSES, replicas, run_application
+from pipeline.placement import has_gpus
+from pipeline.pool import LOSSES, deployment_name, replicas, run_application
 from pipeline.records import Piece, Prediction, Request
 from pipeline.stage import load_mask_decoder
 from pipeline.weights import locate
@@ -128,20 +128,25 @@ def application(config: ServeConfig) -> serve.Application:
     if not keys and not config.open and not _is_loopback(config.host):
         words = "needs API keys (`keys`, PALISCRIBE_API_KEYS), or `open: true` if whoever reaches it may call"
         raise UsageError(f"listening on {config.host} {words}")
-    gpu = ray.cluster_resources().get("GPU", 0) > 0
-    facts, pools = [], []
+    gpu = has_gpus()
+    facts, pools = [], {}
     for served in config.models:
-        spec = served.model.resolved(gpu=gpu and served.pool.gpus_per_replica != 0)
+        spec = served.model.resolved(gpu=served.pool.gpus(there=gpu) > 0)
         located = locate(spec)
-        facts.append(ModelFacts(served.name or spec.id, located.revision, located.image_size))
-        pools.append(replicas(located.pin(spec), served.pool, lasting=True)[0])
+        facts.append(ModelFacts(served.called, located.revision, located.image_size))
+        name = deployment_name(located.pin(spec), served.named_pool.name)
+        if name in pools:
+            raise UsageError(f"model {served.called}: another entry is the same model; give its pool another `name`")
+        pools[name] = replicas(located.pin(spec), served.named_pool, lasting=True)[0]
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0.25},
         logging_config={"enable_access_log": False, "log_level": "INFO"},
     )(serve.ingress()(Gateway))
-    bound: serve.Application = gateway.bind(config, facts, keys, load_mask_decoder(config.mask_decoder), *pools)
+    bound: serve.Application = gateway.bind(
+        config, facts, keys, load_mask_decoder(config.mask_decoder), *pools.values()
+    )
     return bound
 
 

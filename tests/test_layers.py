@@ -13,8 +13,9 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["storage", "manifest", "images", "results", "runs"], 1),
     **dict.fromkeys(["download", "weights", "slots", "model", "engine", "demo"], 2),
     **dict.fromkeys(
-        ["autoscaling", "metrics", "stage", "ask", "pool", "batch", "cluster", "driver", "gateway", "online"], 3
+        ["autoscaling", "metrics", "stage", "ask", "placement", "replica", "pool", "batch", "cluster", "driver"], 3
     ),
+    **dict.fromkeys(["gateway", "online"], 3),
     **dict.fromkeys(["report", "doctor", "display"], 4),
     "cli": 5,
 }

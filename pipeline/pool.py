@@ -201,7 +201,7 @@ def served_pool(spec: ModelSpec, name: str | None = None) -> PoolAddress | None:
 
     A headless one of another run is left alone: it ends with it.
     """
-    for application, deployment, replicas in _served("RUNNING" if name is None else "RUNNING DEPLOYING"):
+    for application, deployment, replicas in _served(starting=name is not None):
         if deployment.startswith(deployment_name(spec)) and name in (None, _pool_of(deployment)):
             return PoolAddress(application, deployment, max(1, replicas))
     return None
@@ -229,8 +229,9 @@ def _listed(deployments: Sequence[str]) -> str:
     return ", ".join(repr(name) if (name := _pool_of(found)) else "one without a name" for found in deployments)
 
 
-def _served(states: str = "RUNNING DEPLOYING") -> list[tuple[str, str, int]]:
-    """Application, deployment and number of replicas of every pool that somebody serves, by its application's state."""
+def _served(*, starting: bool = True) -> list[tuple[str, str, int]]:
+    """Application, deployment and number of replicas of every pool that somebody serves, or has begun to."""
+    states = ("RUNNING", "DEPLOYING") if starting else ("RUNNING",)
     try:
         applications = serve.status().applications
     except Exception as error:  # no Serve instance on this cluster; the type is private to Ray

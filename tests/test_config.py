@@ -1,8 +1,10 @@
 """A job file and flags in, a checked job or one clear line out."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import config
 from pipeline.errors import UsageError
@@ -168,6 +170,17 @@ def test_the_example_is_a_job() -> None:
     example = Path(__file__).parents[1] / "examples" / "job.yaml"
     job = config.parse(config.load(example), source=str(example))
     assert job.partition_by == ("task", "split")
+
+
+def test_the_guides_settings_are_settings() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert len(blocks) >= 2
+    for block in blocks:
+        if "models" in block:
+            config.parse_serve(block, source="guide.md")
+        else:
+            config.parse(GOOD | block, source="guide.md")
 
 
 def test_double_quantization_is_of_4_bits() -> None:

@@ -20,11 +20,11 @@ import psutil
 import pyarrow.dataset as ds
 import pytest
 import ray.util
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
 pytestmark = pytest.mark.cluster
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
-LIMIT = 240  # seconds for the job: it takes a tenth of them on two free cores
+LIMIT = 150  # seconds for the job, and for the nodes to leave
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 STORE = 100 * 2**20  # bytes of a node's object store; by default each would take a third of the machine
 
@@ -62,8 +62,8 @@ def settings(address: str) -> dict[str, object]:
         "idle_timeout_minutes": 0.1,
         "upscaling_speed": 10,
         "provider": provider | {"launch_multiple": True, "disable_node_updaters": True},
-        "available_node_types": {"head": head, **types},
-        "head_node_type": "head",
+        "available_node_types": {FAKE_HEAD_NODE_TYPE: head, **types},
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
         "auth": {},
         "file_mounts": {},
         "cluster_synced_files": [],

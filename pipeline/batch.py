@@ -19,7 +19,8 @@ from pipeline.config import ImagesConfig, JobConfig, ModelSpec
 from pipeline.driver import repeating, session
 from pipeline.errors import RunError, UsageError
 from pipeline.manifest import FrozenManifest
-from pipeline.pool import PoolAddress, PoolClient, open_pool
+from pipeline.placement import asked, has_gpus, live_nodes, missing, refuse_what_cannot_come, stage_size
+from pipeline.pool import PoolAddress, PoolClient, not_served, open_pool, served_pool
 from pipeline.progress import Progress, Report
 from pipeline.results import Layout, Marker, ModelFacts
 from pipeline.runs import Fingerprint, RunFile, refuse_changes
@@ -29,7 +30,6 @@ from pipeline.tasks import Task, parse_tasks
 from pipeline.weights import default_branch, locate
 
 RATE_SAMPLE = 20  # requests that must be finished before their error rate can stop a run
-WORKERS = 64  # stage processes at most, unless the job says otherwise
 PUBLISHING = 2  # parts that are published at a time
 
 
@@ -204,23 +204,41 @@ def _settled(spec: ModelSpec, file: RunFile | None) -> ModelSpec:
 
 
 def _with_precision(run: Run) -> RunFile:
-    """Settle `auto` by the cluster's hardware and record it, so that a resume elsewhere does not mix precisions."""
-    gpu = ray.cluster_resources().get("GPU", 0) > 0 and run.job.pool.gpus_per_replica != 0
+    """Settle `auto` and record it, so that a resume elsewhere does not mix precisions.
+
+    It follows the pool: one that is named has a precision; another one's hardware decides, be it there now or not.
+    Raises UsageError if the pool that the job names is not served.
+    """
+    pool = run.job.pool
+    gpu = pool.gpus(there=has_gpus()) > 0
+    file = _settled_file(run, gpu=gpu)
+    if served_pool(file.model, pool.name) is None:
+        if pool.name is None:
+            refuse_what_cannot_come(asked(pool, pool.gpus(there=has_gpus())))
+        elif served_pool((other := _settled_file(run, gpu=not gpu)).model, pool.name) is None:
+            raise not_served(file.model, pool.name)
+        else:
+            file = other
+    file.write(run.store)
+    return file
+
+
+def _settled_file(run: Run, *, gpu: bool) -> RunFile:
     file = replace(run.file, model=run.file.model.resolved(gpu=gpu))
     settled = run.job.model.resolved(gpu=gpu)
     if run.file.model.precision == "auto" and default_branch(settled) is not None:
         located = locate(settled)
         fingerprint = replace(file.fingerprint, revision=located.revision)
         file = replace(file, fingerprint=fingerprint, model=located.pin(settled))
-    file.write(run.store)
     return file
 
 
 def _annotate(run: Run, todo: list[int], parts: "_Parts") -> None:
     """Run shards through Ray Data, one block a shard, and publish parts as they become whole."""
     job, spec = run.job, run.file.model
-    run.progress.stage = f"starting the pool of {spec.id}"
-    with open_pool(spec, job.pool, results.run_name(run.store.uri)) as pool:
+    with contextlib.ExitStack() as opened:
+        with _waiting_for_room(run):
+            pool = opened.enter_context(open_pool(spec, job.pool, results.run_name(run.store.uri)))
         plan = Plan(
             output=run.store.uri,
             tasks=tuple(run.tasks),
@@ -235,7 +253,12 @@ def _annotate(run: Run, todo: list[int], parts: "_Parts") -> None:
             generation=run.generation,
         )
         board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
-        cpus, workers = _stage_size(job)
+        cpus, workers = stage_size(
+            job.fetch,
+            total=ray.cluster_resources().get("CPU", 0.0),
+            free=ray.available_resources().get("CPU", 0.0),
+            replicas=pool.replicas * job.pool.cpus_per_replica,
+        )
         blocks = ray.data.read_datasource(_Shards(todo), override_num_blocks=len(todo), num_cpus=0.05).map_batches(
             _StageActor,
             batch_size=None,
@@ -366,14 +389,22 @@ class _StageActor:
         return {"marker": np.array(markers, dtype=object)}
 
 
-def _stage_size(job: JobConfig) -> tuple[float, int]:
-    """CPUs of a stage process and how many there may be: what the replicas leave over."""
-    total = ray.cluster_resources().get("CPU", 1.0)
-    replicas = job.pool.replicas or job.pool.max_replicas or max(1, int(ray.cluster_resources().get("GPU", 0)))
-    left = max(0.25, total - replicas * job.pool.cpus_per_replica - 0.25)  # Ray Data's own tasks need a little
-    if job.fetch.workers is not None:
-        return min(1.0, left / job.fetch.workers), job.fetch.workers
-    return min(1.0, left), min(WORKERS, max(1, int(left)))
+@contextlib.contextmanager
+def _waiting_for_room(run: Run) -> Iterator[None]:
+    """Say that the pool is being started, or for as long as no node could hold a replica, what is waited for."""
+    pool, words = run.job.pool, f"starting the pool of {run.file.model.id}"
+    wanted = asked(pool, pool.gpus(there=has_gpus()))
+
+    def look() -> None:
+        lack = missing(live_nodes(), wanted)
+        run.progress.stage = words if lack is None else f"waiting for resources: {lack}"
+
+    run.progress.stage = words
+    if pool.name is not None:  # it is there already
+        yield
+        return
+    with repeating(look):
+        yield
 
 
 @contextlib.contextmanager

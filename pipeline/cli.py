@@ -181,7 +181,7 @@ def serve(
     if model:
         values["models"] = [{"model": name} for name in model]
     settings = config.parse_serve(values, source=str(endpoint or "serve"))
-    names = ", ".join(served.name or served.model.id for served in settings.models)
+    names = ", ".join(served.called for served in settings.models)
     print(f"starting {names}", file=sys.stderr)
     words, out = f"serving {names} at {{}} (Ctrl-C stops)", sys.stdout
     serve_forever(settings, lambda address: print(words.format(address), file=out, flush=True))

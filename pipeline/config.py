@@ -4,6 +4,7 @@ The YAML job file and the command line's flags fill the same models; unknown key
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -15,6 +16,11 @@ from pipeline.errors import UsageError
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
 Kind = TypeVar("Kind", bound=BaseModel)
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+LONGEST_NAME = 40  # characters of a pool's name
+SMALLEST = 0.0001  # of a resource: Ray counts in ten-thousandths
+# Resources of Ray's that have settings of their own, or that nobody may ask for.
+RESERVED = re.compile(r"CPU|GPU|memory|object_store_memory|bundle|(node|accelerator_type|bundle_group\w*):.*")
 
 
 class Settings(BaseModel):
@@ -63,8 +69,19 @@ class ModelSpec(Settings):
 class PoolConfig(Settings):
     """How many replicas of the model, and what each of them takes."""
 
+    name: str | None = Field(
+        None,
+        pattern=NAME,
+        max_length=LONGEST_NAME,
+        description="Of a job: the served pool that answers it; no other does, and nothing is started. Of an endpoint: "
+        "what such jobs call this pool. Default: of a job any served pool of its model, else one of its own; of an "
+        "endpoint `models[].name`.",
+    )
     replicas: int | None = Field(
-        None, ge=1, description="Replicas of the model. Default: one a GPU of the cluster; one without GPUs."
+        None,
+        ge=1,
+        description="Replicas of the model. Default: as many as the GPUs and `resources` that are there when it "
+        "starts have room for, at least one; one without either.",
     )
     min_replicas: int | None = Field(
         None, ge=0, description="Instead of a fixed number: fewest replicas, 0 allowed. Default: 1 with `max_replicas`."
@@ -80,7 +97,20 @@ class PoolConfig(Settings):
     scale_up_after: float = Field(5.0, ge=0, description="Seconds for which more replicas must have been called for.")
     scale_down_after: float = Field(300.0, ge=0, description="Seconds for which fewer must have been enough.")
     gpus_per_replica: float | None = Field(
-        None, ge=0, description="GPUs of a replica, fractions allowed. Default: 1 where there are any, else 0."
+        None,
+        ge=0,
+        description="GPUs of a replica: 0, a whole number, or a share below 1 of one GPU, whose memory it keeps to. "
+        "Default: 1 with `accelerator_type` or where the cluster has GPUs now, else 0. Where GPU nodes come when they "
+        "are asked for, say 1.",
+    )
+    accelerator_type: str | None = Field(
+        None,
+        pattern=NAME,
+        max_length=60,
+        description="Kind of GPU, as Ray calls it: `L4`, `A100`, `H100`. Default: any.",
+    )
+    resources: dict[str, float] = Field(
+        {}, description="Custom resources of Ray's that a replica takes, each with its amount. Default: none."
     )
     cpus_per_replica: float = Field(0.5, gt=0, description="CPUs that Ray reserves for a replica.")
     threads: int | None = Field(
@@ -113,6 +143,41 @@ class PoolConfig(Settings):
             raise ValueError("min_replicas is above max_replicas")
         return self
 
+    @field_validator("gpus_per_replica")
+    @classmethod
+    def _a_share_or_whole(cls, value: float | None) -> float | None:
+        if value is not None and not (value.is_integer() or SMALLEST <= value < 1):
+            raise ValueError(f"0, a whole number, or a share of one GPU from {SMALLEST} to below 1")
+        return value
+
+    @field_validator("resources")
+    @classmethod
+    def _custom(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, amount in value.items():
+            if not name.strip() or RESERVED.fullmatch(name):
+                raise ValueError(f"{name!r} is no custom resource; there are cpus_per_replica and gpus_per_replica")
+            if amount < SMALLEST:
+                raise ValueError(f"{name!r} is {amount:g}, less than the least that can be asked for, {SMALLEST}")
+        return value
+
+    @model_validator(mode="after")
+    def _of_a_gpu(self) -> "PoolConfig":
+        if self.accelerator_type is not None and self.gpus_per_replica == 0:
+            raise ValueError("accelerator_type is a kind of GPU, and gpus_per_replica is 0")
+        return self
+
+    def gpus(self, *, there: bool) -> float:
+        """GPUs of a replica. `there`: whether the cluster has any now; a pool that asks for one waits for it."""
+        if self.gpus_per_replica is not None:
+            return self.gpus_per_replica
+        return 1.0 if there or self.accelerator_type is not None else 0.0
+
+    @property
+    def device_share(self) -> float:
+        """The part of a GPU's memory that a replica may fill, above 0 to 1."""
+        share = self.gpus_per_replica
+        return share if share is not None and 0 < share < 1 else 1.0
+
 
 class RequestOptions(Settings):
     """What one request may ask for beside its prompt; what is not given is greedy, and as long as its kind allows."""
@@ -128,7 +193,16 @@ class FetchConfig(Settings):
     """How images are fetched and what is refused."""
 
     workers: int | None = Field(
-        None, ge=1, description="Processes that fetch and decode. Default: one a core of the cluster, at most 64."
+        None,
+        ge=1,
+        description="Processes that fetch and decode. Default: one a core that the cluster has when the pool is up "
+        "and the replicas leave over, at most 64.",
+    )
+    cpus_per_worker: float | None = Field(
+        None,
+        ge=SMALLEST,
+        description="CPUs that Ray reserves for one of these processes. Default: 1, or less where they would not fit "
+        "into the cluster as it is. Where CPU nodes come when they are asked for, say 1, and `workers`.",
     )
     concurrency: int = Field(32, ge=1, description="Objects that one of these processes fetches at a time.")
     retries: int = Field(4, ge=0, description="Repeats of a throttled or broken fetch, with backoff.")
@@ -191,6 +265,15 @@ class JobConfig(Settings):
             raise ValueError("a column is named twice")
         return value
 
+    @field_validator("pool")
+    @classmethod
+    def _taken_as_it_is(cls, value: PoolConfig) -> PoolConfig:
+        if value.name is not None and value != PoolConfig(name=value.name):
+            defaults = dict(PoolConfig(name=value.name))
+            given = ", ".join(key for key, setting in value if setting != defaults[key])
+            raise ValueError(f"a pool that is served is taken as it is: with `name` nothing else can be set ({given})")
+        return value
+
 
 class ImagesConfig(Settings):
     """What an online call may send as an image."""
@@ -209,11 +292,26 @@ class ImagesConfig(Settings):
 class ServedModel(Settings):
     """One model of an endpoint, with replicas of its own."""
 
-    name: str | None = Field(None, min_length=1, description="What clients call it. Default: the model's id.")
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description="What clients call it. Default: the model's id, and `ID:POOL` where the pool has a `name`.",
+    )
     model: Annotated[ModelSpec, BeforeValidator(_model_shorthand)] = Field(
         default_factory=ModelSpec, description="The model: an id, or a mapping of its settings."
     )
     pool: PoolConfig = Field(default_factory=PoolConfig, description="Replicas and their resources.")
+
+    @property
+    def called(self) -> str:
+        """What clients call it."""
+        return self.name or (f"{self.model.id}:{self.pool.name}" if self.pool.name else self.model.id)
+
+    @property
+    def named_pool(self) -> PoolConfig:
+        """Its pool, under the name by which a job asks for it, if it has one that a pool can have."""
+        named = self.name is not None and len(self.name) <= LONGEST_NAME and re.fullmatch(NAME, self.name)
+        return self.pool.model_copy(update={"name": self.pool.name or (self.name if named else None)})
 
 
 class ServeConfig(Settings):
@@ -255,9 +353,12 @@ class ServeConfig(Settings):
     @field_validator("models")
     @classmethod
     def _distinct(cls, value: tuple[ServedModel, ...]) -> tuple[ServedModel, ...]:
-        names = [served.name or served.model.id for served in value]
+        names = [served.called for served in value]
         if len(set(names)) != len(names):
-            raise ValueError("two models have the same name; give one another `name`")
+            raise ValueError("two models have the same name; give one another `name`, or its pool a `name`")
+        pools = [(served.model, served.named_pool.name) for served in value]
+        if twice := next((pool for place, pool in enumerate(pools) if pool in pools[:place]), None):
+            raise ValueError(f"two pools of {twice[0].id} have the same name; give one another `pool.name`")
         return value
 
 

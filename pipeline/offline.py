@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 
 from pipeline import manifest, results
 from pipeline.batch import run_batch
-from pipeline.config import JobConfig, ModelSpec, ServeConfig
+from pipeline.config import JobConfig, ModelSpec, PoolConfig, ServeConfig
 from pipeline.driver import Stopped
 from pipeline.errors import PassingError, RunError
 from pipeline.gateway import lines
@@ -43,12 +43,24 @@ LOOK = 0.5  # seconds between two looks at the drivers
 SAID_EVERY = 2.0  # seconds between two reports of progress
 
 
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """A served model, and the name of the pool that answers for it, if it has one."""
+
+    spec: ModelSpec
+    pool: str | None
+
+    def settings(self) -> dict[str, Any]:
+        """What of a job makes it run there."""
+        return {"model": self.spec, "pool": PoolConfig(name=self.pool)}
+
+
 @dataclass(slots=True)
 class Work:
-    """One order under its driver. `models`: what clients call each, and what it is."""
+    """One order under its driver. `models`: by what clients call them."""
 
     config: ServeConfig
-    models: Mapping[str, ModelSpec]
+    models: Mapping[str, Pooled]
     orders: Orders
     order: Order
     state: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +101,7 @@ class Work:
         return f"{self.orders.store.uri}/{Orders.key(self.order, 'run')}"
 
 
-def drive(config: ServeConfig, models: Mapping[str, ModelSpec], order: Order) -> None:
+def drive(config: ServeConfig, models: Mapping[str, Pooled], order: Order) -> None:
     """Work on an order until it is over, or until it is interrupted: then it is for the next call to go on."""
     assert config.files is not None
     orders = Orders(open_store(config.files))
@@ -115,7 +127,7 @@ def _drive_job(work: Work) -> None:
         return
     work.say("in_progress")
     asked = dict(work.order.asked)
-    job = JobConfig(**asked | {"model": work.models[asked["model"]]})
+    job = JobConfig(**asked | work.models[asked["model"]].settings())
     summary = run_batch(job, work.progress, work.config.images)
     work.say("completed", summary={key: value for key, value in summary.items() if key != "files"})
 
@@ -139,11 +151,11 @@ def _drive_batch(work: Work) -> None:
                 manifest=f"{work.orders.store.uri}/{Orders.key(work.order, 'lines.parquet')}",
                 tasks=("{ask}",),
                 output=work.output,
-                model=work.models[work.state["model"]],
                 options_column="options",
                 partition_by=(),
                 shard_rows=LINES_A_SHARD,
                 max_error_rate=1.0,
+                **work.models[work.state["model"]].settings(),
             )
             run_batch(job, work.progress, work.config.images)
         work.say("finalizing")
@@ -237,7 +249,7 @@ def _tidy(work: Work) -> None:
 class Drivers:
     """Sees to the orders of an endpoint: the deployment behind `gateway.batches.Launcher`."""
 
-    def __init__(self, config: ServeConfig, models: Mapping[str, ModelSpec]) -> None:
+    def __init__(self, config: ServeConfig, models: Mapping[str, Pooled]) -> None:
         assert config.files is not None
         self._config, self._models, self._orders = config, dict(models), Orders(open_store(config.files))
         self._drive = ray.remote(num_cpus=0, max_retries=0)(drive)

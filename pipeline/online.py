@@ -13,22 +13,22 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from pipeline.addresses import Addresses
 from pipeline.cluster import cluster
-from pipeline.config import ModelSpec, ServeConfig, parse_serve
+from pipeline.config import ServeConfig, parse_serve
 from pipeline.driver import Stopped, signals
 from pipeline.errors import ReplicaError, RequestError, RunError, UsageError
 from pipeline.gateway import Served, Service, create_app
 from pipeline.gateway.keys import Keys, read_keys
 from pipeline.masks import MaskDecoder
 from pipeline.metrics import GatewayMetrics
-from pipeline.offline import Drivers
+from pipeline.offline import Drivers, Pooled
 from pipeline.orders import Order, Orders
-from pipeline.pool import LOSSES, replicas, run_application
+from pipeline.placement import has_gpus
+from pipeline.pool import LOSSES, deployment_name, replicas, run_application
 from pipeline.records import Piece, Prediction, Request
 from pipeline.stage import load_mask_decoder
 from pipeline.storage import StorageError, check_writable, open_store
@@ -155,14 +155,17 @@ def application(config: ServeConfig) -> serve.Application:
     if not keys and not config.open and not _is_loopback(config.host):
         words = "needs API keys (`keys`, PALISCRIBE_API_KEYS), or `open: true` if whoever reaches it may call"
         raise UsageError(f"listening on {config.host} {words}")
-    gpu = ray.cluster_resources().get("GPU", 0) > 0
-    facts, pools, specs = [], [], {}
+    gpu = has_gpus()
+    facts, pools, pooled = [], {}, {}
     for served in config.models:
-        spec = served.model.resolved(gpu=gpu and served.pool.gpus_per_replica != 0)
+        spec = served.model.resolved(gpu=served.pool.gpus(there=gpu) > 0)
         located = locate(spec)
-        facts.append(ModelFacts(served.name or spec.id, located.revision, located.image_size))
-        specs[facts[-1].name] = spec
-        pools.append(replicas(located.pin(spec), served.pool, lasting=True)[0])
+        facts.append(ModelFacts(served.called, located.revision, located.image_size))
+        name = deployment_name(located.pin(spec), served.named_pool.name)
+        if name in pools:
+            raise UsageError(f"model {served.called}: another entry is the same model; give its pool another `name`")
+        pools[name] = replicas(located.pin(spec), served.named_pool, lasting=True)[0]
+        pooled[served.called] = Pooled(spec, served.named_pool.name)
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=1000,
@@ -170,12 +173,12 @@ def application(config: ServeConfig) -> serve.Application:
         logging_config={"enable_access_log": False, "log_level": "INFO"},
     )(serve.ingress()(Gateway))
     bound: serve.Application = gateway.bind(
-        config, facts, keys, load_mask_decoder(config.mask_decoder), _drivers(config, specs), *pools
+        config, facts, keys, load_mask_decoder(config.mask_decoder), _drivers(config, pooled), *pools.values()
     )
     return bound
 
 
-def _drivers(config: ServeConfig, models: dict[str, ModelSpec]) -> serve.Application | None:
+def _drivers(config: ServeConfig, models: dict[str, Pooled]) -> serve.Application | None:
     """What works on batches and jobs, if the endpoint has a place for them. Raises UsageError."""
     if config.files is None:
         return None

@@ -22,10 +22,10 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from pipeline.autoscaling import ROWS, SLOTS, autoscaling
 from pipeline.config import ModelSpec, PoolConfig
-from pipeline.errors import ReplicaError, RequestError, RunError
+from pipeline.errors import ReplicaError, RequestError, RunError, UsageError
+from pipeline.placement import actor_options, asked, has_gpus, live_nodes, refuse_what_cannot_come, room
 from pipeline.records import Piece, Prediction, Request
 
-START_TIMEOUT = 1800.0  # seconds until the first replica must have loaded its weights
 DRAIN = 90.0  # seconds that a replica which is taken out gets to answer what it has begun; a call's limit is 60
 STUCK = 120.0  # seconds of one step of the engine after which its device is taken to be broken
 LOSSES = 3  # replicas that one request may outlive the loss of before it is given up
@@ -49,18 +49,17 @@ class Replica:
     def __init__(self, spec: ModelSpec, threads: int | None, config: PoolConfig) -> None:
         import torch
 
-        from pipeline.engine import Engine, awaiting, engine_sizes
+        from pipeline.engine import awaiting
         from pipeline.metrics import PERIOD, ReplicaMetrics
-        from pipeline.model import load
+        from pipeline.replica import ready_engine
 
         self._awaiting, self._metrics, self._period = awaiting, ReplicaMetrics(), PERIOD
         self._name = serve.get_replica_context().replica_tag
         if threads is not None:
             torch.set_num_threads(threads)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # a line a call otherwise
-        self.model = load(spec)
-        self.engine = Engine(self.model, engine_sizes(self.model, config))
-        self.engine.start()
+        self.engine = ready_engine(spec, config)
+        self.model = self.engine.model
         threading.Thread(target=self._watch, name="metrics", daemon=True).start()
 
     async def predict(self, requests: list[Request]) -> list[Prediction]:
@@ -121,21 +120,23 @@ class PoolAddress:
     replicas: int
 
 
-def deployment_name(spec: ModelSpec) -> str:
-    """The deployment of this very spec: equal specs share replicas, unequal ones never do."""
-    return "replica-" + hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:12]
+def deployment_name(spec: ModelSpec, pool: str | None = None) -> str:
+    """The deployment of this very spec, in a pool of this name: equal specs share replicas, unequal ones never do."""
+    name = "replica-" + hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:12]
+    return name if pool is None else f"{name}-{pool}"
 
 
 @contextmanager
 def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAddress]:
     """Attach to a running pool of `spec`, or start one for this run and remove it afterwards.
 
-    Raises RunError as `start_pool` does.
+    Raises RunError as `start_pool` does, and UsageError if the configuration names a pool that is not served.
     """
-    name = deployment_name(spec)
-    if (served := _served_pool(name)) is not None:
+    if (served := served_pool(spec, config.name)) is not None:
         yield served
         return
+    if config.name is not None:
+        raise not_served(spec, config.name)
     application = HEADLESS + run
     try:
         yield start_pool(spec, config, application)
@@ -147,29 +148,32 @@ def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAdd
 def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAddress:
     """Start the replicas of `spec` as a Serve application and wait until they have loaded their weights.
 
-    Raises RunError if none comes up, with the replica's own last words.
+    Raises RunError if none comes up, with the replica's own last words, and UsageError as `replicas` does.
     """
     deployment, count = replicas(spec, config)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
     run_application(deployment, application)
-    return PoolAddress(application, deployment_name(spec), count)
+    return PoolAddress(application, deployment_name(spec, config.name), count)
 
 
 def replicas(spec: ModelSpec, config: PoolConfig, *, lasting: bool = False) -> tuple[serve.Application, int]:
     """The deployment of a spec's replicas on the cluster that is joined, and their number, of a scaled one the most.
 
     `lasting`: others than one run call it, so a replica that is taken out answers first what it has begun.
+    Raises UsageError if Ray was started here, on one machine that does not have what a replica asks for.
     """
-    gpus = ray.cluster_resources().get("GPU", 0)
-    each = (1 if gpus else 0) if config.gpus_per_replica is None else config.gpus_per_replica
-    count = config.replicas or config.max_replicas or (max(1, int(gpus / each)) if each else 1)
+    config = config.model_copy(update={"gpus_per_replica": config.gpus(there=has_gpus())})
+    each = config.gpus_per_replica or 0
+    wanted = asked(config, each)
+    refuse_what_cannot_come(wanted)
+    count = config.replicas or config.max_replicas or room(live_nodes(), wanted)
     scaling = autoscaling(config, count)
     deployment = serve.deployment(
-        name=deployment_name(spec),
+        name=deployment_name(spec, config.name),
         num_replicas=count if scaling is None else None,
         autoscaling_config=scaling,
         max_ongoing_requests=1024,  # the engine queues; batch callers bound themselves
-        ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": each},
+        ray_actor_options=actor_options(config, each),
         health_check_period_s=5,
         graceful_shutdown_timeout_s=DRAIN if scaling is not None or lasting else 5,
         max_constructor_retry_count=2,
@@ -191,18 +195,53 @@ def run_application(application: serve.Application, name: str, route_prefix: str
         raise RunError(f"no replica came up: {telling[-1].removeprefix('pipeline.errors.')}") from None
 
 
-def _served_pool(deployment: str) -> PoolAddress | None:
-    """A pool of this spec that somebody serves; a headless one of another run is left alone: it ends with it."""
+def served_pool(spec: ModelSpec, name: str | None = None) -> PoolAddress | None:
+    """A pool of this spec that somebody serves: the one of this name, if one is given, be it up or being brought up.
+
+    A headless one of another run is left alone: it ends with it.
+    """
+    for application, deployment, replicas in _served(starting=name is not None):
+        if deployment.startswith(deployment_name(spec)) and name in (None, _pool_of(deployment)):
+            return PoolAddress(application, deployment, max(1, replicas))
+    return None
+
+
+def not_served(spec: ModelSpec, name: str) -> UsageError:
+    """What to say where no pool of this name serves this spec: which pools there are."""
+    found = [deployment for _, deployment, _ in _served()]
+    of_spec = [deployment for deployment in found if deployment.startswith(deployment_name(spec))]
+    of_others = [deployment for deployment in found if deployment not in of_spec]
+    model = f"{spec.id} in {spec.precision}"
+    lines = [f"no pool {name!r} of {model} is served here"]
+    lines.append(f"of this model there is {_listed(of_spec)}" if of_spec else "of this model there is none")
+    if of_others:
+        lines.append(f"of other models, revisions or precisions {_listed(of_others)}")
+    return UsageError("; ".join(lines))
+
+
+def _pool_of(deployment: str) -> str | None:
+    """The name of the pool whose deployment this is: what follows `replica-HASH-`."""
+    return deployment.split("-", 2)[2] if deployment.count("-") > 1 else None
+
+
+def _listed(deployments: Sequence[str]) -> str:
+    return ", ".join(repr(name) if (name := _pool_of(found)) else "one without a name" for found in deployments)
+
+
+def _served(*, starting: bool = True) -> list[tuple[str, str, int]]:
+    """Application, deployment and number of replicas of every pool that somebody serves, or has begun to."""
+    states = ("RUNNING", "DEPLOYING") if starting else ("RUNNING",)
     try:
         applications = serve.status().applications
     except Exception as error:  # no Serve instance on this cluster; the type is private to Ray
         logging.getLogger(__name__).debug("no running pools: %s", error)
-        return None
-    for name, application in applications.items():
-        running = application.deployments.get(deployment)
-        if running is not None and application.status == "RUNNING" and not name.startswith(HEADLESS):
-            return PoolAddress(name, deployment, max(1, sum(running.replica_states.values())))
-    return None
+        return []
+    return [
+        (name, deployment, sum(status.replica_states.values()))
+        for name, application in applications.items()
+        for deployment, status in application.deployments.items()
+        if deployment.startswith("replica-") and application.status in states and not name.startswith(HEADLESS)
+    ]
 
 
 class PoolClient:
@@ -217,8 +256,11 @@ class PoolClient:
         self._handle = serve.get_deployment_handle(address.deployment, address.application)
 
     def facts(self) -> ReplicaFacts:
-        """What one of the replicas says of itself."""
-        facts: ReplicaFacts = self._handle.facts.remote().result(timeout_s=self.timeout)
+        """What one of the replicas says of itself. Raises RunError if the pool stays without an answer."""
+        try:
+            facts: ReplicaFacts = self._handle.facts.remote().result(timeout_s=self.timeout)
+        except TimeoutError:
+            raise RunError(f"the pool gave no answer within {self.timeout:.0f} s") from None
         return facts
 
     def send(self, requests: Sequence[Request]) -> "PendingCall":

@@ -1,8 +1,10 @@
 """A job file and flags in, a checked job or one clear line out."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import config
 from pipeline.errors import UsageError
@@ -95,10 +97,90 @@ def test_precision_follows_the_hardware() -> None:
     assert config.ModelSpec(precision="float16").resolved(gpu=False).precision == "float16"
 
 
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        ({"name": "big#1"}, "'pool.name': string should match pattern"),
+        ({"name": "x" * 41}, "'pool.name': string should have at most 40 characters"),
+        ({"gpus_per_replica": 1.5}, "'pool.gpus_per_replica': 0, a whole number, or a share of one GPU"),
+        ({"gpus_per_replica": 0.00001}, "'pool.gpus_per_replica': 0, a whole number, or a share of one GPU"),
+        ({"gpus_per_replica": float("nan")}, "'pool.gpus_per_replica': input should be"),
+        ({"accelerator_type": "NVIDIA L4"}, "'pool.accelerator_type': string should match pattern"),
+        ({"accelerator_type": "L4", "gpus_per_replica": 0}, "'pool': accelerator_type is a kind of GPU"),
+        ({"resources": {"GPU": 1}}, "'pool.resources': 'GPU' is no custom resource; there are cpus_per_replica"),
+        ({"resources": {"accelerator_type:L4": 1}}, "'pool.resources': 'accelerator_type:L4' is no custom resource"),
+        ({"resources": {"disk": 0}}, "'pool.resources': 'disk' is 0, less than"),
+        ({"resources": {"disk": -1}}, "'pool.resources': 'disk' is -1, less than"),
+        ({"resources": {"disk": float("inf")}}, "'pool.resources.disk': input should be a finite number"),
+        ({"resources": {"disk": "much"}}, "'pool.resources.disk': input should be a valid number"),
+        ({"name": "big", "replicas": 2, "slots": 8}, "with `name` nothing else can be set (replicas, slots)"),
+    ],
+)
+def test_what_a_pool_cannot_be(pool: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.parse(GOOD | {"pool": pool})
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pools_of_gpus() -> None:
+    for pool, there, gpus, share in [
+        ({}, False, 0, 1),
+        ({}, True, 1, 1),
+        ({"gpus_per_replica": 0}, True, 0, 1),
+        ({"gpus_per_replica": 1}, False, 1, 1),  # the nodes may come
+        ({"accelerator_type": "L4"}, False, 1, 1),
+        ({"accelerator_type": "L4", "gpus_per_replica": 0.25}, False, 0.25, 0.25),
+        ({"gpus_per_replica": 2}, True, 2, 1),
+    ]:
+        parsed = config.parse(GOOD | {"pool": pool}).pool
+        assert (parsed.gpus(there=there), parsed.device_share) == (gpus, share)
+    named = config.parse(GOOD | {"pool": {"name": "big"}})
+    assert config.JobConfig.model_validate(named.model_dump(mode="json")) == named, "a run file is read again"
+
+
+@pytest.mark.parametrize(
+    ("entries", "called"),
+    [
+        ([{"pool": {"name": "small"}}, {"pool": {"name": "big"}}], ["demo:small", "demo:big"]),
+        ([{}, {"name": "other"}], ["demo", "other"]),
+        ([{"name": "a", "pool": {"name": "x"}}, {"pool": {"name": "y"}}], ["a", "demo:y"]),
+        ([{"model": "a", "pool": {"name": "x"}}, {"model": "b", "pool": {"name": "x"}}], ["a:x", "b:x"]),
+    ],
+)
+def test_one_model_in_several_pools(entries: list[dict[str, object]], called: list[str]) -> None:
+    models = config.parse_serve({"models": entries}).models
+    assert [served.called for served in models] == called
+    assert len({(served.model.id, served.named_pool.name) for served in models}) == len(models)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{}, {}], "'models': two models have the same name"),
+        ([{"name": "a", "pool": {"name": "x"}}, {"pool": {"name": "x"}}], "two pools of demo have the same name"),
+        ([{"name": "x"}, {"name": "y", "pool": {"name": "x"}}], "two pools of demo have the same name"),
+    ],
+)
+def test_pools_that_collide(entries: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        config.parse_serve({"models": entries})
+
+
 def test_the_example_is_a_job() -> None:
     example = Path(__file__).parents[1] / "examples" / "job.yaml"
     job = config.parse(config.load(example), source=str(example))
     assert job.partition_by == ("task", "split")
+
+
+def test_the_guides_settings_are_settings() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert len(blocks) >= 2
+    for block in blocks:
+        if "models" in block:
+            config.parse_serve(block, source="guide.md")
+        else:
+            config.parse(GOOD | block, source="guide.md")
 
 
 def test_double_quantization_is_of_4_bits() -> None:

@@ -13,21 +13,9 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["addresses", "pictures", "orders", "storage", "manifest", "images", "results", "runs"], 1),
     **dict.fromkeys(["download", "weights", "slots", "model", "engine", "demo"], 2),
     **dict.fromkeys(
-        [
-            "autoscaling",
-            "metrics",
-            "stage",
-            "ask",
-            "pool",
-            "batch",
-            "cluster",
-            "driver",
-            "gateway",
-            "offline",
-            "online",
-        ],
-        3,
+        ["autoscaling", "metrics", "stage", "ask", "placement", "replica", "pool", "batch", "cluster", "driver"], 3
     ),
+    **dict.fromkeys(["gateway", "offline", "online"], 3),
     **dict.fromkeys(["report", "doctor", "display"], 4),
     "cli": 5,
 }

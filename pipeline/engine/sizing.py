@@ -32,7 +32,7 @@ def engine_sizes(model: Model, config: PoolConfig | None = None) -> Sizes:
     config = config or PoolConfig()
     capacity = min(model.context, model.image_tokens + config.text_tokens)
     gpu = model.device.type == "cuda"
-    slots = config.slots or (_slots_in_free_memory(model, capacity) if gpu else CPU_SLOTS)
+    slots = config.slots or (_slots_on_gpu(model, capacity, config.device_share) if gpu else CPU_SLOTS)
     limits = Limits(
         slots=slots + ONLINE_SLOTS,
         reserve=ONLINE_SLOTS,
@@ -43,7 +43,28 @@ def engine_sizes(model: Model, config: PoolConfig | None = None) -> Sizes:
     return Sizes(limits, capacity, config.embedding_cache * 2**20)
 
 
-def _slots_in_free_memory(model: Model, capacity: int) -> int:
-    free, _ = torch.cuda.mem_get_info(model.device)
-    each = Slots.bytes_each(model.config, capacity, model.dtype)
-    return max(1, min(MOST_SLOTS, int(free * SLOT_SHARE) // each - ONLINE_SLOTS))
+def slots_in_memory(*, free: int, total: int, share: float, weights: int, each: int) -> int:
+    """Slots that a replica's part of a device's memory holds, all numbers but `share` in bytes.
+
+    `free`, `total`: of the device now; `share`: the replica's part of the total, above 0 to 1; `weights`: what it has
+    taken already; `each`: of a slot. Others may fill the rest of the device at any time, so only the part counts.
+    """
+    left = min(free, int(total * share) - weights)
+    return max(1, min(MOST_SLOTS, int(left * SLOT_SHARE) // each - ONLINE_SLOTS))
+
+
+def keep_to_share(device: str | None, config: PoolConfig) -> None:
+    """Let this process take no more of a GPU than its share: what it lacks then fails here, not in its neighbour."""
+    if device == "cuda" and config.device_share < 1:
+        torch.cuda.set_per_process_memory_fraction(config.device_share)
+
+
+def _slots_on_gpu(model: Model, capacity: int, share: float) -> int:
+    free, total = torch.cuda.mem_get_info(model.device)
+    return slots_in_memory(
+        free=free,
+        total=total,
+        share=share,
+        weights=torch.cuda.memory_reserved(model.device),
+        each=Slots.bytes_each(model.config, capacity, model.dtype),
+    )

@@ -11,10 +11,11 @@ import pytest
 import ray
 from front.conftest import replicas
 from ray import serve
+from test_replica import broken_checkpoint
 
 from pipeline.config import ModelSpec, PoolConfig
-from pipeline.errors import RunError
-from pipeline.pool import HEADLESS, PoolAddress, PoolClient, Replica, open_pool
+from pipeline.errors import RunError, UsageError
+from pipeline.pool import HEADLESS, PoolAddress, PoolClient, Replica, open_pool, start_pool
 from pipeline.records import Prediction, Request
 from pipeline.weights import locate
 
@@ -64,6 +65,29 @@ def test_a_pool_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no replica came up: .*no such folder"), open_pool(missing, PoolConfig(), "x"):
         raise AssertionError("opened")
     assert not replicas(HEADLESS + "x")
+
+
+def test_a_model_that_loads_and_cannot_answer_is_no_replica(tmp_path: Path) -> None:
+    broken = broken_checkpoint(tmp_path / "model")
+    words = r"^no replica came up: ReplicaError: the model cannot answer: RuntimeError: The size of tensor a"
+    with pytest.raises(RunError, match=words), open_pool(broken, PoolConfig(threads=1), "y"):
+        raise AssertionError("opened")
+    assert not replicas(HEADLESS + "y")
+
+
+@pytest.mark.parametrize(
+    ("pool", "lack"),
+    [
+        ({"gpus_per_replica": 1}, "a node with 0.5 CPU, 1 GPU"),
+        ({"accelerator_type": "L4"}, "a node with 0.5 CPU, 1 GPU, GPUs of kind L4"),
+        ({"resources": {"disk": 1}}, "a node with 0.5 CPU, 1 disk"),
+        ({"cpus_per_replica": 64}, "a node with 64 CPU"),
+    ],
+)
+def test_what_a_machine_alone_will_never_have_is_not_waited_for(pool: dict[str, object], lack: str) -> None:
+    another = SPEC.model_copy(update={"precision": "float16"})  # nobody serves it
+    with pytest.raises(UsageError, match=f"a replica asks for {lack}, which this machine is not"):
+        start_pool(another, PoolConfig.model_validate(pool), "never")
 
 
 class Poisonable(Replica):

@@ -401,6 +401,23 @@ def load(path: Path) -> dict[str, Any]:
     return values
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which can make a small file a very large one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases are not taken")
+        return super().compose_node(parent, index)
+
+
+def plain_yaml(body: bytes) -> Any:
+    """The values in YAML, or JSON, that a stranger has sent, not yet checked. Raises ValueError."""
+    try:
+        return yaml.load(body, Loader=_PlainLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
 def _problem(model: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
     key = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":

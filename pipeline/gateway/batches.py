@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
-import yaml
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from pipeline.config import JobConfig, ServeConfig, Settings
+from pipeline.config import JobConfig, ServeConfig, Settings, plain_yaml
 from pipeline.errors import RequestError
 from pipeline.gateway.files import After, Limit, facts_of, following, kept, listed, owner
 from pipeline.gateway.lines import ENDPOINT
@@ -158,8 +157,8 @@ def routes(config: ServeConfig, models: list[str], orders: Orders | None, launch
 def read_job(body: bytes, config: ServeConfig, models: list[str], pictures: Pictures) -> dict[str, Any]:
     """A job file's settings, checked. Raises RequestError: what is wrong, or not for a caller to say."""
     try:
-        values = yaml.load(body, Loader=_PlainLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):
+        values = plain_yaml(body)
+    except ValueError:
         raise RequestError(400, "invalid_request", "the job is neither JSON nor YAML") from None
     try:
         call = JobCall.model_validate(values)
@@ -182,15 +181,6 @@ def read_job(body: bytes, config: ServeConfig, models: list[str], pictures: Pict
     if not any(_below(job["output"], place) for place in config.outputs):
         raise RequestError(403, "not_allowed", "output: not below one of the endpoint's `outputs`", "output")
     return job
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which can make a small file a very large one."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases are not taken")
-        return super().compose_node(parent, index)
 
 
 def _below(output: str, place: str) -> bool:

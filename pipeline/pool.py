@@ -53,6 +53,7 @@ class Replica:
         from pipeline.metrics import PERIOD, ReplicaMetrics
         from pipeline.model import load
 
+        begun = time.monotonic()
         self._awaiting, self._metrics, self._period = awaiting, ReplicaMetrics(), PERIOD
         self._name = serve.get_replica_context().replica_tag
         if threads is not None:
@@ -61,6 +62,7 @@ class Replica:
         self.model = load(spec)
         self.engine = Engine(self.model, engine_sizes(self.model, config))
         self.engine.start()
+        self._load_seconds = time.monotonic() - begun
         threading.Thread(target=self._watch, name="metrics", daemon=True).start()
 
     async def predict(self, requests: list[Request]) -> list[Prediction]:
@@ -108,7 +110,7 @@ class Replica:
 
     def _watch(self) -> None:
         while self.engine.alive:
-            self._metrics.look(self.engine.stats())
+            self._metrics.look(self.engine.stats(), self.engine.step_seconds(), self._load_seconds)
             time.sleep(self._period)
 
 

@@ -138,6 +138,7 @@ def application(config: ServeConfig) -> serve.Application:
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=1000,
+        max_surge_percent=100,  # a new deploy starts the next one before this one goes
         ray_actor_options={"num_cpus": 0.25},
         logging_config={"enable_access_log": False, "log_level": "INFO"},
     )(serve.ingress()(Gateway))

@@ -160,7 +160,8 @@ def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAdd
 def replicas(spec: ModelSpec, config: PoolConfig, *, lasting: bool = False) -> tuple[serve.Application, int]:
     """The deployment of a spec's replicas on the cluster that is joined, and their number, of a scaled one the most.
 
-    `lasting`: others than one run call it, so a replica that is taken out answers first what it has begun.
+    `lasting`: others than one run call it, so a replica that is taken out answers first what it has begun, and one that
+    may be the only one is replaced only once its successor has loaded.
     """
     gpus = ray.cluster_resources().get("GPU", 0)
     each = (1 if gpus else 0) if config.gpus_per_replica is None else config.gpus_per_replica
@@ -172,6 +173,7 @@ def replicas(spec: ModelSpec, config: PoolConfig, *, lasting: bool = False) -> t
         autoscaling_config=scaling,
         max_ongoing_requests=1024,  # the engine queues; batch callers bound themselves
         ray_actor_options={"num_cpus": config.cpus_per_replica, "num_gpus": each},
+        max_surge_percent=100 if lasting and (scaling is not None or count == 1) else 0,  # its only replica answers on
         health_check_period_s=5,
         graceful_shutdown_timeout_s=DRAIN if scaling is not None or lasting else 5,
         max_constructor_retry_count=2,

@@ -134,7 +134,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
         "=8080": f"={metrics}",
         ":8080": f":{metrics}",
         ":8000": f":{http}",
-        "ray start --head": f"ray start --head --dashboard-agent-listen-port={agent} --num-cpus=2",
+        "ray start --head": f"ray start --head --dashboard-agent-listen-port={agent} --num-cpus=4",
         "/tmp/ray/": f"{ray_folder}/ray/",
     }
 

@@ -109,7 +109,10 @@ class Gateway:
         masks: MaskDecoder | None,
         *handles: Any,
     ) -> None:
-        logging.getLogger("paliscribe.access").setLevel(logging.INFO)
+        access = logging.getLogger("paliscribe.access")
+        access.setLevel(logging.INFO)
+        for handler in logging.getLogger("ray.serve").handlers:  # Serve's file of this replica
+            access.addHandler(handler)
         models = [
             Served(known.name, known.revision, known.image_size, PoolBackend(handle, config.timeout))
             for known, handle in zip(facts, handles, strict=True)

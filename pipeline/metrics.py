@@ -24,10 +24,17 @@ class ReplicaMetrics:
         self._first = metrics.Histogram(
             "paliscribe_first_token_seconds", "Submission to first token", SECONDS, ("priority",)
         )
+        self._seconds = metrics.Histogram(
+            "paliscribe_answer_seconds", "Submission to the whole answer", SECONDS, ("priority",)
+        )
+        self._reused = metrics.Counter("paliscribe_reused", "Requests whose image had passed the encoder before")
+        self._steps = metrics.Counter("paliscribe_steps", "Steps of the engine")
+        self._step = metrics.Gauge("paliscribe_step_seconds", "How long the step under way has lasted; 0: none is")
+        self._load = metrics.Gauge("paliscribe_load_seconds", "What loading the weights and starting the engine took")
         self._waiting = metrics.Gauge("paliscribe_queue", "Requests that wait", ("priority",))
         self._live = metrics.Gauge("paliscribe_slots_in_use", "Requests under way")
         self._slots = metrics.Gauge("paliscribe_slots", "Requests that may be under way")
-        self._embedded = 0
+        self._before = {"embedded": 0, "reused": 0, "steps": 0}
         self._lock = threading.Lock()
 
     def answered(self, requests: Sequence[Request], predictions: Sequence[Prediction]) -> None:
@@ -40,6 +47,8 @@ class ReplicaMetrics:
             tokens[priority] += len(prediction.tokens)
             if prediction.first_token is not None:
                 self._first.observe(max(prediction.first_token, 1e-6), {"priority": priority})
+            if prediction.seconds is not None:
+                self._seconds.observe(max(prediction.seconds, 1e-6), {"priority": priority})
         for (priority, outcome), count in outcomes.items():
             self._answers.inc(count, {"priority": priority, "outcome": outcome})
         for priority, count in tokens.items():
@@ -51,16 +60,24 @@ class ReplicaMetrics:
         for request in requests:
             self._answers.inc(1, {"priority": priority_name(request), "outcome": outcome})
 
-    def look(self, stats: EngineStats) -> None:
-        """Show what an engine holds now."""
+    def look(self, stats: EngineStats, step: float, load: float) -> None:
+        """Show what an engine holds now. `step`: seconds of the step under way; `load`: seconds until it had started.
+
+        Gauges that are not set again within 20 seconds leave the exporter, and so do those of a replica that has died.
+        """
         self._waiting.set(stats.waiting_online, {"priority": "online"})
         self._waiting.set(stats.waiting - stats.waiting_online, {"priority": "batch"})
         self._live.set(stats.live)
         self._slots.set(stats.slots)
+        self._step.set(step)
+        self._load.set(load)
+        counters = {"embedded": self._images, "reused": self._reused, "steps": self._steps}
         with self._lock:
-            fresh, self._embedded = stats.embedded - self._embedded, stats.embedded
-        if fresh:
-            self._images.inc(fresh)
+            now = {name: int(getattr(stats, name)) for name in counters}
+            fresh, self._before = {name: now[name] - self._before[name] for name in now}, now
+        for name, counter in counters.items():
+            if fresh[name]:
+                counter.inc(fresh[name])
 
 
 class GatewayMetrics:

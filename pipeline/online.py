@@ -133,7 +133,10 @@ class Gateway:
         drivers: Any,
         *handles: Any,
     ) -> None:
-        logging.getLogger("paliscribe.access").setLevel(logging.INFO)
+        access = logging.getLogger("paliscribe.access")
+        access.setLevel(logging.INFO)
+        for handler in logging.getLogger("ray.serve").handlers:  # Serve's file of this replica
+            access.addHandler(handler)
         models = [
             Served(known.name, known.revision, known.image_size, PoolBackend(handle, config.timeout))
             for known, handle in zip(facts, handles, strict=True)
@@ -169,6 +172,7 @@ def application(config: ServeConfig) -> serve.Application:
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=1000,
+        max_surge_percent=100,  # a new deploy starts the next one before this one goes
         ray_actor_options={"num_cpus": 0.25},
         logging_config={"enable_access_log": False, "log_level": "INFO"},
     )(serve.ingress()(Gateway))

@@ -53,6 +53,7 @@ class Replica:
         from pipeline.metrics import PERIOD, ReplicaMetrics
         from pipeline.replica import ready_engine
 
+        begun = time.monotonic()
         self._awaiting, self._metrics, self._period = awaiting, ReplicaMetrics(), PERIOD
         self._name = serve.get_replica_context().replica_tag
         if threads is not None:
@@ -60,6 +61,7 @@ class Replica:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # a line a call otherwise
         self.engine = ready_engine(spec, config)
         self.model = self.engine.model
+        self._load_seconds = time.monotonic() - begun
         threading.Thread(target=self._watch, name="metrics", daemon=True).start()
 
     async def predict(self, requests: list[Request]) -> list[Prediction]:
@@ -107,7 +109,7 @@ class Replica:
 
     def _watch(self) -> None:
         while self.engine.alive:
-            self._metrics.look(self.engine.stats())
+            self._metrics.look(self.engine.stats(), self.engine.step_seconds(), self._load_seconds)
             time.sleep(self._period)
 
 
@@ -159,7 +161,8 @@ def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAdd
 def replicas(spec: ModelSpec, config: PoolConfig, *, lasting: bool = False) -> tuple[serve.Application, int]:
     """The deployment of a spec's replicas on the cluster that is joined, and their number, of a scaled one the most.
 
-    `lasting`: others than one run call it, so a replica that is taken out answers first what it has begun.
+    `lasting`: others than one run call it, so a replica that is taken out answers first what it has begun, and one that
+    may be the only one is replaced only once its successor has loaded.
     Raises UsageError if Ray was started here, on one machine that does not have what a replica asks for.
     """
     config = config.model_copy(update={"gpus_per_replica": config.gpus(there=has_gpus())})
@@ -174,6 +177,7 @@ def replicas(spec: ModelSpec, config: PoolConfig, *, lasting: bool = False) -> t
         autoscaling_config=scaling,
         max_ongoing_requests=1024,  # the engine queues; batch callers bound themselves
         ray_actor_options=actor_options(config, each),
+        max_surge_percent=100 if lasting and (scaling is not None or count == 1) else 0,  # its only replica answers on
         health_check_period_s=5,
         graceful_shutdown_timeout_s=DRAIN if scaling is not None or lasting else 5,
         max_constructor_retry_count=2,

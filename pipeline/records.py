@@ -84,7 +84,8 @@ class Prediction:
     (the end-of-sequence step included), so its mean is the score even of an empty answer. They are those of the
     model's own distribution, whatever the temperature. `ends`, for an answer with boxes or one that was to be spelled:
     the length of the text after each token, in characters. `prompt_tokens`: those of the image and the prompt.
-    `first_token`: seconds from submission to the first token; `replica`: who answered. Neither is part of the answer.
+    `first_token` and `seconds`: from submission to the first token and to the whole answer; `replica`: who answered.
+    These three are not part of the answer.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Prediction:
     ends: tuple[int, ...] = ()
     prompt_tokens: int = 0
     first_token: float | None = field(default=None, compare=False)
+    seconds: float | None = field(default=None, compare=False)
     replica: str = field(default="", compare=False)
 
     def score(self, start: int = 0, end: int | None = None) -> float | None:

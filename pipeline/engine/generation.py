@@ -79,6 +79,7 @@ class Generation:
                 ends=ends,
                 prompt_tokens=self.prompt_tokens,
                 first_token=self.first_token,
+                seconds=time.monotonic() - self.submitted,
             )
         )
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import promql
 import psutil
 import pyarrow.dataset as ds
 import pytest
 import ray.util
 from front.conftest import read_rows, replicas, write_rows
+from infra.test_observation import named
 from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.cluster
@@ -110,11 +112,16 @@ def exported(head: Head, batch: int, live: int) -> None:
                 break
         assert time.monotonic() < until, [line for line in text.splitlines() if "paliscribe" in line]
         time.sleep(1)
-    for name in ("calls", "call_seconds", "first_token_seconds", "images", "queue", "slots", "slots_in_use", "tokens"):
-        assert any(family.name == f"ray_paliscribe_{name}" for family in families), name
     assert total("paliscribe_calls", path="/v1/annotate/upload", status="200") == live
     assert total("paliscribe_answers", priority="online") == live
     assert total("paliscribe_answers", priority="batch", outcome="ok") == batch
+    until = time.monotonic() + 30  # Ray's own come when each of its processes has reported
+    while problems := promql.missing(named(), promql.shown(text)):
+        assert time.monotonic() < until, f"the dashboard or the alerts name what is not exported: {problems}"
+        time.sleep(1)
+        text = httpx.get(f"http://127.0.0.1:{head.metrics}/metrics", timeout=10).text
+    renamed = promql.uses("sum by (priority) (rate(ray_paliscribe_anwsers_total[5m]))")
+    assert promql.missing(renamed, promql.shown(text)) == ["no metric ray_paliscribe_anwsers_total"]
 
 
 def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp_path: Path) -> None:

@@ -1,0 +1,209 @@
+"""The dashboard and the alerts: their form, and that every alert says what to do.
+
+That their metrics are those of a running pool is held by tests/front/test_join.py, which starts one.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import promql
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "infra/prometheus"
+# Ray exports these on a node that has a GPU only, so no exporter of a test shows them.
+GPU_NODES = {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Labels(Strict):
+    severity: Literal["critical", "warning"]
+
+
+class Annotations(Strict):
+    summary: str = Field(min_length=10, max_length=120)
+    runbook_url: str = Field(pattern=r"^docs/operations\.md#[a-z]+$")
+
+
+class Alert(Strict):
+    alert: str = Field(pattern="^Paliscribe[A-Z][A-Za-z]+$")
+    expr: str
+    hold: Annotated[str, Field(alias="for", pattern=r"^\d+[sm]$")]
+    labels: Labels
+    annotations: Annotations
+
+
+class Group(Strict):
+    name: str = Field(pattern="^paliscribe-[a-z]+$")
+    rules: list[Alert] = Field(min_length=1)
+
+
+class Rules(Strict):
+    groups: list[Group] = Field(min_length=1)
+
+
+def alerts() -> list[Alert]:
+    rules = Rules.model_validate(yaml.safe_load((PROMETHEUS / "rules.yaml").read_text()))
+    return [rule for group in rules.groups for rule in group.rules]
+
+
+def dashboard() -> dict[str, Any]:
+    return json.loads((ROOT / "infra/grafana/dashboard.json").read_text())
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Every expression of the dashboard with its legend."""
+    for panel in panels():
+        for target in panel["targets"]:
+            yield target["expr"], target["legendFormat"]
+
+
+def named() -> list[promql.Use]:
+    """Every metric that the dashboard and the alerts name, but for those of GPU nodes."""
+    found = [use for alert in alerts() for use in promql.uses(alert.expr)]
+    found += [use for expression, _ in queries() for use in promql.uses(expression)]
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            found += promql.query_uses(variable["definition"])
+    return [use for use in found if use.metric not in GPU_NODES]
+
+
+def test_alerts_are_whole_and_have_names_of_their_own() -> None:
+    names = [alert.alert for alert in alerts()]
+    assert len(set(names)) == len(names) >= 10
+    for alert in alerts():
+        labels = set(re.findall(r"\$labels\.(\w+)", alert.annotations.summary))
+        assert labels <= promql.uses(alert.expr)[0].labels, f"{alert.alert}: its summary names a label that is gone"
+
+
+def test_a_wrong_field_of_an_alert_is_noticed() -> None:
+    rules = yaml.safe_load((PROMETHEUS / "rules.yaml").read_text())
+    rules["groups"][0]["rules"][0]["lables"] = {}
+    with pytest.raises(ValueError, match="lables"):
+        Rules.model_validate(rules)
+
+
+def test_every_alert_has_its_section_and_every_section_its_alert() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    sections = re.findall(r"^### (Paliscribe\w+)$", text, re.MULTILINE)
+    assert sorted(sections) == sorted(alert.alert for alert in alerts())
+    for alert in alerts():
+        assert alert.annotations.runbook_url == f"docs/operations.md#{alert.alert.lower()}"
+        body = text.partition(f"### {alert.alert}\n")[2].partition("\n### ")[0].partition("\n## ")[0]
+        assert len(body.split()) > 20, f"{alert.alert}: what it means and what to do"
+
+
+def test_prometheus_reads_the_rules_and_rays_discovery() -> None:
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())
+    assert [(PROMETHEUS / name).exists() for name in config["rule_files"]] == [True]
+    [scrape] = config["scrape_configs"]
+    [discovery] = scrape["file_sd_configs"]
+    assert [Path(path).name for path in discovery["files"]] == [PROMETHEUS_SERVICE_DISCOVERY_FILE]
+
+
+def test_panels_are_described_and_do_not_overlap() -> None:
+    found = dashboard()["panels"]
+    assert len({panel["id"] for panel in found}) == len(found)
+    for panel in panels():
+        assert panel["title"] and panel["fieldConfig"]["defaults"]["unit"] and panel["targets"]
+        assert len(panel["description"]) > 20, panel["title"]
+        assert panel["datasource"]["uid"] == "${datasource}", "a data source of its own would be another installation's"
+        assert all(target["datasource"] == panel["datasource"] for target in panel["targets"])
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+    for one, other in combinations(found, 2):
+        a, b = one["gridPos"], other["gridPos"]
+        apart = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+        assert apart or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"], (one["title"], other["title"])
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in found)
+
+
+def test_an_on_call_person_reads_from_top_to_bottom() -> None:
+    rows = [panel["title"] for panel in dashboard()["panels"] if panel["type"] == "row"]
+    assert rows == ["Is it answering?", "How fast?", "How full?", "What fails?", "What hardware?"]
+
+
+def test_variables_of_the_dashboard_are_those_that_it_has() -> None:
+    known = {variable["name"] for variable in dashboard()["templating"]["list"]} | {"__rate_interval"}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps([panel["targets"] for panel in panels()])))
+    assert used == known
+
+
+def test_legends_name_labels_that_are_there() -> None:
+    for expression, legend in queries():
+        labels = set(re.findall(r"\{\{(\w+)\}\}", legend))
+        assert all(labels <= use.labels for use in promql.uses(expression)), (expression, legend)
+
+
+def test_metrics_of_gpu_nodes_are_rays() -> None:
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+    assert {name.removeprefix("ray_") for name in GPU_NODES} <= set(METRICS_GAUGES)
+    used = {use.metric for expression, _ in queries() for use in promql.uses(expression)}
+    assert used >= GPU_NODES, "a name that no panel needs is no exception"
+
+
+def test_the_checker_finds_what_is_not_exported() -> None:
+    text = (
+        '# TYPE a_total counter\na_total{x="1",empty="",y="2"} 3\n# TYPE h histogram\nh_bucket{le="1"} 1\nh_count 1\n'
+    )
+    series = promql.shown(text)
+
+    def problems(expression: str) -> list[str]:
+        return promql.missing(promql.uses(expression), series)
+
+    assert not problems('sum by (x) (rate(a_total{y="2"}[$__rate_interval])) / on (x) sum by (x) (a_total offset 5m)')
+    assert not problems("histogram_quantile(0.5, sum by (le) (rate(h_bucket[5m])))")
+    assert problems("a") == problems("sum(a)") == ["no metric a"]
+    assert problems("max_over_time(sum(b_total)[1h:1m]) > 0 unless -(a_total)") == ["no metric b_total"]
+    assert problems('a_total{y="3"}') == ["no series of a_total with y, y=3"]
+    assert problems("sum by (z) (a_total)") == ["no series of a_total with z"]
+    assert problems("sum by (empty) (a_total)") == ["no series of a_total with empty"]
+    assert problems("a_total * on (z) group_left () h_bucket") == [
+        "no series of a_total with z",
+        "no series of h_bucket with z",
+    ]
+    with pytest.raises(ValueError):
+        promql.uses("sum by (x (a_total)")
+
+
+@pytest.fixture
+def promtool() -> str:
+    """Prometheus' own tool, in Debian's package `prometheus`; not needed where it is not installed."""
+    if (found := shutil.which("promtool")) is None:
+        assert not os.environ.get("NEED_PROMTOOL"), "promtool is not installed"
+        pytest.skip("promtool is not installed")
+    return found
+
+
+def test_prometheus_own_tool_takes_the_files(promtool: str) -> None:
+    for words in (["config", str(PROMETHEUS / "prometheus.yaml")], ["rules", str(PROMETHEUS / "rules.yaml")]):
+        done = subprocess.run([promtool, "check", *words], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_fire_when_they_should_and_only_then(promtool: str) -> None:
+    scenes = Path(__file__).parent / "alerts.yaml"
+    asked = [case for scene in yaml.safe_load(scenes.read_text())["tests"] for case in scene["alert_rule_test"]]
+    for alert in alerts():
+        cases = [case for case in asked if case["alertname"] == alert.alert]
+        assert any(case.get("exp_alerts") for case in cases), f"{alert.alert} is never seen to fire"
+        assert any(not case.get("exp_alerts") for case in cases), f"{alert.alert} is never seen to be silent"
+    done = subprocess.run([promtool, "test", "rules", scenes], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -17,6 +17,7 @@ import ray
 from pipeline.errors import PaliscribeError, RunError
 
 log = logging.getLogger(__name__)
+_own = threading.Event()  # set while Ray runs in this process, which started it
 
 
 @contextlib.contextmanager
@@ -48,11 +49,19 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    if own:
+        _own.set()
     try:
         with _stdout_of_our_own():
             yield
     finally:
+        _own.clear()
         ray.shutdown()
+
+
+def outlives_driver() -> bool:
+    """Whether the cluster that is joined goes on when this process ends: it does unless `cluster` started it."""
+    return not _own.is_set()
 
 
 @contextlib.contextmanager

@@ -178,9 +178,7 @@ class Model:
         rows = torch.arange(len(lengths), device=lengths.device)[:, None]
         turned = tuple(part[0, place] for part in rotation)
         given = Given(key, value)
-        tail: Tensor = layer(
-            hidden[rows, place], position_embeddings=turned, attention_mask=mask, cache=given
-        )
+        tail: Tensor = layer(hidden[rows, place], position_embeddings=turned, attention_mask=mask, cache=given)
         return tail
 
     def _rotation(self, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:

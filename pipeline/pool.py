@@ -23,13 +23,13 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from pipeline.autoscaling import ROWS, SLOTS, autoscaling
 from pipeline.config import ModelSpec, PoolConfig
 from pipeline.errors import ReplicaError, RequestError, RunError
+from pipeline.headless import HEADLESS, ends_with_driver, headless_name
 from pipeline.records import Piece, Prediction, Request
 
 START_TIMEOUT = 1800.0  # seconds until the first replica must have loaded its weights
 DRAIN = 90.0  # seconds that a replica which is taken out gets to answer what it has begun; a call's limit is 60
 STUCK = 120.0  # seconds of one step of the engine after which its device is taken to be broken
 LOSSES = 3  # replicas that one request may outlive the loss of before it is given up
-HEADLESS = "paliscribe-batch-"  # applications with this prefix belong to one run each
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def deployment_name(spec: ModelSpec) -> str:
 
 @contextmanager
 def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAddress]:
-    """Attach to a running pool of `spec`, or start one for this run and remove it afterwards.
+    """Attach to a running pool of `spec`, or start one for this run, which ends with the block or with this driver.
 
     Raises RunError as `start_pool` does.
     """
@@ -136,12 +136,9 @@ def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAdd
     if (served := _served_pool(name)) is not None:
         yield served
         return
-    application = HEADLESS + run
-    try:
+    application = headless_name(run)
+    with ends_with_driver(application):
         yield start_pool(spec, config, application)
-    finally:
-        if ray.is_initialized():
-            serve.delete(application)
 
 
 def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAddress:

@@ -72,7 +72,8 @@ class Jobs:
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.ERROR)
+        for name in ("dashboard_sdk", "job.sdk"):  # an INFO line for each package and each end of a log
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
         with self._translated(), _environment(ADDRESS, self.address):  # the variable would override the argument
             self._client = JobSubmissionClient(self.address)
 

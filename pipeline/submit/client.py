@@ -72,8 +72,12 @@ class Jobs:
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
         from ray.job_submission import JobSubmissionClient
 
-        for name in ("dashboard_sdk", "job.sdk"):  # an INFO line for each package and each end of a log
-            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
+        for name in (
+            "",
+            ".dashboard.modules.dashboard_sdk",
+            ".dashboard.modules.job.sdk",
+        ):  # a line a package otherwise
+            logging.getLogger(f"ray{name}").setLevel(logging.ERROR)
         with self._translated(), _environment(ADDRESS, self.address):  # the variable would override the argument
             self._client = JobSubmissionClient(self.address)
 

@@ -135,6 +135,9 @@ def test_a_job_in_object_storage_followed_to_its_end(
     assert said.code == 0, said.err
     [job_id] = said.out.splitlines()
     assert job_id.startswith("paliscribe-one-")
+    assert not [
+        line for line in said.err.splitlines() if " INFO " in line.replace("\t", " ") and "job_manager" not in line
+    ]
     assert "\nthe code that was sent\n" in said.err and "24 images x 2 tasks annotated with demo" in said.err
 
     store = fs.S3FileSystem(

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import __version__, config
+from pipeline import __version__, cli_jobs, config
+from pipeline.cli_jobs import Json, Quiet
 from pipeline.config import JobConfig, ModelSpec
 from pipeline.errors import PaliscribeError, RunError
 
@@ -20,8 +21,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of words.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+app.command(
+    epilog="Examples:  paliscribe submit job.yaml --address http://127.0.0.1:8265  |  "
+    "paliscribe submit job.yaml --env AWS_PROFILE=annotator --follow"
+)(cli_jobs.submit)
+app.add_typer(cli_jobs.jobs, name="jobs")
 
 
 def _version(asked: bool) -> None:

@@ -17,7 +17,7 @@ import ray
 from pipeline.errors import PaliscribeError, PassingError, RunError
 
 log = logging.getLogger(__name__)
-_started_here = False
+_own = threading.Event()  # set while Ray runs in this process, which started it
 
 
 @contextlib.contextmanager
@@ -27,7 +27,6 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     `num_cpus`: of a Ray that is started here; default: the machine's. What is printed meanwhile goes to the log, not
     to stdout. Raises RunError if there is no cluster to join.
     """
-    global _started_here
     if ray.is_initialized():
         _quiet_data()
         with _stdout_of_our_own():
@@ -49,18 +48,19 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
             raise RunError(f"no Ray cluster at {address}: {line} (is RAY_AUTH_TOKEN that cluster's?)") from error
         raise RunError(f"Ray cannot be started here: {line}") from error
     _quiet_data()
-    _started_here = bool(own)
+    if own:
+        _own.set()
     try:
         with _stdout_of_our_own():
             yield
     finally:
-        _started_here = False
+        _own.clear()
         ray.shutdown()
 
 
-def can_grow() -> bool:
-    """Whether nodes could join: not if Ray was started here, on this machine alone."""
-    return not _started_here
+def is_own() -> bool:
+    """Whether Ray was started in this process: then no node can join it, and it ends with this process."""
+    return _own.is_set()
 
 
 @contextlib.contextmanager

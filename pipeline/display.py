@@ -1,5 +1,6 @@
 """Progress on stderr: a live line where there is a terminal, a plain line now and then where there is none."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from pipeline.progress import Progress
 
+ROWS = re.compile(r" · [\d,]+/[\d,]+ rows \(\d+%\)")  # what `line` makes of rows
 PLAIN_EVERY = 10.0  # seconds between lines without a terminal; a new stage gets its line at once
 
 
@@ -56,6 +58,14 @@ def line(progress: Progress) -> str:
     if (left := progress.seconds_left) is not None and progress.rows_done:
         parts.append(f"{duration(left)} left")
     return " · ".join(parts)
+
+
+def last_line(log: str) -> str | None:
+    """What a driver's log says last of its run: its last line of rows, or how it ended; else the last line there is."""
+    lines = [text for written in log.splitlines() if (text := written.strip())]
+    telling = [text for text in lines if text.startswith("paliscribe: ") or ROWS.search(text)]
+    found = telling or lines
+    return found[-1] if found else None
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from pipeline.cluster import can_grow
+from pipeline.cluster import is_own
 from pipeline.config import FetchConfig, PoolConfig
 from pipeline.errors import UsageError
 
@@ -88,7 +88,7 @@ def missing(nodes: Sequence[Resources], wanted: Resources) -> str | None:
 
 def refuse_what_cannot_come(wanted: Resources) -> None:
     """Raise UsageError if Ray was started here, on one machine, and that does not have what a replica asks for."""
-    if not can_grow() and (lack := missing(live_nodes(), wanted)) is not None:
+    if is_own() and (lack := missing(live_nodes(), wanted)) is not None:
         raise UsageError(f"a replica asks for {lack}, which this machine is not (`pool` in the settings)")
 
 

@@ -16,20 +16,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
 from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from pipeline.autoscaling import ROWS, SLOTS, autoscaling
 from pipeline.config import ModelSpec, PoolConfig
 from pipeline.errors import ReplicaError, RequestError, RunError, UsageError
+from pipeline.headless import HEADLESS, ends_with_driver, headless_name
 from pipeline.placement import actor_options, asked, has_gpus, live_nodes, refuse_what_cannot_come, room
 from pipeline.records import Piece, Prediction, Request
 
 DRAIN = 90.0  # seconds that a replica which is taken out gets to answer what it has begun; a call's limit is 60
 STUCK = 120.0  # seconds of one step of the engine after which its device is taken to be broken
 LOSSES = 3  # replicas that one request may outlive the loss of before it is given up
-HEADLESS = "paliscribe-batch-"  # applications with this prefix belong to one run each
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +129,7 @@ def deployment_name(spec: ModelSpec, pool: str | None = None) -> str:
 
 @contextmanager
 def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAddress]:
-    """Attach to a running pool of `spec`, or start one for this run and remove it afterwards.
+    """Attach to a running pool of `spec`, or start one for this run, which ends with the block or with this driver.
 
     Raises RunError as `start_pool` does, and UsageError if the configuration names a pool that is not served.
     """
@@ -139,12 +138,9 @@ def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAdd
         return
     if config.name is not None:
         raise not_served(spec, config.name)
-    application = HEADLESS + run
-    try:
+    application = headless_name(run)
+    with ends_with_driver(application):
         yield start_pool(spec, config, application)
-    finally:
-        if ray.is_initialized():
-            serve.delete(application)
 
 
 def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAddress:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipeline.display import duration, line, progress_display
+from pipeline.display import duration, last_line, line, progress_display
 from pipeline.progress import Progress
 
 
@@ -36,3 +36,11 @@ def test_without_a_terminal_a_new_stage_gets_a_line(capsys: pytest.CaptureFixtur
     captured = capsys.readouterr()
     assert captured.err.splitlines() == ["freezing", "annotating"]
     assert captured.out == ""
+
+
+def test_the_last_line_of_a_log() -> None:
+    rows = line(Progress(stage="annotating", rows=1000, rows_before=200))
+    assert last_line("") is None
+    assert last_line("Running entrypoint\n\n") == "Running entrypoint"
+    assert last_line(f"freezing\n{rows}\n2 warnings\n") == rows == "annotating · 200/1,000 rows (20%)"
+    assert last_line(f"{rows}\npaliscribe: SIGTERM: stopped.\nmore\n") == "paliscribe: SIGTERM: stopped."

@@ -15,9 +15,9 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         ["autoscaling", "metrics", "stage", "ask", "placement", "replica", "pool", "batch", "cluster", "driver"], 3
     ),
-    **dict.fromkeys(["gateway", "offline", "online"], 3),
+    **dict.fromkeys(["gateway", "headless", "submit", "offline", "online"], 3),
     **dict.fromkeys(["report", "doctor", "display"], 4),
-    "cli": 5,
+    **dict.fromkeys(["cli", "cli_jobs"], 5),
 }
 # Third-party packages a layer may import at all; an entry for a module overrides its layer's.
 ALLOWED: dict[int | str, set[str]] = {
@@ -27,6 +27,7 @@ ALLOWED: dict[int | str, set[str]] = {
     "download": {"filelock"},
     3: {"pydantic", "numpy", "pyarrow", "ray", "torch"},
     "gateway": {"pydantic", "fastapi", "starlette", "httpx"},
+    "submit": {"ray", "aiohttp", "yaml"},
     4: {"pyarrow", "rich"},
     "doctor": {"torch", "boto3", "botocore", "huggingface_hub"},
     5: {"typer", "yaml"},

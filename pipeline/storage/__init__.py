@@ -3,7 +3,7 @@
 import posixpath
 import uuid
 
-from pipeline.storage.base import ObjectInfo, StorageError, StorageErrorKind, Store, redacted, scheme
+from pipeline.storage.base import ObjectInfo, StorageError, StorageErrorKind, Store, is_local, redacted, scheme
 from pipeline.storage.fetch import Fetcher
 from pipeline.storage.http import HttpStore
 from pipeline.storage.inline import is_inline
@@ -17,6 +17,8 @@ __all__ = [
     "StorageErrorKind",
     "Store",
     "check_writable",
+    "is_local",
+    "local_path",
     "open_store",
     "redacted",
     "resolve",
@@ -27,7 +29,7 @@ __all__ = [
 def open_store(uri: str) -> Store:
     """The store of a folder or prefix. Raises StorageError `bad_uri`; nothing is contacted yet."""
     name = scheme(uri)
-    if name in ("", "file"):
+    if is_local(uri):
         return LocalStore(local_path(uri).expanduser().absolute())
     if name == "s3":
         bucket, _, prefix = uri.partition("://")[2].partition("/")
@@ -46,7 +48,7 @@ def split(uri: str) -> tuple[str, str]:
     StorageError `bad_uri` for a malformed file:// address.
     """
     name = scheme(uri)
-    if name in ("", "file"):
+    if is_local(uri):
         path = local_path(uri).expanduser().absolute()
         return str(path.parent), path.name
     place, mark, query = uri.partition("?") if name in ("http", "https") else (uri, "", "")

@@ -79,6 +79,11 @@ def scheme(uri: str) -> str:
     return uri.partition("://")[0].lower() if "://" in uri else ""
 
 
+def is_local(uri: str) -> bool:
+    """Whether an address is of this machine: a plain path or file://."""
+    return scheme(uri) in ("", "file")
+
+
 def redacted(uri: str) -> str:
     """The address without what may be secret: user, password and, on the web, query."""
     if not (name := scheme(uri)):

@@ -66,8 +66,12 @@ def test_the_readmes_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
 
 
 def test_help_has_examples() -> None:
-    for command in ("annotate", "demo", "status", "retry", "ask", "serve", "doctor"):
+    jobs = [f"jobs {command}" for command in ("list", "status", "logs", "stop")]
+    for command in ("annotate", "demo", "status", "retry", "ask", "serve", "doctor", "submit", *jobs):
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", command, "--help"], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "pipeline.cli", *command.split(), "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert "Example" in done.stdout and f"paliscribe {command}" in done.stdout

@@ -1,0 +1,73 @@
+"""Ray heads in processes of their own, as a cluster has them: with a dashboard and token authentication."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+PROGRAMS = Path(sys.executable).parent
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
+PLAIN = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+PLAIN["PATH"] = f"{PROGRAMS}{os.pathsep}{PLAIN['PATH']}"  # a job's `python` is the one that Ray runs with
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A Ray head. `dashboard` and `gcs`: addresses; `process`: the pid that its other processes descend from."""
+
+    dashboard: str
+    gcs: str
+    process: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client of it has, the token included."""
+        return PLAIN | TOKEN | {"RAY_API_SERVER_ADDRESS": self.dashboard}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nothing listens on."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def wait_for(address: str) -> None:
+    """Wait until something answers there."""
+    until = time.monotonic() + 120
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(address, timeout=5).status_code in (200, 401):  # 401: up, and it wants the token
+                return
+        assert time.monotonic() < until, f"no answer from {address}"
+        time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """A head with two CPUs and a dashboard; `environment` is laid over this process's. It ends with the block."""
+    gcs, web, agent = free_ports(3)
+    command = [str(PROGRAMS / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
+    command += ["--num-cpus=2", "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={web}"]
+    command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
+    settings = PLAIN | TOKEN | dict(environment or {})
+    process = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(f"http://127.0.0.1:{web}/api/version")
+        yield Head(f"http://127.0.0.1:{web}", f"127.0.0.1:{gcs}", process.pid)
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.wait(30)
+        psutil.wait_procs(children, timeout=30)

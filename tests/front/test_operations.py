@@ -47,12 +47,14 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def written(settings: str) -> Iterator[tuple[str, str]]:
-    """The Serve config files that the page speaks of: `infra/serve.yaml`, and copies of it with other models."""
+    """The files that the page speaks of: `infra/serve.yaml`, copies of it with other models, and a job file."""
     yield "infra/serve.yaml", settings
     for name, models in re.findall(r"```yaml\n# models of (\S+)\n(.*?)```", PAGE, re.DOTALL):
         changed = yaml.safe_load(settings)
         changed["applications"][0]["args"]["models"] = yaml.safe_load(models)
         yield name, yaml.safe_dump(changed)
+    for name, text in re.findall(r"```yaml\n# (job\.yaml)\n(.*?)```", PAGE, re.DOTALL):
+        yield name, text
 
 
 class Shell:

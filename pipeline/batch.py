@@ -1,30 +1,26 @@
 """A run: freeze the manifest, annotate its shards on a pool, publish the parts. `run_batch` is the story."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
 
 from pipeline import manifest, results
 from pipeline.cluster import cluster, translating
 from pipeline.config import ImagesConfig, JobConfig, ModelSpec
+from pipeline.dataset import annotated
 from pipeline.driver import repeating, session
 from pipeline.errors import RunError, UsageError
 from pipeline.manifest import FrozenManifest
 from pipeline.placement import asked, has_gpus, live_nodes, missing, refuse_what_cannot_come, stage_size
-from pipeline.pool import PoolAddress, PoolClient, not_served, open_pool, served_pool
+from pipeline.pool import PoolClient, not_served, open_pool, served_pool
 from pipeline.progress import Progress, Report
 from pipeline.results import Layout, Marker, ModelFacts
 from pipeline.runs import Fingerprint, RunFile, refuse_changes
-from pipeline.stage import Plan, Stage, load_mask_decoder
+from pipeline.stage import Plan, load_mask_decoder
 from pipeline.storage import StorageError, Store, check_writable, open_store
 from pipeline.tasks import Task, parse_tasks
 from pipeline.weights import default_branch, locate
@@ -234,7 +230,7 @@ def _settled_file(run: Run, *, gpu: bool) -> RunFile:
 
 
 def _annotate(run: Run, todo: list[int], parts: "_Parts") -> None:
-    """Run shards through Ray Data, one block a shard, and publish parts as they become whole."""
+    """Have shards annotated, and publish parts as they become whole."""
     job, spec = run.job, run.file.model
     with contextlib.ExitStack() as opened:
         with _waiting_for_room(run):
@@ -252,30 +248,17 @@ def _annotate(run: Run, todo: list[int], parts: "_Parts") -> None:
             options_column=job.options_column,
             generation=run.generation,
         )
-        board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
         cpus, workers = stage_size(
             job.fetch,
             total=ray.cluster_resources().get("CPU", 0.0),
             free=ray.available_resources().get("CPU", 0.0),
             replicas=pool.replicas * job.pool.cpus_per_replica,
         )
-        blocks = ray.data.read_datasource(_Shards(todo), override_num_blocks=len(todo), num_cpus=0.05).map_batches(
-            _StageActor,
-            batch_size=None,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-            fn_constructor_args=(plan, pool, board),
-            num_cpus=cpus,
-            max_restarts=3,
-            max_task_retries=3,
-        )
         run.progress.stage, run.progress.annotating_since = "annotating", time.monotonic()
-        with _following(board, run.progress), translating():
-            for batch in blocks.iter_batches(batch_size=None, prefetch_batches=0):
-                for body in batch["marker"]:
-                    marker = Marker.from_json(body)
-                    _book(run, marker)
-                    parts.committed(marker.shard)
+        with contextlib.closing(annotated(plan, pool, todo, cpus=cpus, workers=workers, progress=run.progress)) as done:
+            for marker in done:
+                _book(run, marker)
+                parts.committed(marker.shard)
         parts.wait()
 
 
@@ -340,55 +323,6 @@ def _publish(uri: str, layout: Layout, part: int, generation: int) -> None:
     results.publish_part(open_store(uri), layout, part, generation)
 
 
-@ray.remote
-class _Board:
-    """Where stage processes note the rows that they have annotated of shards that are not committed yet."""
-
-    def __init__(self) -> None:
-        self._rows: dict[int, int] = {}
-
-    def note(self, shard: int, rows: int | None) -> None:
-        if rows is None:
-            self._rows.pop(shard, None)
-        else:
-            self._rows[shard] = rows
-
-    def total(self) -> int:
-        return sum(self._rows.values())
-
-
-class _Shards(Datasource):  # type: ignore[misc]
-    """The numbers of the shards to annotate, one a block. Reading one takes no time, so it reserves next to no CPU."""
-
-    def __init__(self, shards: list[int]) -> None:
-        self._shards = shards
-
-    def estimate_inmemory_data_size(self) -> int:
-        return 8 * len(self._shards)
-
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        return [ReadTask(functools.partial(_block, shard), BlockMetadata(1, 8, None, None)) for shard in self._shards]
-
-
-def _block(shard: int) -> list[pa.Table]:
-    return [pa.table({"shard": [shard]})]
-
-
-class _StageActor:
-    """A stage process as Ray Data calls it."""
-
-    def __init__(self, plan: Plan, pool: PoolAddress, board: Any) -> None:
-        self._stage, self._board = Stage(plan, PoolClient(pool)), board
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        markers = []
-        for shard in map(int, batch["shard"]):
-            marker = self._stage.annotate_shard(shard, functools.partial(self._board.note.remote, shard))
-            self._board.note.remote(shard, None)
-            markers.append(marker.as_json().decode())
-        return {"marker": np.array(markers, dtype=object)}
-
-
 @contextlib.contextmanager
 def _waiting_for_room(run: Run) -> Iterator[None]:
     """Say that the pool is being started, or for as long as no node could hold a replica, what is waited for."""
@@ -405,16 +339,3 @@ def _waiting_for_room(run: Run) -> Iterator[None]:
         return
     with repeating(look):
         yield
-
-
-@contextlib.contextmanager
-def _following(board: Any, progress: Progress) -> Iterator[None]:
-    """Keep `progress.rows_open` up to date."""
-
-    def look() -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
-            progress.rows_open = ray.get(board.total.remote(), timeout=10)
-
-    with repeating(look):
-        yield
-    progress.rows_open = 0

@@ -164,11 +164,11 @@ def application(config: ServeConfig) -> serve.Application:
         spec = served.model.resolved(gpu=served.pool.gpus(there=gpu) > 0)
         located = locate(spec)
         facts.append(ModelFacts(served.called, located.revision, located.image_size))
-        name = deployment_name(located.pin(spec), served.named_pool.name)
+        name = deployment_name(located.pin(spec), served.pool.name)
         if name in pools:
             raise UsageError(f"model {served.called}: another entry is the same model; give its pool another `name`")
-        pools[name] = replicas(located.pin(spec), served.named_pool, lasting=True)[0]
-        pooled[served.called] = Pooled(spec, served.named_pool.name)
+        pools[name] = replicas(located.pin(spec), served.pool, lasting=True)[0]
+        pooled[served.called] = Pooled(spec, served.pool.name)
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=1000,

@@ -15,7 +15,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(
         ["autoscaling", "metrics", "stage", "ask", "placement", "replica", "pool", "batch", "cluster", "driver"], 3
     ),
-    **dict.fromkeys(["gateway", "headless", "submit", "offline", "online"], 3),
+    **dict.fromkeys(["dataset", "gateway", "headless", "submit", "offline", "online"], 3),
     **dict.fromkeys(["report", "doctor", "display"], 4),
     **dict.fromkeys(["cli", "cli_jobs"], 5),
 }

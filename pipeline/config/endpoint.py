@@ -1,12 +1,11 @@
 """An endpoint: which models, for whom, within which limits."""
 
-import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from pipeline.config.base import Settings, model_shorthand, one_or_many, validated
-from pipeline.config.pool import LONGEST_NAME, NAME, ModelSpec, PoolConfig
+from pipeline.config.pool import ModelSpec, PoolConfig
 
 
 class ImagesConfig(Settings):
@@ -40,12 +39,6 @@ class ServedModel(Settings):
     def called(self) -> str:
         """What clients call it."""
         return self.name or (f"{self.model.id}:{self.pool.name}" if self.pool.name else self.model.id)
-
-    @property
-    def named_pool(self) -> PoolConfig:
-        """Its pool, under the name by which a job asks for it, if it has one that a pool can have."""
-        named = self.name is not None and len(self.name) <= LONGEST_NAME and re.fullmatch(NAME, self.name)
-        return self.pool.model_copy(update={"name": self.pool.name or (self.name if named else None)})
 
 
 class ServeConfig(Settings):
@@ -90,9 +83,9 @@ class ServeConfig(Settings):
         names = [served.called for served in value]
         if len(set(names)) != len(names):
             raise ValueError("two models have the same name; give one another `name`, or its pool a `name`")
-        pools = [(served.model, served.named_pool.name) for served in value]
+        pools = [(served.model, served.pool.name) for served in value]
         if twice := next((pool for place, pool in enumerate(pools) if pool in pools[:place]), None):
-            raise ValueError(f"two pools of {twice[0].id} have the same name; give one another `pool.name`")
+            raise ValueError(f"two pools of {twice[0].id} have the same name, or none; give one another `pool.name`")
         return value
 
 

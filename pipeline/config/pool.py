@@ -10,7 +10,6 @@ from pipeline.config.base import Settings
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "nf4"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-LONGEST_NAME = 40  # characters of a pool's name
 SMALLEST = 0.0001  # of a resource: Ray counts in ten-thousandths
 # Resources of Ray's that have settings of their own, or that nobody may ask for.
 RESERVED = re.compile(r"CPU|GPU|memory|object_store_memory|bundle|(node|accelerator_type|bundle_group\w*):.*")
@@ -59,10 +58,9 @@ class PoolConfig(Settings):
     name: str | None = Field(
         None,
         pattern=NAME,
-        max_length=LONGEST_NAME,
+        max_length=40,
         description="Of a job: the served pool that answers it; no other does, and nothing is started. Of an endpoint: "
-        "what such jobs call this pool. Default: of a job any served pool of its model, else one of its own; of an "
-        "endpoint `models[].name`.",
+        "what such jobs call this pool. Default: none; a job takes any served pool of its model, else one of its own.",
     )
     replicas: int | None = Field(
         None,

@@ -51,6 +51,12 @@ def wait_for(address: str) -> None:
         time.sleep(0.5)
 
 
+def deploy(dashboard: str, config: Path) -> subprocess.CompletedProcess[str]:
+    """`serve deploy`."""
+    command = [str(PROGRAMS / "serve"), "deploy", "-a", dashboard, str(config)]
+    return subprocess.run(command, env=PLAIN | TOKEN, capture_output=True, text=True, timeout=120, check=False)
+
+
 @contextlib.contextmanager
 def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[Head]:
     """A head with two CPUs and a dashboard; `environment` is laid over this process's. It ends with the block."""

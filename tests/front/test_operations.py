@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import httpx
 import psutil
 import pytest
 import yaml
+from front.heads import free_ports
 
 from pipeline.demo.collection import write_collection
 
@@ -26,12 +26,6 @@ PAGE = (ROOT / "docs/operations.md").read_text()
 LIMIT = 300  # seconds for all commands
 DONE = "done-with-it"
 CALLERS = 3
-
-
-def free_ports(count: int) -> list[str]:
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [str(probe.getsockname()[1]) for probe in probes]
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -128,7 +122,7 @@ class Callers:
 
 def test_the_commands_of_the_page(tmp_path: Path) -> None:
     ray_folder = tempfile.mkdtemp(prefix="ray-")  # sockets in it: the path must be short
-    gcs, dashboard, metrics, http, agent = free_ports(5)
+    gcs, dashboard, metrics, http, agent = map(str, free_ports(5))
     table = {
         "=6379": f"={gcs}",
         "=8265": f"={dashboard}",

@@ -1,13 +1,12 @@
 """`serve deploy infra/serve.yaml`, as an operator would on a running cluster."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
-from front.heads import PROGRAMS, Head, free_ports, ray_head, wait_for
+from front.heads import Head, deploy, free_ports, ray_head, wait_for
 from gateway.conftest import data_url, encoded
 
 from pipeline.demo.scenes import TEST_SEEDS, sample_scene
@@ -23,18 +22,13 @@ def head() -> Iterator[Head]:
         yield found
 
 
-def deploy(head: Head, config: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(PROGRAMS / "serve"), "deploy", "-a", head.dashboard, str(config)]
-    return subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=120, check=False)
-
-
 def test_the_endpoint_from_a_config_file(head: Head, tmp_path: Path) -> None:
     settings = yaml.safe_load((ROOT / "infra/serve.yaml").read_text())
     [port] = free_ports(1)
     settings["http_options"]["port"] = port
     config = tmp_path / "serve.yaml"
     config.write_text(yaml.safe_dump(settings))
-    done = deploy(head, config)
+    done = deploy(head.dashboard, config)
     assert done.returncode == 0, done.stderr
     address = f"http://127.0.0.1:{port}"
     wait_for(f"{address}/health")

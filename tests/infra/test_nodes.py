@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray.util
 import yaml
-from front.test_serve_config import PROGRAMS, TOKEN, deploy, free_ports, wait_for
+from front.heads import PROGRAMS, TOKEN, deploy, free_ports, wait_for
 from gateway.conftest import data_url, encoded
 from infra.test_kuberay import environment, groups_of, of_the_service, rays
 

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,17 +58,39 @@ def deploy(dashboard: str, config: Path) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[Head]:
-    """A head with two CPUs and a dashboard; `environment` is laid over this process's. It ends with the block."""
+def ray_head(environment: Mapping[str, str] | None = None, cpus: int = 2) -> Iterator[Head]:
+    """A head with a dashboard; `environment` is laid over this process's. It ends with the block."""
     gcs, web, agent = free_ports(3)
     command = [str(PROGRAMS / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
-    command += ["--num-cpus=2", "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={web}"]
+    command += [
+        f"--num-cpus={cpus}",
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={web}",
+    ]
     command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
-    settings = PLAIN | TOKEN | dict(environment or {})
-    process = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    with _running(command, PLAIN | TOKEN | dict(environment or {})) as process:
         wait_for(f"http://127.0.0.1:{web}/api/version")
         yield Head(f"http://127.0.0.1:{web}", f"127.0.0.1:{gcs}", process.pid)
+
+
+@contextlib.contextmanager
+def ray_node(head: Head, cpus: int = 2) -> Iterator[None]:
+    """Another node of a head's cluster, as far as Ray can tell."""
+    [agent] = free_ports(1)
+    command = [str(PROGRAMS / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", f"--address={head.gcs}"]
+    command += [f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
+    with _running(command, PLAIN | TOKEN):
+        wait_for(f"http://127.0.0.1:{agent}/api/healthz")
+        yield
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block, with all that descend from it."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
     finally:
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()

@@ -92,9 +92,11 @@ def until(
     client: openai.OpenAI, name: str, reached: Any = lambda batch: batch.status in OVER, seconds: int = 180
 ) -> Any:
     """The batch once it has come so far."""
-    end = time.monotonic() + seconds
+    end, answered = time.monotonic() + seconds, 0
     while True:
         batch = client.batches.retrieve(name)
+        assert batch.request_counts.completed >= answered, "what is answered stays so"
+        answered = batch.request_counts.completed
         if reached(batch):
             return batch
         assert batch.status not in OVER and time.monotonic() < end, batch

@@ -81,7 +81,7 @@ class Addresses:
                     found = await self._from_web(parts)
                     if isinstance(found, bytes):
                         return found
-                    address = urljoin(address, found)
+                    address = _joined(address, found)
         except TimeoutError:
             raise RequestError(504, "unreachable", "the image's host did not answer in time") from None
         raise RequestError(400, "unreachable", f"the image's address redirects more than {REDIRECTS} times")
@@ -164,6 +164,13 @@ def _split(address: str) -> SplitResult | None:
         return None
     known = parts.scheme in ("http", "https", "s3") and bool(parts.hostname)
     return parts if known and not ODD.search(address) and "@" not in parts.netloc else None
+
+
+def _joined(address: str, redirect: str) -> str:
+    try:
+        return urljoin(address, redirect)
+    except ValueError:
+        raise RequestError(400, "bad_uri", "the image's address redirects to one that is malformed") from None
 
 
 def _host(parts: SplitResult) -> str:

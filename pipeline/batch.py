@@ -16,7 +16,7 @@ from pipeline.driver import repeating, session
 from pipeline.errors import RunError, UsageError
 from pipeline.manifest import FrozenManifest
 from pipeline.placement import asked, has_gpus, live_nodes, missing, refuse_what_cannot_come, stage_size
-from pipeline.pool import PoolClient, not_served, open_pool, served_pool
+from pipeline.pool import PoolAddress, PoolClient, not_served, open_pool, served_pool
 from pipeline.progress import Progress, Report
 from pipeline.results import Layout, Marker, ModelFacts
 from pipeline.runs import Fingerprint, RunFile, refuse_changes
@@ -41,6 +41,7 @@ class Run:
     generation: int
     progress: Progress
     guard: ImagesConfig | None = None
+    pool: PoolAddress | None = None
 
     @property
     def layout(self) -> Layout:
@@ -58,11 +59,15 @@ class Run:
 
 
 def run_batch(
-    job: JobConfig, report: Report = lambda progress: None, guard: ImagesConfig | None = None
+    job: JobConfig,
+    report: Report = lambda progress: None,
+    guard: ImagesConfig | None = None,
+    pool: PoolAddress | None = None,
 ) -> dict[str, Any]:
     """Annotate a manifest; returns the run's summary, with `shards_annotated` by this process.
 
     `guard`: of a run for somebody who may not have everything read that the cluster can read: bounds its images.
+    `pool`: the one that answers, of the job's model in a given precision, be it up or not; default: as the job says.
     Raises UsageError before any work is begun, RunError if the run cannot go on, Stopped on SIGINT or SIGTERM.
     """
     tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
@@ -71,7 +76,7 @@ def run_batch(
         file, frozen = _settle(job, tasks, store, progress)
         if (summary := _finished(store)) is not None:
             return summary
-        return _work(Run(job, store, frozen, file, tasks, 0, progress, guard))
+        return _work(Run(job, store, frozen, file, tasks, 0, progress, guard, pool))
 
 
 def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, Any]:
@@ -208,7 +213,7 @@ def _with_precision(run: Run) -> RunFile:
     pool = run.job.pool
     gpu = pool.gpus(there=has_gpus()) > 0
     file = _settled_file(run, gpu=gpu)
-    if served_pool(file.model, pool.name) is None:
+    if run.pool is None and served_pool(file.model, pool.name) is None:
         if pool.name is None:
             refuse_what_cannot_come(asked(pool, pool.gpus(there=has_gpus())))
         elif served_pool((other := _settled_file(run, gpu=not gpu)).model, pool.name) is None:
@@ -234,7 +239,7 @@ def _annotate(run: Run, todo: list[int], parts: "_Parts") -> None:
     job, spec = run.job, run.file.model
     with contextlib.ExitStack() as opened:
         with _waiting_for_room(run):
-            pool = opened.enter_context(open_pool(spec, job.pool, results.run_name(run.store.uri)))
+            pool = run.pool or opened.enter_context(open_pool(spec, job.pool, results.run_name(run.store.uri)))
         plan = Plan(
             output=run.store.uri,
             tasks=tuple(run.tasks),
@@ -334,7 +339,7 @@ def _waiting_for_room(run: Run) -> Iterator[None]:
         run.progress.stage = words if lack is None else f"waiting for resources: {lack}"
 
     run.progress.stage = words
-    if pool.name is not None:  # it is there already
+    if pool.name is not None or run.pool is not None:  # it is there already
         yield
         return
     with repeating(look):

@@ -10,7 +10,7 @@ import typer
 from pipeline import __version__, cli_jobs, config
 from pipeline.cli_jobs import Json, Quiet
 from pipeline.config import JobConfig, ModelSpec
-from pipeline.errors import PaliscribeError, RunError
+from pipeline.errors import PaliscribeError, RunError, Stopped
 
 app = typer.Typer(
     help="Annotate image collections of any size with PaliGemma. "
@@ -238,7 +238,7 @@ def main() -> None:
     """Run the command line: errors that Paliscribe raises on purpose are one line on stderr and an exit code."""
     try:
         app()
-    except RunError as error:
+    except (RunError, Stopped) as error:
         print(f"paliscribe: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except PaliscribeError as error:

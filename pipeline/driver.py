@@ -7,19 +7,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from pipeline import results
-from pipeline.errors import PassingError, RunError
+from pipeline.errors import PassingError, Stopped
 from pipeline.progress import Progress, Report
 from pipeline.storage import StorageError, Store
 
 TICK = 0.5  # seconds between two looks at the progress
-
-
-class Stopped(RunError):
-    """The run was told to stop. What is committed stays, and the same command goes on from there."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
 
 
 @contextlib.contextmanager

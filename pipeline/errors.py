@@ -8,10 +8,13 @@
         ├── PassingError  the same run can go on once that has passed
         └── UsageError  the request itself was wrong: exit code 2
 
+    Stopped (a BaseException)  SIGINT or SIGTERM: the run ends cleanly and can go on
+
 Errors of storage, Pillow, torch and Ray are translated into these in one place each
 (`storage`, `images`, `model`, `pool`). `kind` is a fixed word that programs can match; the message is for people.
 """
 
+import signal
 from typing import Literal, get_args
 
 RowErrorKind = Literal[
@@ -83,6 +86,18 @@ class RunError(PaliscribeError):
 
 class PassingError(RunError):
     """The run stops for what may pass: storage or the cluster failed, or another driver is at work on it."""
+
+
+class Stopped(BaseException):
+    """The run was told to stop. What is committed stays, and the same command goes on from there.
+
+    No Exception: it is raised wherever the main thread happens to be, and no library may take it for a failure of its
+    own, to be wrapped or tried again.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
 
 
 class UsageError(RunError):

@@ -19,7 +19,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster import is_own
-from pipeline.driver import Stopped
+from pipeline.errors import Stopped
 
 HEADLESS = "paliscribe-batch-"  # applications with this prefix belong to one attempt at a run each
 TRIES = 5  # a driver may have been killed while it deployed

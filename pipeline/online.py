@@ -15,12 +15,13 @@ from typing import Any
 
 from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 
 from pipeline.addresses import Addresses
 from pipeline.cluster import cluster
 from pipeline.config import ServeConfig, parse_serve
-from pipeline.driver import Stopped, signals
-from pipeline.errors import ReplicaError, RequestError, RunError, UsageError
+from pipeline.driver import signals
+from pipeline.errors import ReplicaError, RequestError, RunError, Stopped, UsageError
 from pipeline.gateway import Served, Service, create_app
 from pipeline.gateway.keys import Keys, read_keys
 from pipeline.masks import MaskDecoder
@@ -100,7 +101,7 @@ class DriversLauncher:
 
     async def _call(self, method: Any, order: Order) -> None:
         """Tell the drivers; where that fails, they read of it in the store when they are back."""
-        with contextlib.suppress(RayError, TimeoutError):
+        with contextlib.suppress(RayError, RayServeException, TimeoutError):
             await asyncio.wait_for(method.remote(order), GRACE)
 
 
@@ -168,7 +169,7 @@ def application(config: ServeConfig) -> serve.Application:
         if name in pools:
             raise UsageError(f"model {served.called}: another entry is the same model; give its pool another `name`")
         pools[name] = replicas(located.pin(spec), served.pool, lasting=True)[0]
-        pooled[served.called] = Pooled(spec, served.pool.name)
+        pooled[served.called] = Pooled(spec, name)
     gateway = serve.deployment(
         name="gateway",
         max_ongoing_requests=1000,

@@ -6,6 +6,7 @@ it. So no two of them ever overwrite each other, and whoever asks puts the three
 
     CALLER/files/file-.../content, meta.json                    the marker, meta.json, is written last
     CALLER/orders/batch_... or job_.../order.json, state.json, cancel.json
+    open/CALLER/batch_... or job_...                            while it is not over, so that few are looked through
 """
 
 import json
@@ -20,6 +21,7 @@ from pipeline.storage import StorageError, Store
 
 Kind = Literal["batch", "job"]
 NAME = re.compile(r"(file-|batch_|job_)[0-9a-f]{20,40}")
+OPEN = "open"  # no caller is called so
 OVER = frozenset({"completed", "failed", "expired", "cancelled"})  # states that nothing follows
 
 
@@ -87,6 +89,7 @@ class Orders:
 
     def place(self, order: Order) -> None:
         """Note what was asked for."""
+        self.store.put(_open(order), b"")
         self.store.put_if_absent(self.key(order, "order.json"), json.dumps(asdict(order)).encode())
 
     def order(self, owner: str, name: str) -> Order | None:
@@ -100,10 +103,12 @@ class Orders:
 
     def open_orders(self) -> list[Order]:
         """The orders of all callers that are not over, the oldest first."""
-        keys = [key.split("/") for found in self.store.list() if (key := found.key).endswith("/order.json")]
-        placed = [self.order(parts[0], parts[2]) for parts in keys if len(parts) == 4 and parts[1] == "orders"]
-        found = [order for order in placed if order is not None and self.state(order).get("status") not in OVER]
-        return sorted(found, key=lambda order: (order.created_at, order.id))
+        names = [found.key.split("/")[1:] for found in self.store.list(f"{OPEN}/")]
+        placed = [order for owner, name in names if (order := self.order(owner, name)) is not None]
+        for over in [order for order in placed if self.state(order).get("status") in OVER]:
+            self.store.delete(_open(over))
+            placed.remove(over)
+        return sorted(placed, key=lambda order: (order.created_at, order.id))
 
     def state(self, order: Order) -> dict[str, Any]:
         """Where the driver says that an order stands; empty before it has said anything."""
@@ -112,6 +117,8 @@ class Orders:
     def set_state(self, order: Order, state: dict[str, Any]) -> None:
         """Say where an order stands; for its driver alone."""
         self.store.put(self.key(order, "state.json"), json.dumps(state).encode())
+        if state["status"] in OVER:
+            self.store.delete(_open(order))
 
     def cancel(self, order: Order) -> None:
         """Ask for an order to be given up."""
@@ -144,3 +151,7 @@ class Orders:
                 return None
             raise
         return found
+
+
+def _open(order: Order) -> str:
+    return f"{OPEN}/{order.owner}/{order.id}"

@@ -21,6 +21,7 @@ from pipeline.storage.base import scheme
 WINDOW: Final = re.compile(r"([1-9][0-9]{0,4})([smhd])")
 SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 LONGEST_KEY, LONGEST_VALUE, MOST_PAIRS = 64, 512, 16  # of a batch's metadata, as OpenAI has it
+LARGEST_JOB: Final = 2**18  # bytes; reading YAML takes its time
 TIMES: Final = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelled")
 # What a caller may set of a job. The rest is the operator's: which replicas answer, how images are fetched.
 SETTABLE: Final = (
@@ -85,7 +86,7 @@ def routes(config: ServeConfig, models: list[str], orders: Orders | None, launch
         await asyncio.to_thread(kept(orders).place, order)
         if launcher is not None:
             await launcher.begin(order)
-        return await asyncio.to_thread(_shown, kept(orders), order)
+        return _as_shown(order, {}, None)  # nothing that fails now may make the caller place it again
 
     async def found(request: Request, name: str, kind: Kind) -> Order:
         order = await asyncio.to_thread(kept(orders).order, owner(request), name)
@@ -135,7 +136,7 @@ def routes(config: ServeConfig, models: list[str], orders: Orders | None, launch
     @router.post("/v1/jobs", summary="Run a job file, JSON or YAML, on a served model", openapi_extra=_job_body())
     async def create_job(request: Request) -> dict[str, Any]:
         kept(orders)
-        call = read_job(await request.body(), config, models, pictures)
+        call = await asyncio.to_thread(read_job, await request.body(), config, models, pictures)
         return await place(Order(new_id("job_"), owner(request), "job", call, int(time.time())))
 
     @router.get("/v1/jobs", summary="The caller's jobs, the newest first")
@@ -156,6 +157,8 @@ def routes(config: ServeConfig, models: list[str], orders: Orders | None, launch
 
 def read_job(body: bytes, config: ServeConfig, models: list[str], pictures: Pictures) -> dict[str, Any]:
     """A job file's settings, checked. Raises RequestError: what is wrong, or not for a caller to say."""
+    if len(body) > LARGEST_JOB:
+        raise RequestError(413, "too_large", f"a job file has at most {LARGEST_JOB:,} bytes")
     try:
         values = plain_yaml(body)
     except ValueError:
@@ -184,8 +187,8 @@ def read_job(body: bytes, config: ServeConfig, models: list[str], pictures: Pict
 
 
 def _below(output: str, place: str) -> bool:
-    """Whether an output lies below a folder or prefix."""
-    if scheme(output) != scheme(place):
+    """Whether an output lies below a folder or prefix; file:// addresses, which can be spelled in many ways, do not."""
+    if scheme(output) != scheme(place) or scheme(output) not in ("", "s3"):
         return False
     if not scheme(place):
         return Path(output).is_absolute() and Path(output).resolve().is_relative_to(Path(place).expanduser().resolve())
@@ -196,10 +199,13 @@ def _below(output: str, place: str) -> bool:
 def _shown(orders: Orders, order: Order) -> dict[str, Any]:
     """An order as its caller sees it."""
     state = orders.state(order)
-    status, cancelled = state.get("status", "validating" if order.kind == "batch" else "queued"), None
-    if state.get("status") not in OVER - {"cancelled"}:
-        cancelled = orders.cancelled_at(order)
-        status = "cancelling" if cancelled is not None and status not in OVER else status
+    asked_to = state.get("status") not in OVER - {"cancelled"}
+    return _as_shown(order, state, orders.cancelled_at(order) if asked_to else None)
+
+
+def _as_shown(order: Order, state: dict[str, Any], cancelled: int | None) -> dict[str, Any]:
+    status = state.get("status", "validating" if order.kind == "batch" else "queued")
+    status = "cancelling" if cancelled is not None and status not in OVER else status
     times = {f"{name}_at": state.get(f"{name}_at") for name in TIMES} | {"cancelling_at": cancelled}
     make: Callable[[Order, dict[str, Any]], dict[str, Any]] = _batch if order.kind == "batch" else _job
     return (

@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,8 @@ LINES_A_SHARD = 64  # what a cancelled batch loses at most, for each stage proce
 def drive_batch(work: Work) -> None:
     """validating -> in_progress -> finalizing -> completed, expired or cancelled; or failed."""
     if work.state.get("status", "validating") == "validating":
-        if work.given_up:
-            work.say("expired" if work.expired else "cancelled")
+        if (why := work.given_up) is not None:
+            work.say(why)
             return
         work.say("validating")
         found = _validated(work)
@@ -36,21 +37,22 @@ def drive_batch(work: Work) -> None:
         counts = {"total": len(found.rows), "completed": 0, "failed": 0}
         work.say("in_progress", counts=counts, model=found.model)
     if work.state["status"] == "in_progress":
-        if not work.given_up:
+        if work.given_up is None:
+            spec, pool = work.model(work.state["model"])
             work.before = _committed(open_store(work.output))
             job = JobConfig(
                 manifest=f"{work.orders.store.uri}/{Orders.key(work.order, 'lines.parquet')}",
                 tasks=("{ask}",),
                 output=work.output,
+                model=spec,
                 options_column="options",
                 partition_by=(),
                 shard_rows=LINES_A_SHARD,
                 max_error_rate=1.0,
-                **work.models[work.state["model"]].settings(),
             )
-            run_batch(job, work.progress, work.config.images)
+            run_batch(job, work.progress, work.config.images, pool)
         work.say("finalizing")
-    _finalize(work)
+    finalize(work)
 
 
 def _committed(run: Store) -> Counter[str]:
@@ -80,11 +82,15 @@ def _validated(work: Work) -> lines.Lines:
     return found
 
 
-def _finalize(work: Work) -> None:
-    """Write the files of answers and of errors from what is committed, then say how it ended."""
+def finalize(work: Work, failed: str | None = None) -> None:
+    """Write the files of answers and of errors from what is committed, then say how it ended.
+
+    `failed`: why the run cannot go on. Nothing that is answered is lost with it.
+    """
     run = open_store(work.output)
-    counts, now, seen = Counter[str](), work.state["finalizing_at"], set[int]()
-    whole = results.read_summary(run) is not None
+    now = work.state.setdefault("finalizing_at", int(time.time()))
+    counts, seen = Counter[str](), set[int]()
+    ended = "completed" if results.read_summary(run) is not None else None if failed else work.given_up
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="paliscribe-")) for _ in range(2)]
         for record in _records(run):
@@ -92,7 +98,7 @@ def _finalize(work: Work) -> None:
             files[0 if answered else 1].write(f"{line}\n")
             counts["completed" if answered else "failed"] += 1
             seen.add(record["row"])
-        if not whole and work.expired:
+        if ended == "expired":
             for line in lines.expired(work.order.id, _unanswered(work, seen)):
                 files[1].write(f"{line}\n")
                 counts["failed"] += 1
@@ -102,7 +108,10 @@ def _finalize(work: Work) -> None:
         ]
     done = {name: counts[name] for name in ("completed", "failed")}
     made = {"counts": work.state["counts"] | done, "output_file_id": names[0], "error_file_id": names[1]}
-    work.say("completed" if whole else "expired" if work.expired else "cancelled", **made)
+    if ended is not None:
+        work.say(ended, **made)
+    else:
+        work.fail(failed or "it ended without being finished, expired or cancelled", **made)
     work.tidy()
 
 

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import ModelSpec, PoolConfig, ServeConfig
+from pipeline.config import ModelSpec, ServeConfig
+from pipeline.errors import RunError
 from pipeline.orders import Order, Orders
+from pipeline.pool import PoolAddress
 from pipeline.progress import Progress
+from pipeline.storage import StorageError
 
 log = logging.getLogger(__name__)
 SAID_EVERY = 2.0  # seconds between two reports of progress
@@ -17,38 +20,42 @@ SAID_EVERY = 2.0  # seconds between two reports of progress
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """A served model, and the name of the pool that answers for it, if it has one."""
+    """A served model, and the deployment of the replicas that answer for it."""
 
     spec: ModelSpec
-    pool: str | None
-
-    def settings(self) -> dict[str, Any]:
-        """What of a job makes it run there."""
-        return {"model": self.spec, "pool": PoolConfig(name=self.pool)}
+    deployment: str
 
 
 @dataclass(slots=True)
 class Work:
-    """One order under its driver. `models`: by what clients call them."""
+    """One order under its driver. `models`: by what clients call them, in the Serve application `application`."""
 
     config: ServeConfig
     models: Mapping[str, Pooled]
+    application: str
     orders: Orders
     order: Order
     state: dict[str, Any] = field(default_factory=dict)
     before: Counter[str] = field(default_factory=Counter)  # statuses that drivers before this one have committed
     _said: float = 0.0
 
+    def model(self, name: str) -> tuple[ModelSpec, PoolAddress]:
+        """A model, and its pool in this endpoint. Raises RunError if it is served no more."""
+        if name not in self.models:
+            raise RunError(f"model {name} is not served any more")
+        served = self.models[name]
+        return served.spec, PoolAddress(self.application, served.deployment, 1)
+
     def say(self, status: str, **more: Any) -> None:
         """Enter a state, and note when."""
         self.state |= {"status": status, f"{status}_at": self.state.get(f"{status}_at", int(time.time()))} | more
         self.orders.set_state(self.order, self.state)
 
-    def fail(self, code: str, words: str) -> None:
+    def fail(self, words: str, **more: Any) -> None:
         """Give it up. The words of a job's failure are about what its caller named; a batch's are about our inside."""
         log.error("order %s: %s", self.order.id, words)
-        said = words if self.order.kind == "job" else "the batch could not be run; the endpoint's log says why"
-        self.say("failed", problems=[{"code": code, "message": said, "param": None, "line": None}])
+        said = words if self.order.kind == "job" else "the batch could not be run to its end; ask who runs the endpoint"
+        self.say("failed", problems=[{"code": "run_failed", "message": said, "param": None, "line": None}], **more)
 
     def progress(self, progress: Progress) -> None:
         """Report a run's progress, now and then."""
@@ -62,17 +69,18 @@ class Work:
         else:
             done = {"rows_done": progress.rows_before + progress.rows_done, "rows": progress.rows}
             self.state["progress"] = {"stage": progress.stage, **done, "images_per_second": progress.images_per_second}
-        self.orders.set_state(self.order, self.state)
+        try:
+            self.orders.set_state(self.order, self.state)
+        except StorageError as error:  # the next report may get through
+            log.warning("order %s: %s", self.order.id, error)
 
     @property
-    def given_up(self) -> bool:
-        """Whether nothing more of it is to be annotated."""
-        return self.expired or self.orders.cancelled_at(self.order) is not None
-
-    @property
-    def expired(self) -> bool:
-        """Whether its window has closed."""
-        return self.order.expires_at is not None and time.time() >= self.order.expires_at
+    def given_up(self) -> str | None:
+        """`expired` or `cancelled`, whichever came first, of an order of which nothing more is to be annotated."""
+        cancelled, end = self.orders.cancelled_at(self.order), self.order.expires_at
+        if end is not None and time.time() >= end and (cancelled is None or cancelled >= end):
+            return "expired"
+        return "cancelled" if cancelled is not None else None
 
     @property
     def output(self) -> str:

@@ -49,6 +49,7 @@ class Begun:
     file: RunFile
     store: Any
     progress: Progress = field(default_factory=Progress)
+    pool: None = None
 
 
 def test_auto_precision_on_gpus_takes_their_branch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,6 +64,7 @@ def test_auto_precision_on_gpus_takes_their_branch(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(batch, "locate", locate)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr("pipeline.placement.is_own", lambda: False)  # the Ray of other tests, which has no GPU
     begun: Any = Begun(job, file, open_store(str(tmp_path)))
     settled = batch._with_precision(begun)
     assert settled.fingerprint.revision == settled.model.revision == "commit-of-bfloat16"

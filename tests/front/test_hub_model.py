@@ -64,6 +64,7 @@ def test_auto_precision_on_gpus_takes_their_branch(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(batch, "locate", locate)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr(batch, "served_pool", lambda *_: None)
     monkeypatch.setattr("pipeline.placement.is_own", lambda: False)  # the Ray of other tests, which has no GPU
     begun: Any = Begun(job, file, open_store(str(tmp_path)))
     settled = batch._with_precision(begun)

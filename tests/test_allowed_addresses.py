@@ -28,12 +28,12 @@ def web() -> Iterator[int]:
             name = self.path.partition("?")[0].rpartition("/")[2]
             if name == "slow":
                 time.sleep(1.5)
-            status = {"gone": 404, "away": 302, "inside": 302, "loop": 302}.get(name, 200)
+            status = {"gone": 404, "away": 302, "inside": 302, "loop": 302, "odd": 302}.get(name, 200)
             self.send_response(status)
             if status == 302:
                 ours = f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
                 targets = {"away": "http://localhost:1/x", "inside": "/open/picture", "loop": f"{ours}/open/loop"}
-                self.send_header("Location", targets[name])
+                self.send_header("Location", targets.get(name, "http://[bad"))
             body = b"x" * 5000 if name == "large" else f"{name} for {self.headers['Host']}".encode()
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -72,6 +72,7 @@ def test_what_the_list_allows_is_read(web: int) -> None:
         ("open/slow", 504, "unreachable"),
         ("open/away", 403, "not_allowed"),
         ("open/loop", 400, "unreachable"),
+        ("open/odd", 400, "bad_uri"),
         ("shut/a.png", 403, "not_allowed"),
         ("opened/a.png", 403, "not_allowed"),
         ("open/../shut/a.png", 403, "not_allowed"),

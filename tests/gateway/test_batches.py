@@ -243,13 +243,16 @@ def test_outputs_in_folders_may_not_climb_out(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "link").symlink_to(tmp_path)
     images = ImagesConfig(addresses=("s3://images/in/",))
-    config = CONFIG.model_copy(update={"outputs": (str(tmp_path / "runs"),), "images": images})
+    places = (str(tmp_path / "runs"), f"file://{tmp_path}/runs")
+    config = CONFIG.model_copy(update={"outputs": places, "images": images})
 
     def read(output: str) -> dict[str, Any]:
         return read_job(json.dumps(JOB | {"output": output}).encode(), config, ["demo"], Pictures(images))
 
     assert read(f"{tmp_path}/runs/one")["output"] == f"{tmp_path}/runs/one"
-    for output in (f"{tmp_path}/runs/../x", f"{tmp_path}/runs/link/x", f"{tmp_path}/other", f"{tmp_path}/runs-2/x"):
+    climbing = ("runs/../x", "runs/link/x", "other", "runs-2/x")
+    spelled = (f"file://{tmp_path}/runs/%2e%2e/x", f"file://{tmp_path}/runs/x")
+    for output in (*(f"{tmp_path}/{name}" for name in climbing), *spelled):
         with pytest.raises(RequestError, match="output"):
             read(output)
 
@@ -260,3 +263,11 @@ def test_outputs_in_folders_may_not_climb_out(tmp_path: Path) -> None:
 def test_what_is_no_job_file_is_refused(desk: Desk, body: bytes) -> None:
     reply = httpx.post(f"{desk.address}/v1/jobs", content=body, headers={"Authorization": f"Bearer {ONE}"})
     assert reply.status_code == 400, reply.text
+
+
+def test_a_large_job_file_is_refused_unread(desk: Desk) -> None:
+    body = b"[" + b"1, " * 33_000 + b"1]"
+    assert len(body) < 100_000, "what this endpoint takes at all"
+    with pytest.raises(RequestError, match="at most 262,144 bytes") as caught:
+        read_job(body * 3, CONFIG, ["demo"], Pictures(ImagesConfig()))
+    assert caught.value.status == 413

@@ -69,7 +69,7 @@ def ray_head(environment: Mapping[str, str] | None = None, cpus: int = 2) -> Ite
         f"--dashboard-port={web}",
     ]
     command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
-    with _running(command, PLAIN | TOKEN | dict(environment or {})) as process:
+    with running(command, PLAIN | TOKEN | dict(environment or {})) as process:
         wait_for(f"http://127.0.0.1:{web}/api/version")
         yield Head(f"http://127.0.0.1:{web}", f"127.0.0.1:{gcs}", process.pid)
 
@@ -80,19 +80,22 @@ def ray_node(head: Head, cpus: int = 2) -> Iterator[None]:
     [agent] = free_ports(1)
     command = [str(PROGRAMS / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", f"--address={head.gcs}"]
     command += [f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
-    with _running(command, PLAIN | TOKEN):
+    with running(command, PLAIN | TOKEN):
         wait_for(f"http://127.0.0.1:{agent}/api/healthz")
         yield
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block, with all that descend from it."""
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def running(
+    command: Sequence[str], environment: Mapping[str, str], log: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block, with all that descend from it. `log`: where its output goes."""
+    with (log or Path(os.devnull)).open("wb") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
     try:
         yield process
     finally:
-        children = psutil.Process(process.pid).children(recursive=True)
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.kill()
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):

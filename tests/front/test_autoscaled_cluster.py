@@ -20,10 +20,10 @@ import psutil
 import pyarrow.dataset as ds
 import pytest
 import ray.util
+from front.heads import PROGRAMS, TOKEN, running
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
 pytestmark = pytest.mark.cluster
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
 LIMIT = 150  # seconds for the job, and for the nodes to leave
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 STORE = 100 * 2**20  # bytes of a node's object store; by default each would take a third of the machine
@@ -38,8 +38,11 @@ class Autoscaled:
 
     def nodes(self) -> int:
         """Nodes that are there beside the head: each has a raylet."""
-        found = [child for child in self.process.children(recursive=True) if child.name() == "raylet"]
-        return len(found) - 1
+        found = 0
+        for child in self.process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += child.name() == "raylet"
+        return found - 1
 
 
 def settings(address: str) -> dict[str, object]:
@@ -79,7 +82,7 @@ def autoscaled(tmp_path: Path) -> Iterator[Autoscaled]:
     address = f"{ray.util.get_node_ip_address()}:{port}"
     config = tmp_path / "autoscaling.json"
     config.write_text(json.dumps(settings(address)))
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=0"]
+    command = [str(PROGRAMS / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=0"]
     command += [f"--autoscaling-config={config}", "--include-dashboard=false", "--disable-usage-stats"]
     command += [f"--object-store-memory={STORE}"]
     environment = {
@@ -92,23 +95,13 @@ def autoscaled(tmp_path: Path) -> Iterator[Autoscaled]:
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
     log = tmp_path / "head.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
-    try:
+    with running(command, environment, log) as process:
         cluster, until = Autoscaled(address, psutil.Process(process.pid)), time.monotonic() + 60
         while cluster.nodes() < 0:  # its own raylet comes last
             assert process.poll() is None and time.monotonic() < until, log.read_text()[-2000:]
             time.sleep(0.2)
         yield cluster
         assert process.poll() is None, log.read_text()[-2000:]
-    finally:
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.kill()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        process.wait(30)
-        psutil.wait_procs(children, timeout=30)
 
 
 def test_a_job_waits_for_nodes_and_they_leave_after_it(

@@ -18,11 +18,11 @@ import pyarrow.dataset as ds
 import pytest
 import ray.util
 from front.conftest import read_rows, replicas, write_rows
+from front.heads import PROGRAMS, TOKEN, free_ports, running
 from infra.test_observation import named
 from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.cluster
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,10 @@ class Head:
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
     """The address of a Ray head in processes of its own."""
-    with socket.socket() as free, socket.socket() as second:
-        free.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        port, metrics = free.getsockname()[1], second.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
+    port, metrics = free_ports(2)
+    command = [str(PROGRAMS / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     command += ["--include-dashboard=false", "--disable-usage-stats", f"--metrics-export-port={metrics}"]
-    environment = os.environ | TOKEN
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    with running(command, os.environ | TOKEN) as process:
         until = time.monotonic() + 60
         while True:
             with socket.socket() as probe:
@@ -54,14 +49,6 @@ def head(tmp_path: Path) -> Iterator[Head]:
             assert process.poll() is None and time.monotonic() < until, "the head did not come up"
             time.sleep(0.2)
         yield Head(f"{ray.util.get_node_ip_address()}:{port}", process.pid, metrics)
-    finally:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        process.wait(30)
-        psutil.wait_procs(children, timeout=30)
 
 
 def test_a_run_joins_and_leaves(head: Head, collection: Path, tmp_path: Path) -> None:

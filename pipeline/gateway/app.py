@@ -148,7 +148,6 @@ class Guard:
 
     def __init__(self, app: ASGIApp, keys: Keys, config: ServeConfig, over: Over, label: bool) -> None:
         self.app, self.keys, self.config, self.over, self.label = app, keys, config, over, label
-        self._most_held = max(BODIES * config.max_body, FILE_BODIES * config.max_file if config.files else 0)
         self._held = 0  # bytes of the bodies of calls under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -191,6 +190,7 @@ class Guard:
             most, seconds = self.config.max_file + FORM, FILE_SECONDS
         if length is not None and re.fullmatch("[0-9]{1,18}", length) and int(length) > most:
             raise _too_large(most)
+        files = FILE_BODIES * self.config.max_file if self.config.files is not None else 0
         last: Message = {}
         try:
             async with asyncio.timeout(seconds):
@@ -201,7 +201,7 @@ class Guard:
                     self._held += len(part)
                     if len(body) > most:
                         raise _too_large(most)
-                    if self._held > self._most_held:
+                    if self._held > max(BODIES * self.config.max_body, files):
                         raise RequestError(429, "overloaded", "too many large bodies are under way")
         except TimeoutError:
             raise RequestError(408, "too_slow", f"the body did not come within {seconds:g} seconds") from None

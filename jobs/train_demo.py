@@ -1,6 +1,7 @@
 """Train the demo checkpoint from nothing: `python -m jobs.train_demo`.
 
-About an hour on two CPU cores. A run that was stopped goes on where it last saved.
+About an hour on two CPU cores. A run that was stopped goes on where it last saved, on the same kind of
+processor and with the same torch to the very weights that it would have reached without a stop.
 """
 
 import argparse
@@ -17,11 +18,8 @@ def main() -> None:
     parser.add_argument("--stage", help="run this stage only, from the state of the one before")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="below 1: a shorter run, to see that it works")
     options = parser.parse_args()
-    import torch
-
     from pipeline.demo.training.recipe import train
 
-    torch.set_num_threads(2)
     for stage, seconds in train(options.work, options.out, options.stage, options.steps_scale).items():
         print(f"{stage}: {seconds:.0f} s")
 

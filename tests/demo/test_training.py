@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from pipeline.demo import CHECKPOINT
 from pipeline.demo.scenes import sample_page, sample_scene
 from pipeline.demo.training.optimizer import Muon
 from pipeline.demo.training.packing import Rows, choose, coarse_bin, packed_rows, plain_rows, read_items
-from pipeline.demo.training.pools import CHARACTERS, patch_targets
+from pipeline.demo.training.pools import CHARACTERS, load_or_render, patch_targets
 from pipeline.demo.training.recipe import train
 from pipeline.demo.training.stages import STAGES
+from pipeline.demo.training.trainer import Learner, Pools, load_state, run_stage
 
 SEED = 11
 ROOT = Path(__file__).parents[2]
@@ -103,15 +105,56 @@ def test_rates_warm_up_and_fall_to_their_floor():
         assert rates[0] < max(rates) <= 1 and rates[-1] < stage.floor + 0.01
 
 
+@pytest.fixture(scope="module")
+def pools(annotator, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pools")
+    scenes, pages = (load_or_render(folder / kind, kind, 0, 16) for kind in ("scenes", "pages"))
+    return Pools(scenes, pages, read_items(scenes.items, annotator.processor.tokenizer))
+
+
+@pytest.fixture
+def set_threads():
+    given = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(given)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=[stage.name for stage in STAGES])
+def test_a_stopped_stage_goes_on_exactly(stage, annotator, pools, set_threads, tmp_path, capsys):
+    """However many threads the callers have. The first step of a stage is the same however many follow."""
+    stage = replace(stage, scenes=8, pages=min(8, stage.pages))
+    ends = []
+    for threads, stops in ((1, [2]), (3, [1, 2])):
+        set_threads(threads)
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        for steps in stops:
+            learner = Learner.new(annotator.processor.tokenizer)
+            run_stage(replace(stage, steps=steps), learner, pools, folder)
+        assert torch.get_num_threads() == threads
+        ends.append(load_state(folder / f"{stage.name}.pt")["learner"])
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_state_of_other_arithmetic_is_told(tmp_path, capsys):
+    torch.save({"arithmetic": "an abacus"}, tmp_path / "tower.pt")
+    load_state(tmp_path / "tower.pt")
+    assert "tower.pt: made by an abacus, not torch" in capsys.readouterr().out
+
+
 def test_the_recipe_runs_and_goes_on(tmp_path):
     """The whole job in miniature, then its last stage once more from the states it left."""
     folders = ["--work", str(tmp_path), "--out", str(tmp_path / "out")]
     command = [sys.executable, "-m", "jobs.train_demo", *folders, "--steps-scale", "0.0008"]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
-    (tmp_path / f"{STAGES[-1].name}.pt").unlink()
+    state = tmp_path / f"{STAGES[-1].name}.pt"
+    trained = load_state(state)["learner"]
+    state.unlink()
     assert list(train(tmp_path, tmp_path / "again", STAGES[-1].name, 0.0008)) == [STAGES[-1].name]
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
+    torch.testing.assert_close(load_state(state)["learner"], trained, rtol=0, atol=0)  # float32, unlike the checkpoint
     with pytest.raises(ValueError, match="there is no stage 'first'"):
         train(tmp_path, tmp_path, "first")
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):

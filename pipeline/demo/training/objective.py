@@ -12,7 +12,8 @@ BOX_WEIGHT = 0.5  # of a box token in the loss
 
 def answer_loss(model: PaliGemmaForConditionalGeneration, features: Tensor, rows: Rows, first_location: int) -> Tensor:
     """Mean loss of the rows' answers, given vision features [images, 64, 128]."""
-    seen = model.model.multi_modal_projector(features)[rows.images]
+    # Not [rows.images]: its gradient is added up by threads in any order.
+    seen = model.model.multi_modal_projector(features).index_select(0, rows.images)
     embedded = torch.cat([seen, model.get_input_embeddings()(rows.tokens)], 1)
     hidden = model.model.language_model(
         inputs_embeds=embedded, attention_mask=rows.mask, position_ids=rows.positions, use_cache=False

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.demo.training.model import build_processor, save
@@ -12,7 +11,7 @@ from pipeline.demo.training.packing import read_items
 from pipeline.demo.training.pools import load_or_render
 from pipeline.demo.training.stages import STAGES, Stage
 from pipeline.demo.training.tokenizer import build_tokenizer
-from pipeline.demo.training.trainer import Learner, Pools, run_stage
+from pipeline.demo.training.trainer import Learner, Pools, load_state, run_stage
 
 SCENES = 60_000
 PAGES = 40_000
@@ -36,7 +35,7 @@ def train(work: Path, out: Path, only: str | None = None, steps_scale: float = 1
         if only in (None, stage.name):
             seconds[stage.name] = run_stage(_scaled(stage, steps_scale), learner, pools, work)
         else:
-            learner.load_state_dict(torch.load(work / f"{stage.name}.pt", weights_only=True)["learner"])
+            learner.load_state_dict(load_state(work / f"{stage.name}.pt")["learner"])
     save(learner.model, build_processor(tokenizer), out)
     (work / "seconds.json").write_text(json.dumps(seconds))
     return seconds

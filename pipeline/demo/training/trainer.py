@@ -1,8 +1,16 @@
-"""Runs one stage after another. Every batch is a pure function of stage and step, so a stopped run goes on exactly."""
+"""Runs one stage after another. A stopped run goes on exactly, to the same weights bit for bit.
 
+Every batch is a pure function of stage and step, and torch has `THREADS` threads whatever the caller gave it. A state
+of another torch or kind of processor can be gone on from too, but only nearly: a line says so.
+"""
+
+import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +29,18 @@ from pipeline.demo.training.stages import Stage
 SEED = 20260
 SAVE_EVERY = 250  # steps between resumable states
 LOG_EVERY = 50
+THREADS = 2
+
+
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """`THREADS` threads meanwhile: how a sum is split among threads decides its last bits."""
+    given = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(given)
 
 
 @dataclass(slots=True)
@@ -32,6 +52,7 @@ class Learner:
     tokenizer: PreTrainedTokenizerFast
 
     @classmethod
+    @_own_threads()
     def new(cls, tokenizer: PreTrainedTokenizerFast) -> "Learner":
         """Random weights, the same every time."""
         model = build_model(tokenizer, SEED)
@@ -56,13 +77,32 @@ class Pools:
     examples: list[list[Example]]
 
 
+def load_state(state_file: Path) -> dict[str, Any]:
+    """Read a kept state, and print a line where going on from it will not be exact."""
+    state: dict[str, Any] = torch.load(state_file, weights_only=True)
+    made_by, here = state.get("arithmetic"), _arithmetic()
+    if made_by != here:
+        print(f"{state_file.name}: made by {made_by}, not {here}; the last bits of weights will differ", flush=True)
+    return state
+
+
+def _arithmetic() -> str:
+    """What decides the last bits of a result, as far as it can be known."""
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text().splitlines() if table.exists() else []
+    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    level = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__} with {THREADS} threads on {processor} ({level})"
+
+
+@_own_threads()
 def run_stage(stage: Stage, learner: Learner, pools: Pools, folder: Path) -> float:
     """Train `learner` through the stage, going on from the state in `folder` if there is one; seconds spent."""
     state_file = folder / f"{stage.name}.pt"
     optimizer = Optimizer(_modules(stage, learner))
     first, seconds = 0, 0.0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = load_state(state_file)
         learner.load_state_dict(state["learner"])
         first, seconds = state["step"], state["seconds"]
         if first < stage.steps:
@@ -81,7 +121,8 @@ def run_stage(stage: Stage, learner: Learner, pools: Pools, folder: Path) -> flo
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
             seconds = time.monotonic() - began
             state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "step": step + 1, "seconds": seconds}, state_file.with_suffix(".tmp"))
+            state |= {"step": step + 1, "seconds": seconds, "arithmetic": _arithmetic()}
+            torch.save(state, state_file.with_suffix(".tmp"))
             state_file.with_suffix(".tmp").replace(state_file)
     return seconds
 

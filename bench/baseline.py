@@ -104,13 +104,16 @@ def batches(subject: Subject, wanted: Sequence[Request], size: int) -> list[Batc
     return [_batch(subject.model, wanted[start : start + size]) for start in range(0, len(wanted), size)]
 
 
-def generate(subject: Subject, prepared: Sequence[Batch]) -> list[Tensor]:
-    """Answer batch after batch: of each int64 [n, new tokens], padded after the end of each answer."""
+def generate(subject: Subject, prepared: Sequence[Batch], **options: Any) -> list[Tensor]:
+    """Answer batch after batch: of each int64 [n, new tokens], padded after the end of each answer.
+
+    `options` are those of `model.generate`.
+    """
     answers, network = [], subject.network
     for batch in prepared:
         inputs = {name: values.to(network.device, non_blocking=True) for name, values in batch.inputs.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(network.dtype)
-        output = network.generate(**inputs, max_new_tokens=batch.limit, do_sample=False)
+        output = network.generate(**inputs, max_new_tokens=batch.limit, do_sample=False, **options)
         answers.append(cast("Tensor", output)[:, batch.inputs["input_ids"].shape[1] :].cpu())
     return answers
 

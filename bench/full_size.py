@@ -1,19 +1,23 @@
-"""PaliGemma at its full size, with random weights, and the arithmetic that one image takes.
+"""PaliGemma at its full size, with random weights, what it is asked, and the arithmetic that one image takes.
 
 The numbers of the architecture are those of the released configurations: SigLIP-So400m/14 with Gemma 2B (PaliGemma 1)
 or Gemma 2 2B (PaliGemma 2).
 """
 
 import copy
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.baseline import Subject
 from pipeline import model as model_module
 from pipeline.config import ModelSpec
 from pipeline.model import DTYPES, Model
+from pipeline.records import Request
 from pipeline.weights import Located
 
 VISION = {
@@ -47,6 +51,7 @@ TEXT: dict[str, dict[str, Any]] = {
 VOCABULARY, IMAGE_TOKEN = 257216, 257152
 SMALL_VISION = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+PROMPTS = ("caption en", "answer en what color is the square?", "detect red circle ; blue square")
 
 
 def config(family: str, pixels: int, *, small: bool = False) -> Any:
@@ -84,6 +89,34 @@ def subject(family: str, pixels: int, device: str, precision: str, *, small: boo
     located = Located("random", "random", pixels, family)
     spec = ModelSpec.model_validate({"id": "random", "precision": precision})
     return Subject(f"{family}-{pixels}", Model(network, borrowed.tokenizer, located, spec), theirs)
+
+
+def in_float32(subject: Subject) -> Subject:
+    """The same weights in float32, in the form of transformers: what the subject's own precision is judged by."""
+    torch.backends.cudnn.allow_tf32 = False  # on by default: the encoder's first layer would round to 10 bits
+    network = subject.network
+    if network.dtype != torch.float32:
+        network = copy.deepcopy(network).float()
+    return Subject(f"{subject.name}-float32", subject.model, network)
+
+
+def requests(pixels: int, count: int, tokens: int | Sequence[int]) -> list[Request]:
+    """Random images, each with a prompt and an answer of just so many tokens: of all, or of each."""
+    rng = np.random.default_rng(0)
+    lengths = [tokens] * count if isinstance(tokens, int) else tokens
+    return [
+        Request(f"{n}", PROMPTS[n % len(PROMPTS)], rng.integers(0, 256, (pixels, pixels, 3), np.uint8), f"{n}", length)
+        for n, length in enumerate(lengths[:count])
+    ]
+
+
+def mixed_lengths(count: int, longest: int) -> list[int]:
+    """Lengths from 1 to the longest: of so many in a row each occurs once, so that every part of a load is like it."""
+    rng = random.Random(0)
+    lengths: list[int] = []
+    while len(lengths) < count:
+        lengths += rng.sample(range(1, longest + 1), longest)
+    return lengths[:count]
 
 
 @dataclass(frozen=True, slots=True)

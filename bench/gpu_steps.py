@@ -1,0 +1,78 @@
+"""What the parts of a step take on a device: a plain matrix product, prefills, decode steps."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench import full_size
+from bench.baseline import Subject
+from bench.engine_parts import decode_steps, make_slots
+from bench.machine import wait
+from pipeline import model as model_module
+from pipeline.engine import engine_sizes
+
+GROUPS = (1, 4, 16)  # requests of the prefills that are timed
+MOST_ROWS = 256  # of a decode step
+
+
+def product(device: str, precision: str, seconds: float) -> float:
+    """TFLOP/s of large matrix products, one after another for so long: what a model can at best come near to.
+
+    As long again goes by first: a GPU lowers its clock only once it has drawn its full power for a while.
+    """
+    side, together = (8192, 50) if device == "cuda" else (512, 2)
+    left, right = (torch.randn(side, side, device=device).to(model_module.DTYPES[precision]) for _ in range(2))
+    out = torch.empty_like(left)
+
+    def sustained() -> float:
+        count, begun = 0, time.perf_counter()
+        while time.perf_counter() - begun < seconds:
+            for _ in range(together):
+                torch.matmul(left, right, out=out)
+            wait(device)
+            count += together
+        return 2 * side**3 * count / (time.perf_counter() - begun) / 1e12
+
+    sustained()
+    return sustained()
+
+
+def steps(subject: Subject, work: full_size.Work) -> dict[str, dict[str, float | None]]:
+    """Milliseconds of a prefill and of a decode step, by the number of requests in it; GB that a decode step reads."""
+    model, device = subject.model, subject.model.device.type
+    groups, most = (GROUPS, MOST_ROWS) if device == "cuda" else (GROUPS[:2], max(GROUPS[:2]))
+    capacity = engine_sizes(model).capacity
+    slots = make_slots(model, max(groups), capacity)
+    found: dict[str, dict[str, float | None]] = {}
+    for count in groups:
+        wanted = full_size.requests(model.image_size, count, 1)
+        prompts = [model.tokenize(request.prompt) for request in wanted]
+        pixels = [request.pixels for request in wanted]
+
+        def read(pixels: list[Any] = pixels, prompts: list[list[int]] = prompts) -> None:
+            model.prefill(model.embed_images(model.upload(pixels)), prompts, slots, range(len(prompts)))
+
+        found[f"prefill-{count}"] = {"ms": milliseconds(read, device, 5)}
+    for step in decode_steps(model, most, capacity, model.image_tokens + 16):
+        found[f"decode-{step.rows}"] = {
+            "ms": milliseconds(step.run, device, 10),
+            "ms_in_graph": None if step.replay is None else milliseconds(step.replay, device, 10),
+            "reads_gb": (work.weight_bytes + step.rows * step.length * work.token_bytes) / 1e9,
+        }
+    return found
+
+
+def milliseconds(call: Callable[[], Any], device: str, repeats: int) -> float:
+    """The median time of a call, all that it started on the device included. A CPU only tries the code."""
+    taken = []
+    for turn in range(-2, repeats) if device == "cuda" else range(-1, 1):
+        wait(device)
+        begun = time.perf_counter()
+        call()
+        wait(device)
+        if turn >= 0:
+            taken.append((time.perf_counter() - begun) * 1e3)
+    return statistics.median(taken)

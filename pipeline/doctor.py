@@ -29,7 +29,7 @@ class Check:
 
 
 def examine(locations: list[str]) -> list[Check]:
-    """Look at Python, packages, processor, memory, GPUs, credentials, the demo model, and these locations."""
+    """Look at Python, packages, machine, GPUs, credentials, the demo model and its products, and these locations."""
     return [
         _python(),
         *(_package(name) for name in PACKAGES),
@@ -39,6 +39,7 @@ def examine(locations: list[str]) -> list[Check]:
         _aws(),
         _hugging_face(),
         _demo_model(),
+        _products(),
         *(_location(uri) for uri in locations),
     ]
 
@@ -103,6 +104,19 @@ def _demo_model() -> Check:
     except PaliscribeError as error:
         return Check("demo model", False, str(error))
     return Check("demo model", True, f"{located.revision}, {located.image_size} px")
+
+
+def _products() -> Check:
+    """The sizes in which products of the demo model run, as a replica with this many threads would find them."""
+    import torch
+
+    from pipeline.model import load
+
+    try:
+        shapes = load(ModelSpec(precision="float32"), device="cpu").shapes
+    except PaliscribeError as error:
+        return Check("products", False, str(error))
+    return Check("products", True, f"demo model, {torch.get_num_threads()} threads: {shapes.words()}")
 
 
 def _location(uri: str) -> Check:

@@ -1,50 +1,39 @@
 """PaliGemma in its natural parts: embed images, prefill a prompt, decode a token.
 
-The modules and the weights are those of transformers; the loop around them is ours. What makes it exact:
+The weights are those of transformers; the arithmetic and the loop around it are ours. What makes it exact:
 
 * image and prompt attend to each other both ways and the answer is causal (prefix-LM), so in a prefill every
-  position sees every position that is not padding, and in a decode step the new one sees all before it, except
-  that the sliding layers of PaliGemma 2 then look back no further than their window;
-* padding is masked out for everybody, and comes last, so that every request begins at the start of its slot;
+  position sees every other of its request, and in a decode step the new one sees all before it, except that the
+  sliding layers of PaliGemma 2 then look back no further than their window;
+* the rows of a group's requests lie end to end, and go through products of a few sizes (`shapes`) that give equal
+  rows; attention is each request's own, so that a request's numbers do not depend on who shares its steps;
 * positions count from 1, as transformers counts them;
 * pixels are uint8 until they are on the device, and x / 127.5 - 1 there.
 """
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from pipeline import probe
+from pipeline.attention import Spans, over_prompts, over_slots, whole
 from pipeline.config import ModelSpec
 from pipeline.errors import UsageError
-from pipeline.slots import ATTENTION, Given, Slots, Writing, key_mask
+from pipeline.layers import Block, Norm, VisionAttention
+from pipeline.shapes import Shapes, Sizes
+from pipeline.slots import Slots, chunk_of
 from pipeline.weights import Located, locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Only the decoder is quantised. Names must be given in full: a bare "vision_tower" matches nothing, silently.
 FULL_PRECISION = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-# Products of so few rows, or of so odd a length, take other paths through a CPU's libraries, which round otherwise.
-# Kept to multiples of this, a request's numbers do not depend on its company, down to the last bit.
-ALIGNED = 4
-
-
-class Norm(torch.nn.Module):
-    """Gemma's RMS norm, x / rms(x) * (1 + weight) in float32, in one call instead of seven."""
-
-    def __init__(self, original: Any) -> None:
-        super().__init__()
-        self.eps = float(original.eps)
-        self.scale = torch.nn.Parameter(1.0 + original.weight.detach().float(), requires_grad=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[..., hidden] -> the same shape and dtype."""
-        normed = torch.nn.functional.rms_norm(hidden.float(), self.scale.shape, self.scale, self.eps)
-        return normed.to(hidden.dtype)
 
 
 class Model:
@@ -53,11 +42,12 @@ class Model:
     def __init__(self, network: Any, tokenizer: Any, located: Located, spec: ModelSpec) -> None:
         self.network, self.located, self.spec = network, located, spec
         self.config = network.config.text_config
-        self.config._attn_implementation = ATTENTION
-        decoder = network.model.language_model
-        for name, module in list(decoder.named_modules()):
-            if type(module).__name__.endswith("RMSNorm"):
-                decoder.set_submodule(name, Norm(module))
+        decoder, tower = network.model.language_model, network.model.vision_tower
+        for number, layer in enumerate(decoder.layers):
+            decoder.layers[number] = Block(layer)
+        decoder.norm = Norm(decoder.norm)
+        for layer in tower.encoder.layers:
+            layer.self_attn = VisionAttention(layer.self_attn)
         self.tokenizer = tokenizer
         # Called from any thread; its wrapper would set truncation and padding in each call, while others use it.
         self._fast = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -68,6 +58,14 @@ class Model:
         self.context = int(self.config.max_position_embeddings)  # tokens of image, prompt and answer
         self.window: int | None = getattr(self.config, "sliding_window", None)  # only the Gemma 2 decoder has one
         self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        self.chunk = chunk_of(self.image_tokens)
+        places = torch.arange(self.context + 1, device=self.device)[None]
+        turned = decoder.rotary_emb(torch.zeros(1, dtype=self.dtype, device=self.device), places)
+        self.rotation: tuple[Tensor, Tensor] = tuple(
+            part[0, :, None] for part in turned
+        )  # of every position, [n, 1, d]
+        self._shapes: dict[int, Shapes] = {}
+        self.compiled = False
         self._copying: torch.cuda.Stream | None = None
         end = network.generation_config.eos_token_id
         self.end_tokens = frozenset(end if isinstance(end, list) else [end])
@@ -99,8 +97,7 @@ class Model:
         if self.device.type != "cuda":
             return torch.from_numpy(np.stack(images))
         pinned = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True)
-        for place, image in zip(pinned, images, strict=True):
-            place.copy_(torch.from_numpy(image))
+        np.stack(images, out=pinned.numpy())
         if self._copying is None:
             self._copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._copying):
@@ -110,90 +107,147 @@ class Model:
         moved.record_stream(computing)
         return moved
 
+    def compile(self) -> None:
+        """Have `torch.compile` fuse what lies between products: anew for each size, so loading takes minutes more.
+
+        To be called before anything is asked. Last bits change, as sums are taken in other orders.
+        """
+        torch._dynamo.config.recompile_limit = 128  # sizes times kinds of layers, and no more
+        for block in self.network.model.language_model.layers:
+            block.before = torch.compile(block.before, dynamic=False)
+            block.after = torch.compile(block.after, dynamic=False)
+        for layer in self.network.model.vision_tower.encoder.layers:
+            layer.compile(dynamic=False)
+        self.compiled = True
+
+    @property
+    def shapes(self) -> Shapes:
+        """The sizes in which products run here with so many threads; found out when first asked for."""
+        threads = torch.get_num_threads()
+        if threads not in self._shapes:
+            self._shapes[threads] = probe.shapes_of(self)
+        return self._shapes[threads]
+
     @torch.inference_mode()
     def embed_images(self, pixels: Tensor) -> Tensor:
         """The SigLIP encoder and the projector: uint8 [n, H, W, 3] -> [n, image_tokens, hidden]."""
-        scaled = pixels.to(self.device).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
-        features: Tensor = self.network.get_image_features(scaled.to(self.dtype)).pooler_output
+        features: Tensor = _over(self.shapes.images, len(pixels), self.see, pixels.to(self.device))
+        return features
+
+    def see(self, pixels: Tensor, layers: int | None = None) -> Tensor:
+        """The same in one go, through the first so many layers."""
+        tower = self.network.model.vision_tower
+        patch, convolution = tower.embeddings.patch_size, tower.embeddings.patch_embedding
+        side = pixels.shape[1] // patch
+        cut = (
+            pixels.view(-1, side, patch, side, patch, 3)
+            .permute(0, 1, 3, 5, 2, 4)
+            .reshape(-1, side * side, 3 * patch**2)
+        )
+        scaled = (cut.to(torch.float32) / 127.5 - 1).to(convolution.weight.dtype)
+        hidden = functional.linear(scaled, convolution.weight.flatten(1), convolution.bias)
+        hidden = hidden + tower.embeddings.position_embedding.weight
+        for layer in tower.encoder.layers[:layers]:
+            hidden = layer(hidden, None)
+        features: Tensor = self.network.model.multi_modal_projector(tower.post_layernorm(hidden))
         return features
 
     @torch.inference_mode()
     def prefill(self, features: Tensor, prompts: Sequence[Sequence[int]], slots: Slots, rows: Sequence[int]) -> Tensor:
-        """Read image and prompt of g requests into their slots: [g, image_tokens, hidden] -> float32 logits [g, vocab].
+        """Read image and prompt of g requests into their slots: [g, image_tokens, hidden] -> logits [g, vocab].
 
         `rows`: the slot of each.
         """
-        longest = max(map(len, prompts))
-        longest += -(self.image_tokens + longest) % ALIGNED
-        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
-        ids, lengths, target = (
-            to_device(values, self.device)
-            for values in (padded, [self.image_tokens + len(prompt) for prompt in prompts], rows)
-        )
-        embedded = self.network.get_input_embeddings()(ids)
-        hidden = torch.cat([features.to(embedded.dtype), embedded], dim=1)
-        count = hidden.shape[1]
-        mask = key_mask(lengths, count, hidden.dtype)
-        rotation = self._rotation(hidden, torch.arange(1, count + 1, device=self.device)[None])
-        cache = slots.writing(target)
-        *layers, last = self.network.model.language_model.layers
-        for layer in layers:
-            hidden = layer(hidden, position_embeddings=rotation, attention_mask=mask, cache=cache)
-        return self._logits(self._last_layer(last, hidden, rotation, lengths, mask, cache)[:, -1])
+        tokens = self.shapes.tokens
+        counts = [self.image_tokens + len(prompt) for prompt in prompts]
+        starts, total = tokens.places(counts)
+        bounds = [(start, start + count) for start, count in zip(starts, counts, strict=True)]
+        spans = Spans(bounds, total, self.device)
+        owners: list[int] = []  # the slots of rows that are somebody's
+        taken: list[int] = []  # which these are
+        turn = [0] * total  # positions of all
+        for row, (start, end) in zip(rows, bounds, strict=True):
+            slots.begin(row, end - start)
+            owners += [row] * (end - start)
+            turn[start:end] = range(1, end - start + 1)
+            taken += range(start, end)
+        flat = [token for prompt in prompts for token in prompt]
+        ids, owner, turns, place = (to_device(values, self.device) for values in (flat, owners, turn, taken))
+        places = slots.places(owner, turns[place] - 1)
+        embedded = self.network.get_input_embeddings()(ids).split([len(prompt) for prompt in prompts])
+        rest = embedded[0].new_zeros(total, embedded[0].shape[1])
+        parts = []
+        for seen, prompt, (_, end), after in zip(features, embedded, bounds, spans.ends, strict=True):
+            parts += [seen.to(self.dtype), prompt, rest[end:after]]
+        hidden = torch.cat(parts)
+        cosines, sines = (part[turns] for part in self.rotation)
+        *blocks, top = self.network.model.language_model.layers
+        for number, block in enumerate(blocks):
+            query, key, value = _over(tokens, total, block.before, hidden, cosines, sines)
+            slots.write(number, places, key[place], value[place])
+            attended = over_prompts(query, key, value, spans, block.scaling, block.softcap)
+            hidden = _over(tokens, total, block.after, attended, hidden)
+        query, key, value = _over(tokens, total, top.before, hidden, cosines, sines)
+        slots.write(len(blocks), places, key[place], value[place])
+        # Of the last layer only what the last position sees is needed; its keys and values are those of all.
+        found = [whole(query[b - 1 : b], key[a:b], value[a:b], top.scaling, top.softcap) for a, b in bounds]
+        attended, hidden = torch.cat(found).flatten(1), torch.stack([hidden[end - 1] for _, end in bounds])
+        logits: Tensor = _over(self.shapes.rows, len(hidden), self.finish, attended, hidden)
+        return logits
 
     @torch.inference_mode()
     def decode_step(self, slots: Slots, positions: Tensor, length: int) -> Tensor:
-        """Append `slots.tokens` to the first r slots: float32 logits [r, vocab] of what follows.
+        """Append `slots.tokens` to the first r slots: logits [r, vocab] of what follows.
 
         `positions`: int64 [r], the tokens that each slot holds; `length`: how many are looked at, above all of them.
         """
-        hidden = self.network.get_input_embeddings()(slots.tokens[: len(positions), None])
-        lengths = positions + 1
-        full = key_mask(lengths, length, hidden.dtype)
-        sliding = full
+        done, start = [], 0
+        for size in self.shapes.rows.pieces(len(positions)):
+            done.append(self.decode_rows(slots, start, positions[start : start + size], length))
+            start += size
+        return torch.cat(done) if len(done) > 1 else done[0]
+
+    def decode_rows(self, slots: Slots, start: int, positions: Tensor, length: int) -> Tensor:
+        """The same in one go for the slots from `start`."""
+        end = start + len(positions)
+        hidden = self.network.get_input_embeddings()(slots.tokens[start:end])
+        cosines, sines = (part[positions + 1] for part in self.rotation)
+        places = slots.places(torch.arange(start, end, device=self.device), positions)
+        column = torch.arange(length, device=self.device)
+        later = (column > positions[:, None])[:, None, None]
+        outside = later
         if self.window is not None and length > self.window:
-            sliding = key_mask(lengths, length, hidden.dtype, lengths - self.window)
-        rotation = self._rotation(hidden, lengths[:, None])
-        cache = slots.appending(positions, length)
-        for layer in self.network.model.language_model.layers:
-            mask = sliding if getattr(layer.self_attn, "sliding_window", None) is not None else full
-            hidden = layer(hidden, position_embeddings=rotation, attention_mask=mask, cache=cache)
-        return self._logits(hidden[:, 0])
+            outside = later | (column <= (positions - self.window)[:, None])[:, None, None]
+        blocks = self.network.model.language_model.layers
+        for number, block in enumerate(blocks):
+            query, key, value = block.before(hidden, cosines, sines)
+            slots.write(number, places, key, value)
+            keys, values = slots.held(number, start, end, length)
+            unseen = later if block.window is None else outside
+            attended = over_slots(query, keys, values, unseen, slots.chunk, block.scaling, block.softcap)
+            if number + 1 < len(blocks):
+                hidden = block.after(attended, hidden)
+        return self.finish(attended, hidden)
 
-    def _last_layer(
-        self, layer: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor], lengths: Tensor, mask: Tensor, cache: Writing
-    ) -> Tensor:
-        """The last layer of a prefill, needed at the last position only: [g, n, hidden] -> [g, ALIGNED, hidden].
+    def finish(self, attended: Tensor, hidden: Tensor) -> Tensor:
+        """The end of the last layer, and the head: [r, heads * head_dim] and [r, hidden] -> logits [r, vocab]."""
+        decoder = self.network.model.language_model
+        logits: Tensor = self.network.lm_head(decoder.norm(decoder.layers[-1].after(attended, hidden)))
+        return logits if self.softcap is None else torch.tanh(logits.float() / self.softcap) * self.softcap
 
-        Keys and values are made of every position; queries, and all that follows, of the last few of each request.
-        """
-        from transformers.models.gemma.modeling_gemma import apply_rotary_pos_emb
 
-        normed, attention = layer.input_layernorm(hidden), layer.self_attn
-        shape = (*hidden.shape[:2], -1, attention.head_dim)
-        key, value = (part(normed).view(shape).transpose(1, 2) for part in (attention.k_proj, attention.v_proj))
-        _, key = apply_rotary_pos_emb(key, key, *rotation)
-        cache.update(key, value, attention.layer_idx)
-        place = lengths[:, None] + torch.arange(-ALIGNED, 0, device=lengths.device)
-        rows = torch.arange(len(lengths), device=lengths.device)[:, None]
-        turned = tuple(part[0, place] for part in rotation)
-        given = Given(key, value)
-        tail: Tensor = layer(hidden[rows, place], position_embeddings=turned, attention_mask=mask, cache=given)
-        return tail
-
-    def _rotation(self, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for positions, int64 [g, n] from 1: each [g, n, head_dim]."""
-        rotation: tuple[Tensor, Tensor] = self.network.model.language_model.rotary_emb(hidden, position)
-        return rotation
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """[g, hidden] -> float32 [g, vocab]."""
-        count = len(hidden)
-        if count % ALIGNED:
-            hidden = torch.cat([hidden, hidden.new_zeros(-count % ALIGNED, hidden.shape[1])])
-        normed = self.network.model.language_model.norm(hidden)
-        logits: Tensor = self.network.lm_head(normed)[:count].float()
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+def _over(sizes: Sizes, count: int, function: Callable[..., Any], *rows: Tensor) -> Any:
+    """What a function of rows makes of the first `count`, in pieces of such sizes, filled up with zeros."""
+    pieces = sizes.pieces(count)
+    if sum(pieces) > len(rows[0]):
+        rows = tuple(torch.cat([part, part.new_zeros(sum(pieces) - len(part), *part.shape[1:])]) for part in rows)
+    if len(pieces) == 1:
+        found = function(*rows)
+        return found[:count] if isinstance(found, Tensor) else tuple(part[:count] for part in found)
+    done = [function(*parts) for parts in zip(*(torch.split(part, list(pieces)) for part in rows), strict=True)]
+    if isinstance(done[0], Tensor):
+        return torch.cat(done)[:count]
+    return tuple(torch.cat(parts)[:count] for parts in zip(*done, strict=True))
 
 
 def to_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -215,10 +269,15 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
     transformers_logging.disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spec = spec.resolved(gpu=device != "cpu")
+    if device != "cpu":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape and thread
+        torch.backends.cuda.preferred_blas_library("cublaslt")  # of two libraries one, whatever the shape
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in parts round in between
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     located = locate(spec)
     dtype = DTYPES[spec.precision]
     if spec.precision == "float32":
-        torch.backends.cudnn.allow_tf32 = False  # on by default: the encoder's first layer would round to 10 bits
+        torch.backends.cudnn.allow_tf32 = False  # on by default
     path, revision = located.local()
     try:
         processor = AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=False)

@@ -22,6 +22,8 @@ def ready_engine(spec: ModelSpec, config: PoolConfig) -> Engine:
     try:
         keep_to_share(device, config)
         model = load(spec, device=device)
+        if config.compile:
+            model.compile()
         engine = Engine(model, engine_sizes(model, config))
         engine.start()
     except torch.OutOfMemoryError as error:

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "records", "config", "tasks", "masks", "progress"], 0),
     **dict.fromkeys(["addresses", "pictures", "orders", "storage", "manifest", "images", "results", "runs"], 1),
-    **dict.fromkeys(["download", "weights", "slots", "model", "engine", "demo"], 2),
+    **dict.fromkeys(
+        ["download", "weights", "shapes", "slots", "attention", "layers", "probe", "model", "engine", "demo"], 2
+    ),
     **dict.fromkeys(
         ["autoscaling", "metrics", "stage", "ask", "placement", "replica", "pool", "batch", "cluster", "driver"], 3
     ),

@@ -116,6 +116,11 @@ class PoolConfig(Settings):
         description="Tokens of images and prompts that a replica reads in one step, while others wait for their next "
         "token. Default: 4096 on a GPU, 1024 on a CPU.",
     )
+    compile: bool = Field(
+        False,
+        description="Have `torch.compile` fuse the model's smaller operations: minutes more until a replica is ready. "
+        "What it gains on a GPU has not been measured.",
+    )
     embedding_cache: int = Field(
         512, ge=0, description="MiB of image embeddings that a replica keeps for further tasks on the same images."
     )

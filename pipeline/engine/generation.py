@@ -1,7 +1,7 @@
 """One request on its way through the engine: what is known of its answer so far. Host memory only."""
 
 import contextlib
-import random
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -36,13 +36,12 @@ class Generation:
         self._watched = on_piece is not None or bool(request.stop)
         self._text = ""  # kept up only while somebody watches
         self._sent, self._sent_tokens = 0, 0  # characters and tokens given to the callback
-        self._random = random.Random(request.seed)
 
     def draw(self) -> Draw | None:
-        """How the next token is to be drawn; None for greedily. One call a token."""
+        """How the next token is to be drawn; None for greedily. The same however often it is asked for."""
         if self.request.temperature <= 0:
             return None
-        return Draw(self.request.temperature, self.request.top_p, self._random.random())
+        return Draw(self.request.temperature, self.request.top_p, _uniform(self.request.seed, self.launched))
 
     def book(self, token: int, logprob: float, end_tokens: frozenset[int]) -> None:
         """Take note of a token; sets `finish` if it was the last. Calls the callback if text has become certain."""
@@ -63,7 +62,6 @@ class Generation:
         self.attempt += 1
         self.row, self.held, self.launched = None, 0, 0
         self.tokens, self.logprobs, self._text = [], [], ""
-        self._random = random.Random(self.request.seed)
 
     def answer(self) -> None:
         """Resolve the future with the finished answer."""
@@ -132,3 +130,9 @@ class Generation:
                 ends.append(total)
             return tuple(ends)
         return tuple(min(len(self._detokenize(self.tokens[: i + 1])), len(text)) for i in range(len(self.tokens)))
+
+
+def _uniform(seed: int, index: int) -> float:
+    """The chance of an answer's token number `index`: a number in [0, 1). An attempt that failed has used none up."""
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) / 2**53

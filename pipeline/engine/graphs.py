@@ -3,21 +3,23 @@
 A step's arithmetic is recorded once for each number of rows and each rounded length, and replayed on the same memory.
 """
 
-import logging
-from collections.abc import Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from pipeline.engine.failures import line
+from pipeline.errors import ReplicaError
 from pipeline.model import Model
 from pipeline.slots import Slots
 
-log = logging.getLogger(__name__)
 WARM_UPS = 2  # runs before a recording, in which libraries choose their kernels and take their workspaces
 
 
 class DecodeGraphs:
-    """Replays `Model.decode_step`. Falls back to running it, for good, where a step cannot be recorded.
+    """Replays `Model.decode_step`, or runs it where it cannot be recorded.
 
     An int8 layer of bitsandbytes looks on the host at what it has computed, which no recording survives.
     """
@@ -26,9 +28,10 @@ class DecodeGraphs:
         self.model, self.slots = model, slots
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self._positions = torch.zeros(slots.count, dtype=torch.int64, device=model.device)
-        vocabulary = model.network.lm_head.weight.shape[0]
-        self._logits = torch.empty(slots.count, vocabulary, dtype=torch.float32, device=model.device)
+        self._logits: Tensor | None = None  # [slots, vocab], once it is known what a step returns
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps a workspace for every stream that it has ever met, 32 MiB on a Hopper.
+        self._side = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call]
         self._works = model.spec.quantization != "int8"
 
     @property
@@ -42,7 +45,7 @@ class DecodeGraphs:
         rows = len(positions)
         host = torch.tensor(positions).pin_memory()  # the allocator keeps it until the copy has been made
         self._positions[:rows].copy_(host, non_blocking=True)
-        if not self.record(rows, length):
+        if not self.record(rows, length) or self._logits is None:
             return self.model.decode_step(self.slots, self._positions[:rows], length)
         self._graphs[rows, length].replay()
         return self._logits[:rows]
@@ -51,29 +54,61 @@ class DecodeGraphs:
     def record(self, rows: int, length: int) -> bool:
         """Record a step, unless it has been: warming up repeats it at the same places, which changes nothing.
 
-        False if steps of this model cannot be recorded.
+        False if steps of this model cannot be recorded. Raises ReplicaError if a recording breaks off.
         """
-        if not self._works or (rows, length) in self._graphs:
-            return self._works
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                self._run(rows, length)
-        torch.cuda.current_stream().wait_stream(side)
+        if self._works and (rows, length) not in self._graphs:
+            self._warm_up(rows, length)
+            self._graphs[rows, length] = self._capture(rows, length)
+        return self._works
+
+    def _warm_up(self, rows: int, length: int) -> None:
+        """Run a step as it will be recorded; who comes next waits for it, though it should fail."""
+        current = torch.cuda.current_stream()
+        self._side.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._side):
+                for _ in range(WARM_UPS):
+                    self._run(rows, length)
+        finally:
+            current.wait_stream(self._side)
+
+    def _capture(self, rows: int, length: int) -> torch.cuda.CUDAGraph:
+        """Record a step; it is not run.
+
+        Too little memory is survived, as the recording has then been ended in order. After any other failure CUDA and
+        the allocator may still take it to be under way, and nothing that they do can be trusted.
+        """
+        current = torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
         try:
             # What other threads do on the GPU meanwhile is theirs and must not spoil the recording.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with (
+                _no_collection(),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"),
+            ):
                 self._run(rows, length)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # a module that waits for the device in mid-step, as some quantised ones do
-            log.warning("decode steps run without CUDA graphs: %s", str(error).splitlines()[0])
-            self._works = False
-            return False
-        self._graphs[rows, length] = graph
-        return True
+        except Exception as error:
+            raise ReplicaError(f"a decode step could not be recorded: {line(error)}") from error
+        finally:
+            torch.cuda.set_stream(current)  # which torch leaves undone where a recording cannot be ended
+        return graph
 
     def _run(self, rows: int, length: int) -> None:
-        self._logits[:rows].copy_(self.model.decode_step(self.slots, self._positions[:rows], length))
+        logits = self.model.decode_step(self.slots, self._positions[:rows], length)
+        if self._logits is None:
+            self._logits = logits.new_empty(self.slots.count, logits.shape[1])
+        self._logits[:rows].copy_(logits)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected: what it would free on the GPU would be recorded, or break the recording off."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

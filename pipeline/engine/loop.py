@@ -12,12 +12,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 from pipeline.engine.decoder import Decoder
 from pipeline.engine.embeddings import Embeddings
+from pipeline.engine.failures import attempt, let_go, line
 from pipeline.engine.generation import Generation, OnPiece
 from pipeline.engine.scheduler import Item, QueueFull, Scheduler
 from pipeline.engine.sizing import Sizes, engine_sizes
@@ -67,7 +69,7 @@ class Engine:
         self._work = threading.Condition()
         self._begun: float | None = None  # when the step under way began
         self._closed = False
-        self._failure: BaseException | None = None
+        self._failure: str | None = None  # why the thread has died
         self._thread: threading.Thread | None = None
 
     def submit(self, requests: Sequence[Request], on_piece: OnPiece | None = None) -> list[Future[Prediction]]:
@@ -97,7 +99,8 @@ class Engine:
             for generation in generations:
                 if not generation.future.done():
                     self._generations[generation.ticket] = generation
-                    generation.future.add_done_callback(functools.partial(self._given_up, generation))
+                    # Whoever keeps a future keeps neither the engine with it nor, through it, its memory.
+                    generation.future.add_done_callback(functools.partial(_given_up, ref(self), generation.ticket))
             self._work.notify()
         return [generation.future for generation in generations]
 
@@ -126,10 +129,11 @@ class Engine:
         self._embeddings = Embeddings(self.sizes.embedding_bytes)
 
     def start(self) -> None:
-        """Run in a thread of the engine's own."""
-        self._decoder.warm_up()
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        """Run in a thread of the engine's own, once that has warmed up. Raises what the warm-up raises."""
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._loop, args=(ready,), name="engine", daemon=True)
         self._thread.start()
+        ready.result()
 
     def close(self) -> None:
         """Stop; requests that wait or are under way are answered with an error."""
@@ -169,6 +173,7 @@ class Engine:
         """Let go of who has been cancelled or is too late, and take in who is next."""
         with self._work:
             for generation in self._cancelled:
+                self._scheduler.remove(generation.ticket)  # a step that failed may have put it back
                 self._decoder.release(generation)
                 self._forget(generation)
             self._cancelled.clear()
@@ -185,55 +190,53 @@ class Engine:
 
     def _prefill(self, group: Sequence[Generation]) -> None:
         """Read a group's images and prompts. A group that fails is halved, so that only who is at fault fails."""
-        if not group:
-            return
-        try:
-            self._decoder.prefill(self._embed([g.request for g in group]), group)
-        except Exception as error:
-            self._survive(error)
-            if len(group) == 1:
-                group[0].refuse("model", _line(error))
-                with self._work:
-                    self._forget(group[0])
-                return
-            middle = len(group) // 2
-            if isinstance(error, torch.OutOfMemoryError):
-                log.warning("out of memory in a prefill of %d requests: smaller groups from now on", len(group))
-                most = middle * (self.model.image_tokens + max(len(g.prompt) for g in group))
-                self._scheduler.limits = replace(self._scheduler.limits, prefill_tokens=most)
-            for generation in group:
+        groups = [group] if group else []
+        while groups:
+            part = groups.pop()
+            failure = attempt(functools.partial(self._prefill_together, part))
+            if failure is None:
+                continue
+            for generation in part:
                 self._decoder.release(generation)
+            if len(part) == 1:
+                self._refuse(part[0], failure.line)
+                continue
+            middle = len(part) // 2
+            if failure.memory:
+                log.warning("out of memory in a prefill of %d requests: smaller groups from now on", len(part))
+                most = middle * (self.model.image_tokens + max(len(g.prompt) for g in part))
+                self._scheduler.limits = replace(self._scheduler.limits, prefill_tokens=most)
+            for generation in part:
                 generation.restart()
-            self._prefill(group[:middle])
-            self._prefill(group[middle:])
-            return
-        longest = max(len(g.prompt) for g in group)
-        self._prefilled += len(group) * (self.model.image_tokens + longest)
-        self._padded += sum(longest - len(g.prompt) for g in group)
+            groups += [part[middle:], part[:middle]]
+
+    def _prefill_together(self, group: Sequence[Generation]) -> None:
+        self._decoder.prefill(self._embed([g.request for g in group]), group)
+        counts = [self.model.image_tokens + len(g.prompt) for g in group]
+        filled = self.model.shapes.tokens.places(counts)[1]
+        self._prefilled += filled
+        self._padded += filled - sum(counts)
 
     def _decode(self) -> None:
         """One token for everybody. If that fails the newest half starts over later, until who is at fault is alone."""
-        try:
-            self._decoder.decode()
-        except Exception as error:
-            self._survive(error)
-            live = sorted(self._decoder.live, key=lambda g: (g.request.priority, g.ticket))
-            half = live[len(live) // 2 :]
-            for generation in half:
-                self._decoder.release(generation)
-            with self._work:
-                if len(live) == 1:
-                    live[0].refuse("model", _line(error))
-                    self._forget(live[0])
-                else:
-                    for generation in half:
-                        generation.restart()
-                    self._scheduler.put_back([self._item(generation) for generation in half])
-            self._most_live, self._calm = max(1, len(live) // 2), 0
+        failure = attempt(self._decoder.decode)
+        if failure is None:
+            self._calm += 1
+            if self._calm >= CALM and self._most_live < self._slots:
+                self._most_live, self._calm = min(self._most_live * 2, self._slots), 0
             return
-        self._calm += 1
-        if self._calm >= CALM and self._most_live < self._slots:
-            self._most_live, self._calm = min(self._most_live * 2, self._slots), 0
+        live = sorted(self._decoder.live, key=lambda g: (g.request.priority, g.ticket))
+        half = live[len(live) // 2 :]
+        for generation in half:
+            self._decoder.release(generation)
+        if len(live) == 1:
+            self._refuse(live[0], failure.line)
+        else:
+            for generation in half:
+                generation.restart()
+            with self._work:
+                self._scheduler.put_back([self._item(generation) for generation in half])
+        self._most_live, self._calm = max(1, len(live) // 2), 0
 
     def _retire(self) -> None:
         """Book what has been chosen, and answer who has ended."""
@@ -266,13 +269,6 @@ class Engine:
         self._reused += len(requests) - len(fresh)
         return torch.stack([features for r in requests if (features := found[r.image_key]) is not None])
 
-    def _survive(self, error: Exception) -> None:
-        """Raise ReplicaError for a failure that no other request will survive on this device."""
-        if isinstance(error, ReplicaError):
-            raise error
-        if isinstance(error, torch.AcceleratorError):
-            raise ReplicaError(f"the device failed: {_line(error)}") from error
-
     def _item(self, generation: Generation, now: float | None = None) -> Item:
         request = generation.request
         deadline = None if request.timeout is None or now is None else now + request.timeout
@@ -292,22 +288,30 @@ class Engine:
             )
         return None
 
+    def _refuse(self, generation: Generation, why: str) -> None:
+        """Answer a request on which the model failed."""
+        with self._work:
+            self._forget(generation)
+        generation.refuse("model", why)
+
     def _forget(self, generation: Generation) -> None:
         """Drop a request that is answered; the lock is held."""
         self._generations.pop(generation.ticket, None)
 
-    def _given_up(self, generation: Generation, future: Future[Prediction]) -> None:
-        """Take out a request whose future was cancelled; whoever waits for it is told."""
-        if not future.cancelled():
-            return
-        future.set_running_or_notify_cancel()
+    def _withdraw(self, ticket: int) -> None:
+        """Take out a request that nobody wants any more."""
         with self._work:
-            if self._scheduler.remove(generation.ticket):
+            generation = self._generations.get(ticket)
+            if generation is None:
+                return
+            if self._scheduler.remove(ticket):
                 self._forget(generation)
-            elif generation.ticket in self._generations:
+            else:
                 self._cancelled.append(generation)
 
-    def _loop(self) -> None:
+    def _loop(self, ready: Future[None]) -> None:
+        if not self._warmed_up(ready):
+            return
         try:
             while True:
                 with self._work:
@@ -317,9 +321,20 @@ class Engine:
                 self.step()
         except BaseException as error:  # whatever it was, nobody may wait for an answer that will not come
             with self._work:
-                self._failure = error
-            self._abandon(f"the engine stopped: {error}")
+                self._failure = str(error) if isinstance(error, ReplicaError) else line(error)
+            self._abandon(f"the engine stopped: {self._failure}")
+            let_go(error)
             raise
+
+    def _warmed_up(self, ready: Future[None]) -> bool:
+        try:
+            self._decoder.warm_up()
+        except BaseException as error:  # it is `start` that raises it
+            self._failure = line(error)
+            ready.set_exception(error)
+            return False
+        ready.set_result(None)
+        return True
 
     def _abandon(self, message: str) -> None:
         with self._work:
@@ -332,6 +347,10 @@ class Engine:
             generation.fail(ReplicaError(message))
 
 
-def _line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+def _given_up(engine: ref[Engine], ticket: int, future: Future[Prediction]) -> None:
+    """Take out a request whose future was cancelled; whoever waits for it is told."""
+    if not future.cancelled():
+        return
+    future.set_running_or_notify_cancel()
+    if (running := engine()) is not None:
+        running._withdraw(ticket)

@@ -34,7 +34,7 @@ class Limits:
 
     slots: int = 32
     reserve: int = 8  # slots that batch leaves to online requests
-    prefill_tokens: int = 1024  # of one group, padding included; one request always fits
+    prefill_tokens: int = 1024  # of one group; one request always fits
     multiple: int = 1  # of rows in a decode step: beside online requests, batch fills those that would be empty
     gather: int = 1  # batch waits until so many slots are free, where others still decode: small groups cost more
     batch_floor: int = 4  # every so manieth group holds a batch request, whatever waits online
@@ -74,7 +74,7 @@ class Scheduler:
         """Queue a call, all of it or nothing. Raises QueueFull.
 
         Its requests are put in order: those with the longest answers first, so that none of them is alone at the
-        end; and prompts of like length side by side, which saves padding.
+        end; and prompts of like length side by side.
         """
         for priority, queue in self._queues.items():
             if len(queue.items) + sum(item.priority == priority for item in items) > queue.limit:
@@ -134,10 +134,9 @@ class Scheduler:
 
     def _take(self, group: list[Item], queue: "OrderedDict[int, Item]", room: int) -> None:
         """Move requests from the head of a queue into the group: at most `room` in the group, within its cost."""
-        longest = max((item.tokens for item in group), default=0)
+        cost = sum(item.tokens for item in group)
         while queue and len(group) < room:
-            item = next(iter(queue.values()))
-            longest = max(longest, item.tokens)
-            if group and longest * (len(group) + 1) > self.limits.prefill_tokens:
+            cost += next(iter(queue.values())).tokens
+            if group and cost > self.limits.prefill_tokens:
                 return
             group.append(queue.popitem(last=False)[1])

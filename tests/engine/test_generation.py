@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.engine.generation import Generation
+from pipeline.engine.sampling import Draw
 from pipeline.records import Piece, Prediction, Request
 
 END = frozenset({0})
@@ -89,10 +90,30 @@ def test_ends_and_the_scores_of_parts() -> None:
     assert halves is not None and halves.text == "<locé" and halves.ends == (1, 2, 3, 4, 5, 5)
 
 
+def draws(running: Generation, count: int) -> list[Draw | None]:
+    """How the next tokens are drawn, each asked for twice, as where a step failed and was tried again."""
+    found = []
+    for _ in range(count):
+        assert running.draw() == running.draw()
+        found.append(running.draw())
+        running.launched += 1
+    return found
+
+
 def test_draws_repeat_with_the_seed() -> None:
     one, same, other = (generation(temperature=1.0, seed=seed) for seed in (1, 1, 2))
-    drawn = [[g.draw() for _ in range(3)] for g in (one, same, other)]
+    drawn = [draws(g, 3) for g in (one, same, other)]
     assert drawn[0] == drawn[1] != drawn[2]
     one.restart()
-    assert [one.draw() for _ in range(3)] == drawn[0]
+    assert draws(one, 3) == drawn[0]
     assert generation().draw() is None
+
+
+def test_draws_are_spread_evenly_over_tokens_and_seeds() -> None:
+    answers = [draws(generation(temperature=0.5, top_p=0.9, seed=seed), 50) for seed in range(-20, 20)]
+    drawn = [draw for answer in answers for draw in answer if draw is not None]
+    uniforms = np.array([draw.uniform for draw in drawn])
+    assert {(draw.temperature, draw.top_p) for draw in drawn} == {(0.5, 0.9)}
+    assert len(set(uniforms)) == len(uniforms) == 2000 and uniforms.min() >= 0 and uniforms.max() < 1
+    assert np.histogram(uniforms, 10, (0, 1))[0] == pytest.approx(200, abs=60)
+    assert abs(np.corrcoef(uniforms[1:], uniforms[:-1])[0, 1]) < 0.1

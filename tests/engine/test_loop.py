@@ -330,7 +330,7 @@ def test_the_demo_is_the_genuine_class() -> None:
 def test_other_precisions_load_and_answer(demo: Model, spec: dict[str, Any]) -> None:
     other = model_module.load(ModelSpec.model_validate(spec), device="cpu")
     if spec.get("quantization") == "nf4":  # looked at now: some processors have it repacked at its first use
-        state = other.network.model.language_model.layers[0].mlp.up_proj.weight.quant_state
+        state = other.network.model.language_model.layers[0].down.weight.quant_state
         assert state.nested == spec.get("double_quantization", False), "the scales, too, are quantised"
     wanted: list[Request] = scene_requests(40)
     alike = [
@@ -338,6 +338,6 @@ def test_other_precisions_load_and_answer(demo: Model, spec: dict[str, Any]) -> 
         for mine, exact in zip(Engine(other).run(wanted), Engine(demo).run(wanted), strict=True)
     ]
     assert sum(alike) >= 28, "most answers must stay; docs/benchmarks.md has the measured agreement"
-    weights = other.network.model.language_model.layers[0].mlp.up_proj.weight
+    weights = other.network.model.language_model.layers[0].down.weight
     vision = other.network.model.vision_tower.encoder.layers[0].mlp.fc1.weight
     assert (weights.dtype == vision.dtype) == ("quantization" not in spec), "the decoder alone is quantised"

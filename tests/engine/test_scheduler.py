@@ -34,10 +34,10 @@ def test_a_prompt_above_the_bound_is_prefilled_alone() -> None:
     assert tickets(scheduler.admit(7, 1)) == [0]
 
 
-def test_padding_counts() -> None:
+def test_a_group_costs_its_tokens() -> None:
     scheduler = Scheduler(LIMITS)
-    scheduler.add([Item(0, 10, 8), Item(1, 10, 8), Item(2, 20, 8)])
-    assert tickets(scheduler.admit(8, 0)) == [0, 1], "3 x 20 would pass 40"
+    scheduler.add([Item(0, 10, 8), Item(1, 10, 8), Item(2, 20, 8), Item(3, 20, 8)])
+    assert tickets(scheduler.admit(8, 0)) == [0, 1, 2], "10 + 10 + 20 are 40, the bound"
 
 
 def test_long_answers_start_first_and_like_lengths_share_a_group() -> None:
@@ -157,7 +157,7 @@ def test_every_request_runs_once_within_the_limits(calls: Calls, slots: int, pre
     while len(scheduler) or left:
         group = scheduler.admit(limits.slots - len(left), len(left))
         assert group or left, "nothing runs and nothing is admitted"
-        assert len(group) == 1 or max((i.tokens for i in group), default=0) * len(group) <= prefill
+        assert len(group) == 1 or sum(i.tokens for i in group) <= prefill
         seen += tickets(group)
         left |= {item.ticket: item.max_tokens for item in group}
         assert len(left) <= limits.slots

@@ -1,15 +1,16 @@
 """Slots from bytes: what a GPU's memory holds, and what a share of it does."""
 
 import pytest
+from models import demo_model, random_model
 
-from pipeline.engine.sizing import MOST_SLOTS, slots_in_memory
+from pipeline.engine.sizing import MOST_SLOTS, ONLINE_SLOTS, beside_slots, slots_in_memory
 
 GIB = 2**30
 
 
-def slots(free: float, share: float, weights: float, each: float = 0.0625, total: float = 24) -> int:
+def slots(free: float, share: float, weights: float, each: float = 0.0625, total: float = 24, beside: float = 0) -> int:
     """All in GiB."""
-    sizes = {"free": free, "total": total, "weights": weights, "each": each}
+    sizes = {"free": free, "total": total, "weights": weights, "beside": beside, "each": each}
     return slots_in_memory(share=share, **{name: int(size * GIB) for name, size in sizes.items()})
 
 
@@ -32,3 +33,21 @@ def test_shares_of_one_device_never_sum_to_more_than_it_has(share: float) -> Non
 def test_a_share_is_no_more_than_is_free() -> None:
     assert slots(2, 0.5, 6) == 19 - 8
     assert slots(12, 0.5, 12) == 1, "nothing is left beside the weights"
+
+
+def test_what_steps_need_beside_slots_is_left_to_them() -> None:
+    assert slots(18, 1.0, 6, beside=2) == 153 - 8, "six tenths of 16 GiB"
+    assert slots(6, 0.5, 10, beside=3) == 1, "there is always room for one"
+
+
+def test_a_step_of_all_slots_fills_whole_tiles() -> None:
+    assert MOST_SLOTS + ONLINE_SLOTS == 256
+
+
+def test_logits_count_by_the_vocabulary() -> None:
+    small = beside_slots(demo_model())
+    assert small > 1.5 * GIB
+    wide = random_model(0, vocab_size=100_000)[0]
+    assert beside_slots(wide) - small == 256 * (100_000 - 1638) * 12, (
+        "logits in float32, and twice their log-probabilities"
+    )

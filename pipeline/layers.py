@@ -1,0 +1,136 @@
+"""The decoder's layers and the encoder's attention: the weights are those of transformers, the arithmetic is ours.
+
+A layer is cut where attention joins rows: `before` and `after` work on rows, one a token, whichever request they belong
+to. Their products are fused: query, key and value are one, gate and up another. What lies between is in `attention`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Norm(nn.Module):
+    """Gemma's RMS norm, x / rms(x) * (1 + weight) in float32, in one call instead of seven."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.eps = float(original.eps)
+        self.scale = nn.Parameter(1.0 + original.weight.detach().float(), requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> the same shape and dtype."""
+        normed = functional.rms_norm(hidden.float(), self.scale.shape, self.scale, self.eps)
+        return normed.to(hidden.dtype)
+
+
+class Fused(nn.Module):
+    """Several products of the same rows as one.
+
+    The original weights become views of the common one, so that nothing is kept twice.
+    """
+
+    def __init__(self, parts: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
+        views = torch.split(self.weight.detach(), [part.out_features for part in parts])
+        for part, view in zip(parts, views, strict=True):
+            part.weight.data = view
+        biases = [part.bias.detach() for part in parts if part.bias is not None]
+        self.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[..., in] -> [..., all of out]."""
+        return functional.linear(rows, self.weight, self.bias)
+
+    def gated(self, rows: Tensor, activation: nn.Module) -> Tensor:
+        """The first of two parts through `activation`, times the second: [..., out / 2]."""
+        if rows.is_cuda:
+            first, second = self(rows).chunk(2, dim=-1)
+            joined: Tensor = activation(first) * second
+            return joined
+        first, second = self.weight.chunk(2)  # on a CPU by themselves, while the caches hold what follows needs
+        halved: Tensor = activation(functional.linear(rows, first))
+        return halved.mul_(functional.linear(rows, second))
+
+
+class Beside(nn.Module):
+    """The same of quantised weights, which cannot be joined."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[..., in] -> [..., all of out]."""
+        return torch.cat([part(rows) for part in self.parts], dim=-1)
+
+    def gated(self, rows: Tensor, activation: nn.Module) -> Tensor:
+        """The first of two parts through `activation`, times the second: [..., out / 2]."""
+        first, second = self.parts
+        found: Tensor = activation(first(rows))
+        return found.mul_(second(rows))
+
+
+def _joined(*parts: Any) -> Fused | Beside:
+    return Fused(parts) if all(type(part) is nn.Linear for part in parts) else Beside(parts)
+
+
+class Block(nn.Module):
+    """One layer of a Gemma or Gemma 2 decoder, in its two halves."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.head_dim = int(attention.head_dim)
+        self.scaling = float(attention.scaling)
+        self.softcap: float | None = getattr(attention, "attn_logit_softcapping", None)
+        self.window: int | None = getattr(attention, "sliding_window", None)
+        self.qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.kv_heads = attention.k_proj.out_features // self.head_dim
+        self.out = attention.o_proj
+        self.gate_up, self.down = _joined(mlp.gate_proj, mlp.up_proj), mlp.down_proj
+        self.activation = mlp.act_fn
+        self.attention_norm = Norm(layer.input_layernorm)
+        if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 norms what a half adds as well
+            self.attended_norm: nn.Module = Norm(layer.post_attention_layernorm)
+            self.mlp_norm = Norm(layer.pre_feedforward_layernorm)
+            self.fed_norm: nn.Module = Norm(layer.post_feedforward_layernorm)
+        else:
+            self.mlp_norm = Norm(layer.post_attention_layernorm)
+            self.attended_norm = self.fed_norm = nn.Identity()
+
+    def before(self, hidden: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows [m, hidden], rotated as at their positions [m, 1, head_dim]: query, key, value [m, heads, head_dim]."""
+        made = self.qkv(self.attention_norm(hidden)).unflatten(-1, (-1, self.head_dim))
+        turned, value = made[:, : -self.kv_heads], made[:, -self.kv_heads :]
+        first, second = turned.chunk(2, dim=-1)
+        turned = (turned * cosines).add_(torch.cat((-second, first), dim=-1).mul_(sines))
+        return turned[:, : -self.kv_heads], turned[:, -self.kv_heads :], value
+
+    def after(self, attended: Tensor, hidden: Tensor) -> Tensor:
+        """What attention found for rows [m, heads * head_dim], and these [m, hidden]: the rows of the next layer."""
+        hidden = self.attended_norm(self.out(attended)).add_(hidden)
+        fed = self.down(self.gate_up.gated(self.mlp_norm(hidden), self.activation))
+        found: Tensor = self.fed_norm(fed)
+        return found.add_(hidden)
+
+
+class VisionAttention(nn.Module):
+    """Attention of a layer of the SigLIP encoder, as its layer calls it."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.head_dim, self.scaling = int(original.head_dim), float(original.scale)
+        self.qkv = Fused([original.q_proj, original.k_proj, original.v_proj])
+        self.out = original.out_proj
+
+    def forward(self, hidden_states: Tensor, attention_mask: None = None, **_: Any) -> tuple[Tensor, None]:
+        """[n, patches, hidden] -> the same shape."""
+        query, key, value = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(hidden_states).chunk(3, dim=-1)
+        )
+        found = functional.scaled_dot_product_attention(query, key, value, scale=self.scaling)
+        return self.out(found.transpose(1, 2).flatten(2)), None

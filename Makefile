@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format setup clean docs
+.PHONY: demo test test-full lint format setup clean docs
 
 setup: $(VENV)/.installed
 
@@ -17,6 +17,9 @@ demo: setup  ## make a small collection, annotate it, print how many answers are
 
 test: setup  ## every test that runs without a GPU
 	$(BIN)/python -m pytest
+
+test-full: setup  ## the same and what takes long: every precision, every forced path, a thousand requests
+	FULL=1 $(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,12 +4,14 @@ A layer is cut where attention joins rows: `before` and `after` work on rows, on
 to. Their products are fused: query, key and value are one, gate and up another. What lies between is in `attention`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.activations import GELUTanh
 
 
 class Norm(nn.Module):
@@ -24,6 +26,31 @@ class Norm(nn.Module):
         """[..., hidden] -> the same shape and dtype."""
         normed = functional.rms_norm(hidden.float(), self.scale.shape, self.scale, self.eps)
         return normed.to(hidden.dtype)
+
+
+class Gelu(nn.Module):
+    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))): Hendrycks and Gimpel 2016, "Gaussian Error Linear Units".
+
+    On a CPU torch's own rounds otherwise what does not fill a vector, and threads may share a tensor between vectors. Up
+    to two threads do not, with rows of this width; more take the formula in steps that round alike everywhere.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.even = width % 32 == 0
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[..., width] -> the same shape and dtype."""
+        if rows.is_cuda or (self.even and torch.get_num_threads() <= 2):
+            return functional.gelu(rows, approximate="tanh")
+        wide = rows.float()
+        inner = wide.square().mul_(0.044715).add_(1).mul_(wide).mul_(math.sqrt(2 / math.pi))
+        return torch.tanh(inner).add_(1).mul_(wide).mul_(0.5).to(rows.dtype)
+
+
+def steady(activation: nn.Module, width: int) -> nn.Module:
+    """The activation, for rows of this width: ours where it is the one of released models."""
+    return Gelu(width) if isinstance(activation, GELUTanh) else activation
 
 
 class Fused(nn.Module):
@@ -92,7 +119,7 @@ class Block(nn.Module):
         self.kv_heads = attention.k_proj.out_features // self.head_dim
         self.out = attention.o_proj
         self.gate_up, self.down = _joined(mlp.gate_proj, mlp.up_proj), mlp.down_proj
-        self.activation = mlp.act_fn
+        self.activation = steady(mlp.act_fn, mlp.down_proj.in_features)
         self.attention_norm = Norm(layer.input_layernorm)
         if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 norms what a half adds as well
             self.attended_norm: nn.Module = Norm(layer.post_attention_layernorm)

@@ -26,7 +26,7 @@ from pipeline import probe
 from pipeline.attention import Spans, over_prompts, over_slots, whole
 from pipeline.config import ModelSpec
 from pipeline.errors import UsageError
-from pipeline.layers import Block, Norm, VisionAttention
+from pipeline.layers import Block, Norm, VisionAttention, steady
 from pipeline.shapes import Shapes, Sizes
 from pipeline.slots import Slots, chunk_of
 from pipeline.weights import Located, locate
@@ -48,6 +48,7 @@ class Model:
         decoder.norm = Norm(decoder.norm)
         for layer in tower.encoder.layers:
             layer.self_attn = VisionAttention(layer.self_attn)
+            layer.mlp.activation_fn = steady(layer.mlp.activation_fn, layer.mlp.fc1.out_features)
         self.tokenizer = tokenizer
         # Called from any thread; its wrapper would set truncation and padding in each call, while others use it.
         self._fast = copy.deepcopy(tokenizer.backend_tokenizer)

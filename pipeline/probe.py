@@ -5,6 +5,7 @@ not from the weights; the result is kept beside downloaded models, under a hash 
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from pipeline.model import Model
 
 log = logging.getLogger(__name__)
-VERSION = 4  # of what is tried
+VERSION = 6  # of what is tried
 SMALL = 2**23  # weights of a layer and the head below which a CPU has time to try many sizes
-CPU_TOKENS, CPU_ROWS = (*range(64, 512, 64), *range(512, 1025, 32)), (1, *range(4, 65, 4))
+CPU_TOKENS, CPU_ROWS = (*range(64, 256, 16), *range(256, 1025, 32)), (1, *range(4, 65, 4))
 LARGE_TOKENS, LARGE_ROWS = (64, 256), (1, 8, 16, 32, 64)  # of others on a CPU
-GPU_TOKENS, GPU_ROWS = (512, 1024, 2048, 4096), (8, 16, 32, 64, 128, 256)
+GPU_TOKENS, GPU_ROWS = (512, 1024, 2048, 4096), (1, 8, 16, 32, 64, 128, 256)
 IMAGES, LARGE_IMAGES = (1, 2, 4, 8, 16), (1,)
 # What a call costs beside its rows, in rows: a decode step of any size reads all weights, a prefill's pieces do little
 # that is not arithmetic.
@@ -77,14 +78,17 @@ def _large(model: "Model") -> bool:
 @torch.inference_mode()
 def _tried(model: "Model", tokens: tuple[int, ...], rows: tuple[int, ...], images: tuple[int, ...]) -> Shapes:
     make = _Pools(model)
-    # A last bit differs once in thousands of sums of two-byte numbers: small models need many rows to show it.
-    few = 8 if _large(model) and model.device.type != "cuda" else 128
+    # Of float32 any row shows another order of sums; of two-byte numbers a last bit differs once in thousands of sums,
+    # so that small models need many rows to show it.
+    many, few = (64, 64) if model.dtype == torch.float32 else (256, 128)
+    if _large(model) and model.device.type != "cuda":
+        many, few = 64, 8
     found_rows = choose([*make.halves(few), make.finish(few), make.attend(few)], rows, call=ROWS_CALL, most=max(rows))
     found_images = Sizes(images, IMAGES_CALL)
     if len(images) > 1:
-        found_images = choose([make.images(16)], images, call=IMAGES_CALL, most=max(images))
+        found_images = choose([make.images(8)], images, call=IMAGES_CALL, most=max(images))
     return Shapes(
-        choose(make.halves(256), tokens, call=TOKENS_CALL, most=max(tokens)),
+        choose(make.halves(many), tokens, call=TOKENS_CALL, most=max(tokens)),
         found_rows,
         found_images,
         make.any_length(found_rows.sizes[-1]),
@@ -116,7 +120,8 @@ class _Pools:
         turned = [part[7].expand(4096, -1, -1) for part in self.model.rotation]
         narrow, joined = self.random(count, self.hidden), self.random(count, wide + self.hidden)
         between = self.random(count, int(self.model.config.intermediate_size))
-        alone = [(block.qkv, narrow), (block.out, joined[:, :wide]), (block.gate_up, narrow), (block.down, between)]
+        gated = functools.partial(block.gate_up.gated, activation=torch.nn.Identity())
+        alone = [(block.qkv, narrow), (block.out, joined[:, :wide]), (gated, narrow), (block.down, between)]
         return [(before, narrow), (after, joined), *((_one(product), pool) for product, pool in alone)]
 
     def finish(self, count: int) -> tuple[Run, Tensor]:
@@ -171,7 +176,7 @@ def _key(model: "Model") -> str:
     """A hash of all that decides which sizes are alike."""
     cuda = model.device.type == "cuda"
     parts: dict[str, Any] = {
-        "version": VERSION,
+        "version": [VERSION, _candidates(model), CALLS],
         "torch": torch.__version__ + torch.__config__.show(),
         "device": torch.cuda.get_device_name(model.device) if cuda else _processor(),
         "threads": torch.get_num_threads(),

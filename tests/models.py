@@ -30,7 +30,9 @@ def demo_model() -> Model:
 
 
 @cache
-def random_model(seed: int, family: str = "gemma", **text_settings: Any) -> tuple[Model, Any]:
+def random_model(
+    seed: int, family: str = "gemma", dtype: torch.dtype = torch.float32, **text_settings: Any
+) -> tuple[Model, Any]:
     """A model of random weights with the demo's tokenizer, and transformers' copy of it.
 
     Its answers are long, odd and sensitive.
@@ -50,7 +52,7 @@ def random_model(seed: int, family: str = "gemma", **text_settings: Any) -> tupl
         projection_dim=config.projection_dim,
     )
     torch.manual_seed(seed)
-    network = PaliGemmaForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
+    network = PaliGemmaForConditionalGeneration._from_config(config, dtype=dtype).eval()
     for parameter in network.parameters():
         parameter.data.mul_(3.0 if parameter.ndim > 1 else 1.0)
     network.lm_head.weight = torch.nn.Parameter(torch.randn_like(network.lm_head.weight))  # tied, it repeats itself

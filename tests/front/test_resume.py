@@ -59,6 +59,14 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
         process.kill()
 
 
+def kill(driver: subprocess.Popen[str]) -> None:
+    """SIGKILL; returns once what it had started is gone too."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.communicate()
+    wait_until_gone(children)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(served: None, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     from pipeline.batch import run_batch
@@ -75,10 +83,7 @@ def test_kill_9_in_mid_run(
     output = tmp_path / "output"
     driver = start(manifest, output)
     wait_for_markers(driver, output, 3)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()
-    driver.communicate()
-    wait_until_gone(children)
+    kill(driver)
     before = markers(output)
     assert 3 <= len(before) < 24, "the run was meant to be killed in its middle"
     status = paliscribe("status", output, "--json")
@@ -126,7 +131,4 @@ def test_a_second_driver_is_refused(served: None, manifest: Path, tmp_path: Path
         assert said.err.startswith(f"paliscribe: another driver is at work on {output}: process {driver.pid} on ")
         assert len(said.err.splitlines()) == 1
     finally:
-        children = psutil.Process(driver.pid).children(recursive=True)
-        driver.kill()
-        driver.communicate()
-        wait_until_gone(children)
+        kill(driver)

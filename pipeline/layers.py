@@ -31,8 +31,8 @@ class Norm(nn.Module):
 class Gelu(nn.Module):
     """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))): Hendrycks and Gimpel 2016, "Gaussian Error Linear Units".
 
-    On a CPU torch's own rounds otherwise what does not fill a vector, and threads may share a tensor between vectors. One
-    or two threads do not, with rows of this width; more take the formula in steps that round alike everywhere.
+    On a CPU torch's own rounds otherwise what does not fill a vector, and threads may divide a tensor within vectors.
+    One or two threads do not, with rows of this width; more take the formula in steps that round alike everywhere.
     """
 
     def __init__(self, width: int) -> None:

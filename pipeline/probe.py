@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.model import Model
 
 log = logging.getLogger(__name__)
-VERSION = 6  # of what is tried
+VERSION = 7  # of what is tried
 SMALL = 2**23  # weights of a layer and the head below which a CPU has time to try many sizes
 CPU_TOKENS, CPU_ROWS = (*range(64, 256, 16), *range(256, 1025, 32)), (1, *range(4, 65, 4))
 LARGE_TOKENS, LARGE_ROWS = (64, 256), (1, 8, 16, 32, 64)  # of others on a CPU
@@ -37,6 +37,7 @@ IMAGES, LARGE_IMAGES = (1, 2, 4, 8, 16), (1,)
 # What a call costs beside its rows, in rows: a decode step of any size reads all weights, a prefill's pieces do little
 # that is not arithmetic.
 CALLS = TOKENS_CALL, ROWS_CALL, IMAGES_CALL = 32, 64, 1
+FAR = 1024  # tokens beside an image, up to which it is tried whether it shows how far a step looks
 MATTERS = ("MKL", "ONEDNN", "DNNL", "OMP", "KMP", "ATEN", "TORCH", "PYTORCH", "CUBLAS", "CUDA", "NVIDIA")
 
 
@@ -91,7 +92,7 @@ def _tried(model: "Model", tokens: tuple[int, ...], rows: tuple[int, ...], image
         choose(make.halves(many), tokens, call=TOKENS_CALL, most=max(tokens)),
         found_rows,
         found_images,
-        make.any_length(found_rows.sizes[-1]),
+        make.any_length(found_rows.sizes),
     )
 
 
@@ -135,11 +136,12 @@ class _Pools:
         """A decode step's attention, two chunks far."""
         return self._over_slots(count, 2), torch.arange(count, device=self.model.device)
 
-    def any_length(self, rows: int) -> bool:
+    def any_length(self, sizes: tuple[int, ...]) -> bool:
         """Whether it does not show how much further than its rows' own ends a step looks."""
+        rows, chunk = next((size for size in sizes if size >= 8), sizes[-1]), self.model.chunk
+        longest = min(self.model.context, self.model.image_tokens + FAR) // chunk
         places = torch.arange(rows, device=self.model.device)
-        longest = self.model.context // self.model.chunk
-        found = [self._over_slots(rows, chunks)(places)[0] for chunks in {2, 3, 4, 5, 8, longest} if chunks <= longest]
+        found = [self._over_slots(rows, chunks)(places)[0] for chunks in range(2, longest + 1)]
         return all(torch.equal(found[0], other) for other in found)
 
     def images(self, count: int) -> tuple[Run, Tensor]:

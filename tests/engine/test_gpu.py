@@ -10,6 +10,7 @@ from models import engine, images, random_model, requests, scene_requests
 from pipeline import model as model_module
 from pipeline.config import ModelSpec
 from pipeline.engine import Engine, engine_sizes
+from pipeline.engine.sizing import beside_slots
 from pipeline.model import Model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -90,3 +91,26 @@ def test_equal_seeds_draw_equal_answers_in_any_company() -> None:
     together = [answer.tokens for answer in Engine(model).run(drawn)]
     alone = [Engine(model).run([request])[0].tokens for request in drawn]
     assert sum(a == b for a, b in zip(together, alone, strict=True)) >= 11
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_company_changes_no_bit(precision: str) -> None:
+    model = on_gpu(precision=precision)
+    wanted = scene_requests(60)
+    alone = [Engine(model).run([request])[0] for request in wanted]
+    assert engine(model, slots=7).run(wanted) == alone
+    assert engine(model, slots=40).run(wanted) == alone
+
+
+def test_what_steps_need_beside_slots_was_not_guessed_too_low() -> None:
+    """Graphs, logits and draws of a full step, against the estimate that sizing leaves free for them."""
+    model = on_gpu()
+    torch.cuda.synchronize()
+    running = Engine(model)
+    before = torch.cuda.memory_reserved()
+    running.start()
+    try:
+        running.submit([replace(request, temperature=0.8) for request in requests(300, max_tokens=8)])[-1].result(300)
+        assert torch.cuda.memory_reserved() - before < beside_slots(model) + 2**30
+    finally:
+        running.close()

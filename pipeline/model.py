@@ -271,14 +271,9 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spec = spec.resolved(gpu=device != "cpu")
     if device != "cpu":
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape and thread
-        torch.backends.cuda.preferred_blas_library("cublaslt")  # of two libraries one, whatever the shape
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in parts round in between
-        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        choose_kernels()
     located = locate(spec)
     dtype = DTYPES[spec.precision]
-    if spec.precision == "float32":
-        torch.backends.cudnn.allow_tf32 = False  # on by default
     path, revision = located.local()
     try:
         processor = AutoProcessor.from_pretrained(path, revision=revision, trust_remote_code=False)
@@ -301,6 +296,15 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
             f"{model.context} positions that its decoder was made for"
         )
     return model
+
+
+def choose_kernels() -> None:
+    """Have a GPU's libraries take one path whatever the shape, and round as little as may be: settings of this process."""
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape and thread
+    torch.backends.cuda.preferred_blas_library("cublaslt")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in parts round in between
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _quantization(spec: ModelSpec) -> Any:

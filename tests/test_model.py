@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from models import demo_model, engine, images, random_model, requests
+from transformers.activations import GELUTanh
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from pipeline.config import ModelSpec
-from pipeline.layers import Norm
-from pipeline.model import load
+from pipeline.layers import Gelu, Norm, steady
+from pipeline.model import choose_kernels, load
 from pipeline.shapes import Shapes, Sizes
 
 
@@ -72,3 +73,30 @@ def test_compiled_parts_answer_alike() -> None:
     assert [a.tokens for a in engine(loaded, slots=4).run(wanted)] == [
         a.tokens for a in engine(demo_model()).run(wanted)
     ]
+
+
+def test_a_gpus_libraries_are_told_which_kernels_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings are torch's own, but for one that only a build with CUDA has."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", asked.append)
+    matmul = torch.backends.cuda.matmul
+    before = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32
+    try:
+        choose_kernels()
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and not torch.backends.cudnn.allow_tf32
+        assert not matmul.allow_bf16_reduced_precision_reduction and not matmul.allow_fp16_reduced_precision_reduction
+        assert asked == ["cublaslt"]
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.parametrize("width", [384, 100])
+def test_the_activation_is_that_of_transformers(width: int) -> None:
+    """By torch's kernel or in steps, as threads and width have it."""
+    torch.manual_seed(0)
+    rows = torch.randn(64, width) * 3
+    for dtype, near in ((torch.float32, 1e-6), (torch.bfloat16, 0.04)):
+        wanted = GELUTanh()(rows.to(dtype))
+        assert torch.allclose(Gelu(width)(rows.to(dtype)), wanted, atol=near)
+    assert steady(torch.nn.SiLU(), width).__class__ is torch.nn.SiLU

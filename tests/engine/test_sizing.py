@@ -1,9 +1,11 @@
 """Slots from bytes: what a GPU's memory holds, and what a share of it does."""
 
 import pytest
+import torch
 from models import demo_model, random_model
 
-from pipeline.engine.sizing import MOST_SLOTS, ONLINE_SLOTS, beside_slots, slots_in_memory
+from pipeline.config import PoolConfig
+from pipeline.engine.sizing import CONTEXT, MOST_SLOTS, ONLINE_SLOTS, beside_slots, keep_to_share, slots_in_memory
 
 GIB = 2**30
 
@@ -51,3 +53,14 @@ def test_logits_count_by_the_vocabulary() -> None:
     assert beside_slots(wide) - small == 256 * (100_000 - 1638) * 12, (
         "logits in float32, and twice their log-probabilities"
     )
+
+
+def test_a_share_leaves_room_for_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process takes on a GPU lies outside the limit on its allocations: two halves must fit beside both."""
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (20 * GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    keep_to_share("cuda", PoolConfig(gpus_per_replica=0.5))
+    keep_to_share("cpu", PoolConfig(gpus_per_replica=0.5))
+    keep_to_share("cuda", PoolConfig(gpus_per_replica=1))
+    assert len(shares) == 1 and 2 * (shares[0] * 24 * GIB + CONTEXT) <= 24 * GIB

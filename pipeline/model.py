@@ -299,7 +299,7 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
 
 
 def choose_kernels() -> None:
-    """Have a GPU's libraries take one path whatever the shape, and round as little as may be: settings of this process."""
+    """Set this process so that a GPU's libraries take one path whatever the shape, and round as little as they can."""
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape and thread
     torch.backends.cuda.preferred_blas_library("cublaslt")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in parts round in between

@@ -2,95 +2,38 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from models import demo_model, engine, images, random_model, requests, scene_requests
+from company import FAMILIES, alone, differing, load, made, together
+from models import engine, images, random_model, requests
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import attention as attention_module
-from pipeline import model as model_module
 from pipeline import probe
-from pipeline.config import ModelSpec
 from pipeline.model import DTYPES, Model
-from pipeline.records import ONLINE, Prediction, Request
 from pipeline.shapes import Shapes, Sizes
 from pipeline.slots import Slots, rounded
 
 torch.set_num_threads(1)
 FULL = bool(os.environ.get("FULL"))
 full = pytest.mark.skipif(not FULL, reason="many minutes: make test-full")
-FAMILIES = ("demo", "gemma", "gemma2")
 FEW = (64, 256, 384), (1, 4, 8, 16, 24), (1, 2, 4)
 MIXED = Shapes(*(Sizes(sizes, call) for sizes, call in zip(FEW, probe.CALLS, strict=True)))
-
-
-@cache
-def made(family: str, precision: str) -> Model:
-    exact = precision == "float32"
-    if family == "demo":
-        return demo_model() if exact else model_module.load(ModelSpec(precision=precision), device="cpu")
-    return random_model(7, family, DTYPES[precision])[0]
 
 
 def few_sizes(patch: pytest.MonkeyPatch, cache_folder: str) -> None:
     for name, sizes in zip(("CPU_TOKENS", "CPU_ROWS", "IMAGES"), FEW, strict=True):
         patch.setattr(probe, name, sizes)
     patch.setenv("PALISCRIBE_CACHE", cache_folder)
-
-
-def load(family: str, count: int, max_tokens: int = 24) -> list[Request]:
-    """Captions, text, questions and boxes; some of them drawn, some online."""
-    wanted = scene_requests(count, max_tokens=2 * max_tokens) if family == "demo" else requests(count, max_tokens, 10)
-    for number, request in enumerate(wanted):
-        if number % 4 == 1:
-            request.temperature, request.top_p, request.seed = 0.8, 0.9 + number % 2 / 10, number
-        if number % 3 == 2:
-            request.priority = ONLINE
-    return wanted
-
-
-def alone(model: Model, wanted: list[Request]) -> dict[str, Prediction]:
-    """Each request's answer by itself; nothing is kept but what its slot happens to hold."""
-    single, answers = engine(model, slots=1), []
-    for request in wanted:
-        single.forget_images()
-        answers += single.run([request])
-    return {answer.id: answer for answer in answers}
-
-
-def together(model: Model, wanted: list[Request], slots: int, seed: int | None = None) -> dict[str, Prediction]:
-    """All answers; with a seed the requests are shuffled and come a few at a time, while others are under way."""
-    crowd = engine(model, slots=slots)
-    if seed is None:
-        return {answer.id: answer for answer in crowd.run(wanted)}
-    chance, waiting, futures = random.Random(seed), list(wanted), []
-    chance.shuffle(waiting)
-    while waiting:
-        count = chance.choice((1, 2, 5, 12))
-        futures += crowd.submit(waiting[:count])
-        del waiting[:count]
-        for _ in range(chance.randrange(8)):
-            crowd.step()
-    while crowd.step():
-        pass
-    return {answer.id: answer for answer in (future.result() for future in futures)}
-
-
-def differing(found: dict[str, Prediction], wanted: dict[str, Prediction]) -> list[str]:
-    """Requests whose answers are not the same to the last bit."""
-    assert found.keys() == wanted.keys() and all(answer.error_kind is None for answer in wanted.values())
-    return [name for name, answer in wanted.items() if found[name] != answer]
 
 
 @pytest.mark.parametrize("precision", DTYPES)
@@ -107,45 +50,46 @@ def test_tokens_and_scores_are_those_alone(family: str, precision: str) -> None:
         assert not differing(together(model, wanted, slots, seed=slots), answers)
 
 
-@full
-@pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_thousand_tokens_and_scores_are_those_alone(family: str, precision: str) -> None:
-    model, wanted = made(family, precision), load(family, 1000)
-    answers = alone(model, wanted)
-    for slots in (1, 7, 40):
-        assert not differing(together(model, wanted, slots), answers)
-        assert not differing(together(model, wanted, slots, seed=slots), answers)
-
-
 # Other paths of the libraries, as they take them on other processors.
 PATHS = {
     "MKL_CBWR": ("COMPATIBLE", "AVX2", "AVX512"),
     "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX2", "AVX512_CORE"),
     "ATEN_CPU_CAPABILITY": ("default",),
 }
-OFTEN = {("MKL_CBWR", "COMPATIBLE"), ("MKL_CBWR", "AVX2"), ("ONEDNN_MAX_CPU_ISA", "SSE41")}
+OFTEN = [("MKL_CBWR", "COMPATIBLE"), ("MKL_CBWR", "AVX2"), ("ONEDNN_MAX_CPU_ISA", "SSE41")]
+EVERY = [("", ""), *((name, value) for name, values in PATHS.items() for value in values)]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        pytest.param(name, value, marks=() if (name, value) in OFTEN else full)
-        for name, values in PATHS.items()
-        for value in values
-    ],
-)
-def test_it_is_so_on_other_paths_of_the_libraries(name: str, value: str, tmp_path: Path) -> None:
-    settings = {"OMP_WAIT_POLICY": "passive", "PALISCRIBE_CACHE": str(tmp_path), name: value}
+def on_path(name: str, value: str, folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    """What `company.py` says in a process of its own, under these settings."""
+    settings = {"OMP_WAIT_POLICY": "passive", "PALISCRIBE_CACHE": str(folder)} | ({name: value} if name else {})
     environment = {key: said for key, said in os.environ.items() if key not in {*PATHS, "OMP_NUM_THREADS"}} | settings
-    script, tests = Path(__file__).with_name("forced.py"), Path(__file__).parents[1]
+    script, tests = Path(__file__).with_name("company.py"), Path(__file__).parents[1]
     environment["PYTHONPATH"] = os.pathsep.join([str(tests.parent), str(tests)])
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == (6 if FULL else 4) and all(line["answers"] >= 5 for line in lines), "precisions and threads"
+    lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     assert not [line for line in lines if line["differing"]]
-    assert len(list(tmp_path.glob("shapes/*.json"))) == len(lines), "each was tried under these settings"
+    assert all(line["answers"] >= 5 for line in lines), "the test needs unlike answers"
+    return lines
+
+
+@pytest.mark.parametrize(("name", "value"), OFTEN)
+def test_it_is_so_on_other_paths_of_the_libraries(name: str, value: str, tmp_path: Path) -> None:
+    """Of a small model, on one thread and on two."""
+    lines = on_path(name, value, tmp_path, "small", "float32:1", "float32:2", "bfloat16:1", "float16:1")
+    assert len(lines) == len(list(tmp_path.glob("shapes/*.json"))) == 4, "each was tried under these settings"
+
+
+@full
+@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize(("name", "value"), EVERY)
+def test_a_thousand_answers_are_those_alone_on_every_path(
+    name: str, value: str, precision: str, threads: str, tmp_path: Path
+) -> None:
+    lines = on_path(name, value, tmp_path, "thousand", f"{precision}:{threads}")
+    assert sum(line["requests"] for line in lines) == 1000 and len(lines) == len(FAMILIES)
 
 
 # Not by luck: products whose order of summation follows from their shape, or even from a row's place in them.

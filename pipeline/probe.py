@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.attention import over_slots
 from pipeline.download import cache_folder
+from pipeline.errors import ReplicaError
 from pipeline.shapes import Run, Shapes, Sizes, choose
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ MATTERS = ("MKL", "ONEDNN", "DNNL", "OMP", "KMP", "ATEN", "TORCH", "PYTORCH", "C
 
 
 def shapes_of(model: "Model") -> Shapes:
-    """The shapes of a model here: as remembered, or tried now."""
+    """The shapes of a model here: as remembered, or tried now. Raises ReplicaError for a model that cannot be run."""
     candidates = _candidates(model)
     if model.spec.quantization == "int8":  # its outliers are those of a whole product: company shows, whatever its size
         tokens, rows, images = (Sizes(sizes, call) for sizes, call in zip(candidates, CALLS, strict=True))
@@ -51,7 +52,13 @@ def shapes_of(model: "Model") -> Shapes:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return _read(json.loads(kept.read_text()))
     begun = time.monotonic()
-    found = _tried(model, *candidates)
+    try:
+        found = _tried(model, *candidates)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        said = (str(error).strip() or "no words").splitlines()[0]
+        raise ReplicaError(f"the model cannot answer: {type(error).__name__}: {said}") from None
     log.info("sizes with equal rows, tried in %.1f s: %s", time.monotonic() - begun, found.words())
     with contextlib.suppress(OSError):  # nowhere to remember it: it is tried again
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from pipeline.demo.collection import write_collection
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/operations.md").read_text()
-LIMIT = 300  # seconds for all commands
+LIMIT = 480  # seconds for all commands
 DONE = "done-with-it"
 CALLERS = 3
 

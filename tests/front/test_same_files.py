@@ -16,7 +16,7 @@ from pipeline.demo.collection import write_collection
 from pipeline.headless import HEADLESS
 
 pytestmark = pytest.mark.cluster
-SCENES, SHARDS = 62, 16
+SCENES, SHARDS = 38, 10
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,10 @@ from front.test_resume import SHARD_ROWS, kill, markers, start, wait_for_markers
 from pipeline.demo.collection import write_collection
 from pipeline.headless import HEADLESS
 
-pytestmark = pytest.mark.cluster
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(not os.environ.get("FULL"), reason="five minutes a case: make test-full"),
+]
 SCENES, SHARDS = 38, 10
 
 
@@ -24,7 +28,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scenes, and two rows whose images are not there, so that errors are published too."""
     path = write_collection(tmp_path_factory.mktemp("same"), SCENES, seed=8)
     rows = read_rows(path)
-    rows[9:9] = [rows[number] | {"id": f"lost-{number}", "image": f"images/lost-{number}.jpg"} for number in (9, 40)]
+    rows[9:9] = [rows[number] | {"id": f"lost-{number}", "image": f"images/lost-{number}.jpg"} for number in (9, 30)]
     assert len(rows) == SHARDS * int(SHARD_ROWS)
     return write_rows(path, rows)
 

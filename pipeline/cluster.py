@@ -104,6 +104,8 @@ def _kept_signals() -> Iterator[None]:
 
 def _hush() -> None:
     """Keep Ray's own lines off stderr; they are in its log folder. An environment variable that is set stays."""
+    import ray.data  # noqa: F401  # sets the level of its logger when it is imported
+
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.serve", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

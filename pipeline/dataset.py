@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
 
 from pipeline.cluster import translating
 from pipeline.driver import repeating
@@ -27,7 +25,7 @@ def annotated(
     `progress.rows_open` is kept up to date meanwhile. Raises PassingError if a process keeps failing.
     """
     board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
-    blocks = ray.data.read_datasource(_Shards(shards), override_num_blocks=len(shards), num_cpus=0.05).map_batches(
+    blocks = ray.data.from_blocks([pa.table({"shard": [shard]}) for shard in shards]).map_batches(
         _StageActor,
         batch_size=None,
         batch_format="numpy",
@@ -57,23 +55,6 @@ class _Board:
 
     def total(self) -> int:
         return sum(self._rows.values())
-
-
-class _Shards(Datasource):  # type: ignore[misc]
-    """The numbers of the shards to annotate, one a block. Reading one takes no time, so it reserves next to no CPU."""
-
-    def __init__(self, shards: Sequence[int]) -> None:
-        self._shards = shards
-
-    def estimate_inmemory_data_size(self) -> int:
-        return 8 * len(self._shards)
-
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        return [ReadTask(functools.partial(_block, shard), BlockMetadata(1, 8, None, None)) for shard in self._shards]
-
-
-def _block(shard: int) -> list[pa.Table]:
-    return [pa.table({"shard": [shard]})]
 
 
 class _StageActor:

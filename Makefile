@@ -31,7 +31,7 @@ format: setup
 	$(BIN)/ruff format .
 
 docs: setup  ## regenerate the tables that come from the code
-	$(BIN)/python -m jobs.docs
+	$(BIN)/python docs/tables.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-output

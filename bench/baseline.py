@@ -11,13 +11,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from paliscribe.config import ModelSpec
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS
+from paliscribe.model import paligemma as model_module
+from paliscribe.model.paligemma import Model
+from paliscribe.records import Request
 from torch import Tensor
-
-from pipeline import model as model_module
-from pipeline.config import ModelSpec
-from pipeline.demo.scenes import TEST_SEEDS, sample_scene
-from pipeline.model import Model
-from pipeline.records import Request
 
 LOADS = ("short", "mixed", "long-tail", "natural")
 KINDS = {  # what is asked, in turns; mixed tasks are asked of one image each time
@@ -81,9 +83,9 @@ def requests(load: str, count: int) -> list[Request]:
     number = 0
     while len(made) < count:
         scene = sample_scene(FIRST_SCENE + number)
-        pixels = np.asarray(scene.render().convert("RGB").resize((112, 112), 3))
+        pixels = np.asarray(draw(scene).convert("RGB").resize((112, 112), 3))
         for kind in [kinds[number % len(kinds)]] if load == "long-tail" else kinds:
-            items = [item for item in scene.items() if item.task == {"long": "detect"}.get(kind, kind)]
+            items = [item for item in scene_items(scene) if item.task == {"long": "detect"}.get(kind, kind)]
             limit = 128 if load == "natural" else int(rng.integers(*LENGTHS[kind], endpoint=True))
             prompt = items[number % len(items)].prompt
             made.append(Request(f"{number}/{kind}", prompt, pixels, f"scene-{number}", limit))

@@ -1,4 +1,4 @@
-"""What decoding costs: images a second of one core by Pillow alone, by `images.decode`, and by it with `draft`.
+"""What decoding costs: images a second of one core by Pillow alone, by `decode`, and by it with `draft`.
 
     python -m bench.decode [--images 12] [--rounds 5] [--size 224] [--scenes 100] [--json]
 
@@ -17,10 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.images.decode import decode
 from PIL import Image
 
 from bench.machine import machine
-from pipeline import images
 
 TASKS = ("caption", "answer", "ocr", "detect", "all")
 SIDES = ((640, 480), (1280, 960), (1920, 1440))
@@ -68,8 +70,8 @@ def speed(count: int, rounds: int, size: int) -> tuple[Figures, Figures]:
     """Images a second of each way at each size with the differences that draft makes, and the ratios of the rates."""
     ways: dict[str, Callable[[bytes], Any]] = {
         "pillow": lambda data: pillow(data, size),
-        "ours": lambda data: images.decode(data, size),
-        "draft": lambda data: images.decode(data, size, draft=True),
+        "ours": lambda data: decode(data, size),
+        "draft": lambda data: decode(data, size, draft=True),
     }
     figures: Figures = {}
     ratios: Figures = {}
@@ -92,7 +94,7 @@ def pillow(data: bytes, size: int) -> np.ndarray[Any, Any]:
 
 def difference(data: bytes, size: int) -> tuple[float, int]:
     """Mean and greatest difference between the pixels of draft and the exact ones."""
-    exact, draft = images.decode(data, size).pixels, images.decode(data, size, draft=True).pixels
+    exact, draft = decode(data, size).pixels, decode(data, size, draft=True).pixels
     assert np.array_equal(exact, pillow(data, size))
     off = np.abs(exact.astype(int) - draft)
     return float(off.mean()), int(off.max())
@@ -101,14 +103,13 @@ def difference(data: bytes, size: int) -> tuple[float, int]:
 def agreement(scenes: int) -> Figures:
     """The share of requests that the demo model answers with the same text under draft, by task and of all."""
     import torch
-
-    from pipeline import model
-    from pipeline.config import ModelSpec
-    from pipeline.demo.evaluation import EVALUATION_SEEDS
-    from pipeline.demo.scenes import sample_scene
-    from pipeline.engine import Engine
-    from pipeline.records import Request
-    from pipeline.tasks import parse_task
+    from paliscribe.config import ModelSpec
+    from paliscribe.demo.evaluation import EVALUATION_SEEDS
+    from paliscribe.demo.sampling import sample_scene
+    from paliscribe.engine import Engine
+    from paliscribe.grammar.tasks import parse_task
+    from paliscribe.model import paligemma as model
+    from paliscribe.records import Request
 
     torch.set_num_threads(1)
     loaded = model.load(ModelSpec(), device="cpu")
@@ -117,9 +118,9 @@ def agreement(scenes: int) -> Figures:
     for number in range(scenes):
         scene = sample_scene(EVALUATION_SEEDS + number)
         scale = SCENE_SIDE / max(scene.width, scene.height)
-        data = _jpeg(scene.render(), round(scene.width * scale), round(scene.height * scale), number)
-        decoded = {draft: images.decode(data, loaded.image_size, draft=draft) for draft in requests}
-        for item in scene.items():
+        data = _jpeg(draw(scene), round(scene.width * scale), round(scene.height * scale), number)
+        decoded = {draft: decode(data, loaded.image_size, draft=draft) for draft in requests}
+        for item in scene_items(scene):
             task = parse_task(item.prompt)
             for draft, image in decoded.items():
                 request = Request(str(len(tasks)), task.render({}), image.pixels, image.sha256, task.max_tokens)

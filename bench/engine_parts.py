@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from pipeline.engine.decoder import Decoder
-from pipeline.model import Model
-from pipeline.slots import Slots
+from paliscribe.engine.decoder import Decoder
+from paliscribe.model.kv_cache import Slots
+from paliscribe.model.paligemma import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from paliscribe.config import ModelSpec
+from paliscribe.model import paligemma as model_module
+from paliscribe.model.paligemma import DTYPES, Model
+from paliscribe.model.weights import Located
+from paliscribe.records import Request
 
 from bench.baseline import Subject
-from pipeline import model as model_module
-from pipeline.config import ModelSpec
-from pipeline.model import DTYPES, Model
-from pipeline.records import Request
-from pipeline.weights import Located
 
 VISION = {
     "hidden_size": 1152,

@@ -32,8 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     import torch
-
-    from pipeline.demo.collection import write_collection
+    from paliscribe.demo.collection import write_collection
 
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -65,18 +64,19 @@ def main() -> None:
 
 def engine_alone(manifest: Path) -> float:
     """Requests a second of the engine over everything already in memory."""
-    from pipeline import images, model
-    from pipeline.config import ModelSpec
-    from pipeline.engine import Engine
-    from pipeline.records import Request
-    from pipeline.stage import SLOTS_FILLED
-    from pipeline.tasks import parse_tasks
+    from paliscribe.batch.stage import SLOTS_FILLED
+    from paliscribe.config import ModelSpec
+    from paliscribe.engine import Engine
+    from paliscribe.grammar.tasks import parse_tasks
+    from paliscribe.images.decode import decode
+    from paliscribe.model import paligemma as model
+    from paliscribe.records import Request
 
     loaded = model.load(ModelSpec(), device="cpu")
     engine = Engine(loaded)
     requests = []
     for row in map(json.loads, manifest.read_text().splitlines()):
-        decoded = images.decode((manifest.parent / row["image"]).read_bytes(), loaded.image_size)
+        decoded = decode((manifest.parent / row["image"]).read_bytes(), loaded.image_size)
         for task in parse_tasks(list(TASKS)):
             name = f"{row['id']}/{task.template}"
             requests.append(Request(name, task.render(row), decoded.pixels, decoded.sha256, task.max_tokens))
@@ -90,9 +90,9 @@ def engine_alone(manifest: Path) -> float:
 
 def whole_job(manifest: Path, output: Path, threads: int) -> dict[str, float]:
     """Requests a second of `run_batch`, and what this process's memory did meanwhile."""
-    from pipeline.batch import run_batch
-    from pipeline.config import JobConfig, PoolConfig
-    from pipeline.progress import Progress
+    from paliscribe.batch.progress import Progress
+    from paliscribe.batch.run import run_batch
+    from paliscribe.config import JobConfig, PoolConfig
 
     seen: dict[str, Any] = {}
 

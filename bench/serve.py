@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS
 
 from bench.machine import machine
-from pipeline.demo.scenes import TEST_SEEDS, sample_scene
 
 TASKS = ("caption en", "answer en {question}", "ocr", "detect {objects}")
 FIRST_SCENE = TEST_SEEDS + 800_000_000
@@ -57,13 +59,12 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All phases against one endpoint."""
+    from paliscribe.config import PoolConfig, ServeConfig, ServedModel
+    from paliscribe.demo.collection import write_collection
+    from paliscribe.online.application import application
+    from paliscribe.pool.deploy import run_application
+    from paliscribe.pool.ray_cluster import cluster
     from ray import serve
-
-    from pipeline.cluster import cluster
-    from pipeline.config import PoolConfig, ServeConfig, ServedModel
-    from pipeline.demo.collection import write_collection
-    from pipeline.online import application
-    from pipeline.pool import run_application
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -110,9 +111,9 @@ def beside_batch(address: str, manifest: Path, folder: Path, rounds: int) -> dic
 
 def batch(manifest: Path, output: Path) -> float:
     """Requests a second of a run through the served replica, from the first image to the last commit."""
-    from pipeline.batch import run_batch
-    from pipeline.config import JobConfig, PoolConfig
-    from pipeline.progress import Progress
+    from paliscribe.batch.progress import Progress
+    from paliscribe.batch.run import run_batch
+    from paliscribe.config import JobConfig, PoolConfig
 
     since: list[float] = []
 
@@ -181,7 +182,7 @@ async def generate(address: str, calls: int | None, together: int) -> dict[str, 
 def body(seed: int) -> dict[str, Any]:
     """A call about a scene."""
     buffer = io.BytesIO()
-    sample_scene(seed).render().save(buffer, "JPEG")
+    draw(sample_scene(seed)).save(buffer, "JPEG")
     url = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "caption en"}]
     return {"model": "demo", "messages": [{"role": "user", "content": content}]}

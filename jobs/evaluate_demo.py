@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.demo import CHECKPOINT
-from pipeline.demo.score import FLOORS, missed_floors, summarise
+from paliscribe.demo import CHECKPOINT
+from paliscribe.demo.score import FLOORS, missed_floors, summarise
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--exact", action="store_true", help="ask one by one instead of in batches")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    from pipeline.demo.evaluation import Annotator, ask, questions
+    from paliscribe.demo.evaluation import Annotator, ask, questions
 
     began = time.monotonic()
     asked = list(questions(options.scenes, options.texts))

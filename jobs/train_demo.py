@@ -7,7 +7,7 @@ processor and with the same torch to the very weights that it would have reached
 import argparse
 from pathlib import Path
 
-from pipeline.demo import CHECKPOINT
+from paliscribe.demo import CHECKPOINT
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--stage", help="run this stage only, from the state of the one before")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="below 1: a shorter run, to see that it works")
     options = parser.parse_args()
-    from pipeline.demo.training.recipe import train
+    from paliscribe.demo.training.recipe import train
 
     for stage, seconds in train(options.work, options.out, options.stage, options.steps_scale).items():
         print(f"{stage}: {seconds:.0f} s")

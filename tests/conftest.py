@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 from hub import hub
-
-from pipeline.storage import s3
+from paliscribe.storage import s3
 
 __all__ = ["hub"]
 

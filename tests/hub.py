@@ -16,7 +16,7 @@ REFUSALS = {  # what the hub answers: status and its X-Error-Code
     "acme/nothing": (401, "RepoNotFound"),
     "acme/no-config": (404, "EntryNotFound"),
 }
-DEMO = files("pipeline.demo") / "checkpoint"
+DEMO = files("paliscribe.demo") / "checkpoint"
 
 
 def content(repository: str, name: str) -> bytes | None:

@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from paliscribe.config import ModelSpec, PoolConfig
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS
+from paliscribe.engine import Engine, engine_sizes
+from paliscribe.model import paligemma as model_module
+from paliscribe.model.paligemma import Model
+from paliscribe.records import Request
 from transformers import AutoProcessor, PaliGemmaConfig, PaliGemmaForConditionalGeneration
-
-from pipeline import model as model_module
-from pipeline.config import ModelSpec, PoolConfig
-from pipeline.demo.scenes import TEST_SEEDS, sample_scene
-from pipeline.engine import Engine, engine_sizes
-from pipeline.model import Model
-from pipeline.records import Request
 
 PROMPTS = (
     "caption en",
@@ -85,8 +87,8 @@ def scene_requests(scenes: int, first: int = TEST_SEEDS, max_tokens: int = 64) -
     made = []
     for number in range(scenes):
         scene = sample_scene(first + number)
-        items = [item for item in scene.items() if item.task == ("caption", "ocr", "answer", "detect")[number % 4]]
-        pixels = np.asarray(scene.render().convert("RGB").resize((112, 112), 3))
+        items = [item for item in scene_items(scene) if item.task == ("caption", "ocr", "answer", "detect")[number % 4]]
+        pixels = np.asarray(draw(scene).convert("RGB").resize((112, 112), 3))
         made.append(Request(f"s{number}", items[number % len(items)].prompt, pixels, f"scene-{number}", max_tokens))
     return made
 

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-from pipeline.addresses import Addresses, is_public
-from pipeline.config import ImagesConfig
-from pipeline.errors import RequestError, UsageError
-from pipeline.pictures import Pictures
-from pipeline.storage import open_store
+from paliscribe.config import ImagesConfig
+from paliscribe.errors import RequestError, UsageError
+from paliscribe.images.allowed import Addresses, is_public
+from paliscribe.images.untrusted import Pictures
+from paliscribe.storage import open_store
 
 
 @pytest.fixture(scope="module")

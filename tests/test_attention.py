@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from paliscribe.model import attention as attention_module
+from paliscribe.model.attention import Spans, over_prompts, over_slots, whole
 from torch import Tensor
-
-from pipeline import attention as attention_module
-from pipeline.attention import Spans, over_prompts, over_slots, whole
 
 CPU = torch.device("cpu")
 

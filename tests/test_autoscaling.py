@@ -1,10 +1,9 @@
 """How many replicas queued work calls for."""
 
 import pytest
-
-from pipeline.autoscaling import autoscaling, wanted
-from pipeline.config import PoolConfig
-from pipeline.errors import UsageError
+from paliscribe.config import PoolConfig
+from paliscribe.errors import UsageError
+from paliscribe.pool.autoscaling import autoscaling, wanted
 
 
 @pytest.mark.parametrize(
@@ -39,7 +38,7 @@ def test_a_number_stays_and_bounds_scale() -> None:
 
 @pytest.mark.parametrize("wrong", [{"replicas": 2, "max_replicas": 3}, {"min_replicas": 3, "max_replicas": 2}])
 def test_bounds_are_checked(wrong: dict[str, int]) -> None:
-    from pipeline.config import parse
+    from paliscribe.config import parse
 
     with pytest.raises(UsageError, match=r"^settings: 'pool': (either `replicas`|min_replicas is above)"):
         parse({"manifest": "m", "tasks": ["ocr"], "output": "o", "pool": wrong})

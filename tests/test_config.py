@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from pipeline import config
-from pipeline.errors import UsageError
+from paliscribe import config
+from paliscribe.errors import UsageError
 
 GOOD = {"manifest": "photos/", "tasks": ["caption en"], "output": "out"}
 

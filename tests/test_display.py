@@ -3,9 +3,8 @@
 import time
 
 import pytest
-
-from pipeline.display import duration, last_line, line, progress_display
-from pipeline.progress import Progress
+from paliscribe.batch.progress import Progress
+from paliscribe.cli.display import duration, last_line, line, progress_display
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from pipeline import download as download_module
-from pipeline import model
-from pipeline.config import ModelSpec
-from pipeline.download import download, model_objects
-from pipeline.errors import UsageError
-from pipeline.records import Request
-from pipeline.storage import open_store
-from pipeline.weights import locate
+from paliscribe.config import ModelSpec
+from paliscribe.errors import UsageError
+from paliscribe.model import download as download_module
+from paliscribe.model import paligemma as model
+from paliscribe.model.download import download, model_objects
+from paliscribe.model.weights import locate
+from paliscribe.records import Request
+from paliscribe.storage import open_store
 
 LOAD = """
 import sys
-from pipeline import model
-from pipeline.config import ModelSpec
+from paliscribe.model import paligemma as model
+from paliscribe.config import ModelSpec
 model.load(ModelSpec(id=sys.argv[1]))
 """
 
@@ -124,8 +123,7 @@ def test_what_is_wrong_is_said_in_a_line(
 
 def test_it_answers_as_the_folder_does(prefix: str) -> None:
     import numpy as np
-
-    from pipeline.engine import Engine
+    from paliscribe.engine import Engine
 
     request = Request("a", "caption en", np.zeros((112, 112, 3), np.uint8), "a", 12)
     ours, packaged = (Engine(model.load(spec)).run([request])[0] for spec in (ModelSpec(id=prefix), ModelSpec()))

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paliscribe.errors import RowError
+from paliscribe.images.decode import FORMATS, Decoded, decode
 from PIL import Image
-
-from pipeline.errors import RowError
-from pipeline.images import FORMATS, Decoded, decode
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the module's own filter
 SIZE = 28

@@ -1,4 +1,4 @@
-"""Imports point down the layers only, and the light ones stay light."""
+"""The rooms of the package stand in one order, and each imports only from those above it; light ones stay light."""
 
 import ast
 import subprocess
@@ -6,83 +6,107 @@ import sys
 from pathlib import Path
 
 import pytest
+from tables import ROOMS
 
 ROOT = Path(__file__).parents[1]
-LAYERS: dict[str, int] = {
-    **dict.fromkeys(["errors", "records", "config", "tasks", "masks", "progress"], 0),
-    **dict.fromkeys(["addresses", "pictures", "orders", "storage", "manifest", "images", "results", "runs"], 1),
-    **dict.fromkeys(
-        ["download", "weights", "shapes", "slots", "attention", "layers", "probe", "model", "engine", "demo"], 2
-    ),
-    **dict.fromkeys(
-        ["autoscaling", "metrics", "stage", "ask", "placement", "replica", "pool", "batch", "cluster", "driver"], 3
-    ),
-    **dict.fromkeys(["dataset", "gateway", "headless", "submit", "offline", "online"], 3),
-    **dict.fromkeys(["report", "doctor", "display"], 4),
-    **dict.fromkeys(["cli", "cli_jobs"], 5),
-}
-# Third-party packages a layer may import at all; an entry for a module overrides its layer's.
-ALLOWED: dict[int | str, set[str]] = {
-    0: {"pydantic", "numpy", "yaml"},
-    1: {"pydantic", "numpy", "pyarrow", "boto3", "botocore", "PIL", "httpx"},
-    2: {"pydantic", "numpy", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "PIL", "sklearn"},
-    "download": {"filelock"},
-    3: {"pydantic", "numpy", "pyarrow", "ray", "torch"},
-    "gateway": {"pydantic", "fastapi", "starlette", "httpx"},
-    "submit": {"ray", "aiohttp", "yaml"},
-    4: {"pyarrow", "rich"},
-    "doctor": {"torch", "boto3", "botocore", "huggingface_hub"},
-    5: {"typer", "yaml"},
-}
+PACKAGE = ROOT / "pipeline" / "paliscribe"
+ALLOWED = dict(ROOMS)
+ORDER = list(ALLOWED)
+FUNCTION = 60  # lines
+MODULE = 350
 
 
 def modules() -> list[Path]:
-    return sorted((ROOT / "pipeline").rglob("*.py"))
+    return sorted(PACKAGE.rglob("*.py"))
 
 
 def room(path: Path) -> str:
-    parts = path.relative_to(ROOT / "pipeline").with_suffix("").parts
-    return parts[0]
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE.parent / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def imports(path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for_types = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    apart = {inner for node in for_types for inner in ast.walk(node)}
+    for node in set(ast.walk(tree)) - apart:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            found.add(str(node.module))
-            if node.module == "pipeline":
-                found |= {f"pipeline.{alias.name}" for alias in node.names}
+            for alias in node.names:  # it may be a module
+                name = f"{node.module}.{alias.name}"
+                found.add(name if is_module(name) else str(node.module))
     return found
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_down(path: Path) -> None:
+def own(path: Path) -> set[Path]:
+    """The modules of the package that one imports, those inside functions too."""
+    files = (PACKAGE.parent / name.replace(".", "/") for name in imports(path) if name.split(".")[0] == "paliscribe")
+    made = {each for file in files for each in (file.with_suffix(".py"), file / "__init__.py")}
+    return {each for each in made if each.is_file()} - {PACKAGE / "__init__.py", path}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_up_the_list(path: Path) -> None:
     name = room(path)
-    if name == "__init__":
-        assert not imports(path)
+    if name in ("__init__", "__main__"):
+        assert own(path) <= {PACKAGE / "api/__init__.py", PACKAGE / "cli/main.py"}
         return
-    layer = LAYERS[name]
-    for module in imports(path):
-        top, _, rest = module.partition(".")
-        if top == "pipeline":
-            target = rest.partition(".")[0]
-            assert not target or target not in LAYERS or LAYERS[target] <= layer, f"{name} reaches up to {target}"
-        elif top not in sys.stdlib_module_names:
-            assert top in ALLOWED.get(name, ALLOWED[layer]), f"{name} (layer {layer}) imports {top}"
+    for module in own(path):
+        if room(module) != name:
+            assert ORDER.index(room(module)) < ORDER.index(name), f"{name} reaches down to {module}"
+    packages = {each.split(".")[0] for each in imports(path)} - {"paliscribe"} - sys.stdlib_module_names
+    assert packages <= set(ALLOWED[name].split()), f"{name} imports {packages}"
+
+
+def test_there_is_no_cycle() -> None:
+    graph = {path: own(path) for path in modules()}
+    done: set[Path] = set()
+
+    def visit(path: Path, above: tuple[Path, ...]) -> None:
+        assert path not in above, " -> ".join(str(each.relative_to(PACKAGE)) for each in (*above, path))
+        if path not in done:
+            for each in graph[path]:
+                visit(each, (*above, path))
+            done.add(path)
+
+    for path in graph:
+        visit(path, ())
+
+
+def test_every_room_is_in_the_list() -> None:
+    assert {room(path) for path in modules()} - {"__init__", "__main__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text()
+    lines = text.splitlines()
+    assert len(lines) <= MODULE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            said = any("# long:" in line for line in lines[node.lineno - 1 : node.body[0].lineno])
+            assert length <= FUNCTION or said, f"{node.name}: {length} lines"
 
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("pipeline", {"torch", "ray", "transformers", "pyarrow", "boto3"}),
-        ("pipeline.cli", {"torch", "ray", "transformers", "pyarrow", "boto3"}),
-        ("pipeline.tasks", {"torch", "ray", "transformers", "pyarrow"}),
-        ("pipeline.results", {"torch", "ray", "transformers"}),
-        ("pipeline.report", {"torch", "ray", "transformers"}),
-        ("pipeline.demo", {"torch", "ray", "transformers"}),
+        ("paliscribe", {"torch", "ray", "transformers", "pyarrow", "boto3", "numpy", "pydantic"}),
+        ("paliscribe.cli.main", {"torch", "ray", "transformers", "pyarrow", "boto3"}),
+        ("paliscribe.grammar.tasks", {"torch", "ray", "transformers", "pyarrow"}),
+        ("paliscribe.results", {"torch", "ray", "transformers"}),
+        ("paliscribe.cli.report", {"torch", "ray", "transformers"}),
+        ("paliscribe.demo", {"torch", "ray", "transformers"}),
     ],
 )
 def test_what_an_import_loads(module: str, heavy: set[str]) -> None:

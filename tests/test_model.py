@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 from models import demo_model, engine, images, random_model, requests
+from paliscribe.config import ModelSpec
+from paliscribe.model.layers import Gelu, Norm, steady
+from paliscribe.model.paligemma import choose_kernels, load
+from paliscribe.model.shapes import Shapes, Sizes
 from transformers.activations import GELUTanh
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
-
-from pipeline.config import ModelSpec
-from pipeline.layers import Gelu, Norm, steady
-from pipeline.model import choose_kernels, load
-from pipeline.shapes import Shapes, Sizes
 
 
 @pytest.mark.parametrize("original", [GemmaRMSNorm, Gemma2RMSNorm])

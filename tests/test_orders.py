@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-
-from pipeline.orders import FileFacts, Order, Orders, new_id
-from pipeline.storage import open_store
+from paliscribe.online.background.store import FileFacts, Order, Orders, new_id
+from paliscribe.storage import open_store
 
 
 @pytest.fixture

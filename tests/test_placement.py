@@ -1,9 +1,8 @@
 """Room for replicas and stage processes, from numbers: no cluster is asked."""
 
 import pytest
-
-from pipeline.config import FetchConfig, PoolConfig
-from pipeline.placement import actor_options, asked, fits, missing, room, stage_size
+from paliscribe.config import FetchConfig, PoolConfig
+from paliscribe.pool.placement import actor_options, asked, fits, missing, room, stage_size
 
 L4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}
 A100S = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0, "disk": 3.0}

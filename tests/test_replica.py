@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from models import engine
-
-from pipeline import model as model_module
-from pipeline.config import ModelSpec, PoolConfig
-from pipeline.demo import CHECKPOINT
-from pipeline.errors import ReplicaError
-from pipeline.replica import prove, ready_engine
+from paliscribe.config import ModelSpec, PoolConfig
+from paliscribe.demo import CHECKPOINT
+from paliscribe.errors import ReplicaError
+from paliscribe.model import paligemma as model_module
+from paliscribe.pool.ready import prove, ready_engine
 
 torch.set_num_threads(1)
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from pipeline.config import JobConfig, ModelSpec
-from pipeline.errors import RunError, UsageError
-from pipeline.runs import RUN_FILE, Fingerprint, RunFile, refuse_changes
-from pipeline.storage import open_store
+from paliscribe.config import JobConfig, ModelSpec
+from paliscribe.errors import RunError, UsageError
+from paliscribe.results.run_file import RUN_FILE, Fingerprint, RunFile, refuse_changes
+from paliscribe.storage import open_store
 
 JOB = JobConfig(manifest="m.jsonl", tasks=("caption en", "ocr"), output="out", partition_by=("task", "kind"))
 FINGERPRINT = Fingerprint.of(JOB, manifest="d1", rows=1000, revision="r1")

@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from paliscribe.model.shapes import Run, Shapes, Sizes, choose
 from torch import Tensor
-
-from pipeline.shapes import Run, Shapes, Sizes, choose
 
 Product = Callable[[Tensor], Tensor]
 

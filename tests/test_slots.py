@@ -1,8 +1,7 @@
 """The slots' memory."""
 
 import torch
-
-from pipeline.slots import Slots, chunk_of, rounded
+from paliscribe.model.kv_cache import Slots, chunk_of, rounded
 
 
 class Config:

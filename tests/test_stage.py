@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from paliscribe import manifest, results
+from paliscribe.batch.stage import Plan, Stage
+from paliscribe.config import FetchConfig, ImagesConfig
+from paliscribe.grammar.tasks import parse_tasks
+from paliscribe.images.decode import decode
+from paliscribe.records import Prediction, Request
+from paliscribe.results import ModelFacts
+from paliscribe.storage import open_store
 from PIL import Image
-
-from pipeline import manifest, results
-from pipeline.config import FetchConfig, ImagesConfig
-from pipeline.images import decode
-from pipeline.records import Prediction, Request
-from pipeline.results import ModelFacts
-from pipeline.stage import Plan, Stage
-from pipeline.storage import open_store
-from pipeline.tasks import parse_tasks
 
 SIZE = 28
 

@@ -10,11 +10,10 @@ import pytest
 import yaml
 from front.conftest import Paliscribe, paliscribe
 from front.heads import free_ports
+from paliscribe.config import JobConfig
+from paliscribe.errors import UsageError
+from paliscribe.submit import pack, variables
 from test_masks import reference
-
-from pipeline.config import JobConfig
-from pipeline.errors import UsageError
-from pipeline.submit import pack, variables
 
 __all__ = ["paliscribe"]
 NOBODY = "http://127.0.0.1:9"  # what is refused before anything is sent never gets as far as this
@@ -191,7 +190,7 @@ def test_a_server_that_is_no_dashboard(hub: str, tmp_path: Path, paliscribe: Pal
 def test_the_hubs_token_by_reference(tmp_path: Path) -> None:
     """What --env HF_TOKEN is refused for works: the file that HF_TOKEN_PATH names is what the hub is asked with."""
     (tmp_path / "token").write_text("hf_by_reference\n")
-    code = "from pipeline.doctor import _hugging_face; print(_hugging_face().found)"
+    code = "from paliscribe.cli.doctor import _hugging_face; print(_hugging_face().found)"
     settings = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     for path, found in (("token", "a token is set"), ("none", "no token")):
         done = subprocess.run(

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pipeline.errors import RowError, UsageError
-from pipeline.tasks import KINDS, parse_task, parse_tasks
+from paliscribe.errors import RowError, UsageError
+from paliscribe.grammar.tasks import KINDS, parse_task, parse_tasks
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import pytest
 from hub import BRANCHES, COMMIT
-
-from pipeline.config import ModelSpec
-from pipeline.errors import UsageError
-from pipeline.weights import locate
+from paliscribe.config import ModelSpec
+from paliscribe.errors import UsageError
+from paliscribe.model.weights import locate
 
 
 def said(code: str, **environment: str) -> str:
     """What an expression over `ModelSpec` prints in a process of its own, where addresses and caches can be set."""
     code = (
-        "from pipeline.config import ModelSpec; from pipeline.errors import UsageError\n"
-        "from pipeline.weights import locate\n"
+        "from paliscribe.config import ModelSpec; from paliscribe.errors import UsageError\n"
+        "from paliscribe.model.weights import locate\n"
         f"try: print({code})\n"
         "except UsageError as error: print('refused:', error)\n"
     )
@@ -37,10 +36,10 @@ def located(hub: str, cache: Path, model: str, revision: str | None = None, prec
 def answer(spec: str) -> str:
     """Code that loads a model and answers one request; prints its revision and the answer."""
     return (
-        f"(lambda model: (model.located.revision, __import__('pipeline.engine').engine.Engine(model).run("
-        "[__import__('pipeline.records').records.Request('a', 'caption en', "
+        f"(lambda model: (model.located.revision, __import__('paliscribe.engine').engine.Engine(model).run("
+        "[__import__('paliscribe.records').records.Request('a', 'caption en', "
         "__import__('numpy').zeros((112, 112, 3), 'uint8'), 'a', 8)])[0].finish_reason))"
-        f"(__import__('pipeline.model').model.load({spec}, device='cpu'))"
+        f"(__import__('paliscribe.model.paligemma').model.paligemma.load({spec}, device='cpu'))"
     )
 
 

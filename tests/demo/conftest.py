@@ -5,9 +5,8 @@ import pytest
 def annotator():
     """The shipped checkpoint, loaded once."""
     import torch
-
-    from pipeline.demo import CHECKPOINT
-    from pipeline.demo.evaluation import Annotator
+    from paliscribe.demo import CHECKPOINT
+    from paliscribe.demo.evaluation import Annotator
 
     torch.set_num_threads(1)
     return Annotator.load(CHECKPOINT)

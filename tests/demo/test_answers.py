@@ -1,8 +1,9 @@
 import re
 
-from pipeline.demo.answers import caption, detection, locations
-from pipeline.demo.scenes import TEST_SEEDS, Background, Scene, Shape, sample_scene
-from pipeline.demo.score import read_boxes
+from paliscribe.demo.answers import caption, detection, locations
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS, Background, Scene, Shape
+from paliscribe.demo.score import read_boxes
 
 PLAIN = Background(1, 1, bytes(3), True, False)
 SCENES = [sample_scene(seed) for seed in range(TEST_SEEDS, TEST_SEEDS + 150)]

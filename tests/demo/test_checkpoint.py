@@ -1,10 +1,10 @@
 import pytest
+from paliscribe.demo import CHECKPOINT
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.evaluation import ask, questions
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.score import missed_floors, summarise
 from transformers import PaliGemmaForConditionalGeneration
-
-from pipeline.demo import CHECKPOINT
-from pipeline.demo.evaluation import ask, questions
-from pipeline.demo.scenes import sample_scene
-from pipeline.demo.score import missed_floors, summarise
 
 PROMPTS = ["caption en", "answer en how many circles are there?", "detect red circle ; blue square", "ocr"]
 TEXTS = [
@@ -39,7 +39,7 @@ def test_text_survives_the_tokenizer(annotator, text):
 
 
 def test_the_processor_builds_paligemmas_input(annotator):
-    image = sample_scene(0).render().convert("L")
+    image = draw(sample_scene(0)).convert("L")
     inputs = annotator.processor(images=image, text="<image>ocr", return_tensors="pt")
     tokens = annotator.processor.tokenizer.convert_ids_to_tokens(inputs.input_ids[0])
     assert tokens == ["<image>"] * 64 + ["<bos>", "ocr", "\n"]

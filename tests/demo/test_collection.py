@@ -3,9 +3,8 @@ import subprocess
 import sys
 
 import pytest
+from paliscribe.demo.collection import write_collection
 from PIL import Image
-
-from pipeline.demo.collection import write_collection
 
 
 def lines(path):
@@ -44,7 +43,7 @@ def test_seeds_out_of_range_are_refused(tmp_path):
 
 def test_writing_one_loads_neither_torch_nor_scikit_learn(tmp_path):
     program = (
-        "import sys, pathlib, pipeline.demo.collection as c; c.write_collection(pathlib.Path(sys.argv[1]), 8, 0); "
+        "import sys, pathlib, paliscribe.demo.collection as c; c.write_collection(pathlib.Path(sys.argv[1]), 8, 0); "
         "print([name for name in ('torch', 'ray', 'sklearn', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)

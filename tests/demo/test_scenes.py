@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from paliscribe.demo.digits import digits
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_page, sample_scene
+from paliscribe.demo.scenes import DEV_SEEDS, TEST_SEEDS, Background, Scene, split_of
 from PIL import Image
-
-from pipeline.demo.digits import digits
-from pipeline.demo.drawing import draw
-from pipeline.demo.scenes import DEV_SEEDS, TEST_SEEDS, Background, Scene, sample_page, sample_scene, split_of
 
 SEEDS = [*range(40), *range(TEST_SEEDS, TEST_SEEDS + 40)]
 GREY = Background(1, 1, bytes((128, 128, 128)), True, False)
@@ -28,12 +28,12 @@ def written(texts: int = 40) -> list[Scene]:
 def test_a_seed_is_one_scene_and_one_image(sample):
     for seed in SEEDS[:10]:
         assert sample(seed) == sample(seed)
-        assert sample(seed).render().tobytes() == sample(seed).render().tobytes()
+        assert draw(sample(seed)).tobytes() == draw(sample(seed)).tobytes()
     assert len({sample(seed) for seed in SEEDS}) == len(SEEDS)
 
 
 def test_images_are_rgb_of_varied_size():
-    images = [sample_scene(seed).render() for seed in SEEDS]
+    images = [draw(sample_scene(seed)) for seed in SEEDS]
     assert {image.mode for image in images} == {"RGB"}
     assert all(160 <= side <= 480 for image in images for side in image.size)
     ratios = [image.width / image.height for image in images]
@@ -53,7 +53,7 @@ def test_a_shape_is_painted_in_its_colour():
         scene = sample_scene(seed)
         for shape in scene.shapes:
             middle = (int(shape.box[0] + shape.box[2]) // 2, int(shape.box[1] + shape.box[3]) // 2)
-            assert scene.render().getpixel(middle) == shape.paint
+            assert draw(scene).getpixel(middle) == shape.paint
 
 
 def test_shapes_and_text_lie_apart_and_inside():

@@ -1,6 +1,5 @@
 import pytest
-
-from pipeline.demo.score import (
+from paliscribe.demo.score import (
     Matches,
     Result,
     caption_items,

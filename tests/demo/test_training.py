@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from pipeline.demo import CHECKPOINT
-from pipeline.demo.scenes import sample_page, sample_scene
-from pipeline.demo.training.optimizer import Muon
-from pipeline.demo.training.packing import Rows, choose, coarse_bin, packed_rows, plain_rows, read_items
-from pipeline.demo.training.pools import CHARACTERS, load_or_render, patch_targets
-from pipeline.demo.training.recipe import train
-from pipeline.demo.training.stages import STAGES
-from pipeline.demo.training.trainer import Learner, Pools, load_state, run_stage
+from paliscribe.demo import CHECKPOINT
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_page, sample_scene
+from paliscribe.demo.training.optimizer import Muon
+from paliscribe.demo.training.packing import Rows, choose, coarse_bin, packed_rows, plain_rows, read_items
+from paliscribe.demo.training.pools import CHARACTERS, load_or_render, patch_targets
+from paliscribe.demo.training.recipe import train
+from paliscribe.demo.training.stages import STAGES
+from paliscribe.demo.training.trainer import Learner, Pools, load_state, run_stage
 
 SEED = 11
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def examples(annotator):
-    items = [[(item.task, item.prompt, item.answer) for item in sample_scene(SEED).items()]]
+    items = [[(item.task, item.prompt, item.answer) for item in scene_items(sample_scene(SEED))]]
     return read_items(items, annotator.processor.tokenizer)[0]
 
 
@@ -39,8 +40,8 @@ def hidden(model, features: torch.Tensor, rows: Rows) -> torch.Tensor:
 def test_plain_rows_are_the_models_own_forward_pass(annotator, examples):
     """The mask and positions of the last stage are those of PaliGemma itself."""
     model, processor = annotator.model, annotator.processor
-    item = sample_scene(SEED).items()[0]
-    inputs = processor(images=sample_scene(SEED).render(), text=f"<image>{item.prompt}", return_tensors="pt")
+    item = scene_items(sample_scene(SEED))[0]
+    inputs = processor(images=draw(sample_scene(SEED)), text=f"<image>{item.prompt}", return_tensors="pt")
     answer = torch.tensor([examples[0].answer[:-1]])
     ours = hidden(model, model.model.vision_tower(inputs.pixel_values).last_hidden_state, plain_rows([examples[:2]]))
     tokens = torch.cat([inputs.input_ids, answer], 1)

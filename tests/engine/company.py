@@ -12,11 +12,10 @@ from functools import cache
 
 import torch
 from models import demo_model, engine, random_model, requests, scene_requests
-
-from pipeline import model as model_module
-from pipeline.config import ModelSpec
-from pipeline.model import DTYPES, Model
-from pipeline.records import ONLINE, Prediction, Request
+from paliscribe.config import ModelSpec
+from paliscribe.model import paligemma as model_module
+from paliscribe.model.paligemma import DTYPES, Model
+from paliscribe.records import ONLINE, Prediction, Request
 
 FAMILIES = ("demo", "gemma", "gemma2")
 THOUSAND = {"demo": 334, "gemma": 333, "gemma2": 333}

@@ -13,15 +13,14 @@ import pytest
 import torch
 from company import FAMILIES, alone, differing, load, made, together
 from models import engine, images, random_model, requests
+from paliscribe.model import attention as attention_module
+from paliscribe.model import probe
+from paliscribe.model.kv_cache import Slots, rounded
+from paliscribe.model.paligemma import DTYPES, Model
+from paliscribe.model.shapes import Shapes, Sizes
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from pipeline import attention as attention_module
-from pipeline import probe
-from pipeline.model import DTYPES, Model
-from pipeline.shapes import Shapes, Sizes
-from pipeline.slots import Slots, rounded
 
 torch.set_num_threads(1)
 FULL = bool(os.environ.get("FULL"))

@@ -4,9 +4,8 @@ import threading
 
 import pytest
 from models import demo_model, engine, requests
-
-from pipeline.engine import Engine
-from pipeline.engine.decoder import Decoder
+from paliscribe.engine import Engine
+from paliscribe.engine.decoder import Decoder
 
 
 @pytest.mark.parametrize("late", [False, True])

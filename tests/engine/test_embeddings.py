@@ -1,8 +1,7 @@
 """The budget of kept embeddings is one of bytes."""
 
 import torch
-
-from pipeline.engine.embeddings import Embeddings
+from paliscribe.engine.embeddings import Embeddings
 
 
 def test_the_least_recently_used_go_first() -> None:

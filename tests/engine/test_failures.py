@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 from models import demo_model, engine, requests
+from paliscribe.engine import Engine
+from paliscribe.errors import ReplicaError
+from paliscribe.model.paligemma import Model
+from paliscribe.records import Piece
 from torch import Tensor
-
-from pipeline.engine import Engine
-from pipeline.errors import ReplicaError
-from pipeline.model import Model
-from pipeline.records import Piece
 
 torch.set_num_threads(1)
 

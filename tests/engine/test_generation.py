@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-
-from pipeline.engine.generation import Generation
-from pipeline.engine.sampling import Draw
-from pipeline.records import Piece, Prediction, Request
+from paliscribe.engine.generation import Generation
+from paliscribe.engine.sampling import Draw
+from paliscribe.records import Piece, Prediction, Request
 
 END = frozenset({0})
 HALF, REST = 1, 2  # two tokens that only together are a character

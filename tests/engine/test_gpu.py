@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from models import engine, images, random_model, requests, scene_requests
-
-from pipeline import model as model_module
-from pipeline.config import ModelSpec
-from pipeline.engine import Engine, engine_sizes
-from pipeline.engine.sizing import beside_slots
-from pipeline.model import Model
+from paliscribe.config import ModelSpec
+from paliscribe.engine import Engine, engine_sizes
+from paliscribe.engine.sizing import beside_slots
+from paliscribe.model import paligemma as model_module
+from paliscribe.model.paligemma import Model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

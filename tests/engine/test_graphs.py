@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from paliscribe.engine.graphs import WARM_UPS, DecodeGraphs
+from paliscribe.errors import ReplicaError
 from torch import Tensor
-
-from pipeline.engine.graphs import WARM_UPS, DecodeGraphs
-from pipeline.errors import ReplicaError
 
 VOCABULARY = 5
 

@@ -11,15 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import PROMPTS, demo_model, engine, generate, images, random_model, requests, scene_requests
+from paliscribe.config import ModelSpec
+from paliscribe.engine import Engine, engine_sizes
+from paliscribe.errors import ReplicaError, RequestError
+from paliscribe.model import paligemma as model_module
+from paliscribe.model.paligemma import Model
+from paliscribe.model.weights import locate
+from paliscribe.records import BATCH, ONLINE, Piece, Prediction, Request
 from transformers import AutoModelForImageTextToText, AutoProcessor, PaliGemmaForConditionalGeneration
-
-from pipeline import model as model_module
-from pipeline.config import ModelSpec
-from pipeline.engine import Engine, engine_sizes
-from pipeline.errors import ReplicaError, RequestError
-from pipeline.model import Model
-from pipeline.records import BATCH, ONLINE, Piece, Prediction, Request
-from pipeline.weights import locate
 
 torch.set_num_threads(1)
 
@@ -250,7 +249,7 @@ def test_a_callback_that_fails_gives_up_its_request_alone(demo: Model) -> None:
 
 
 def test_boxes_have_scores_of_their_own(demo: Model) -> None:
-    from pipeline.tasks import parse_task
+    from paliscribe.grammar.tasks import parse_task
 
     found = [
         annotation.boxes

@@ -3,9 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pipeline.engine.scheduler import Item, Limits, QueueFull, Scheduler
-from pipeline.records import BATCH, ONLINE
+from paliscribe.engine.scheduler import Item, Limits, QueueFull, Scheduler
+from paliscribe.records import BATCH, ONLINE
 
 LIMITS = Limits(slots=8, reserve=2, prefill_tokens=40)
 

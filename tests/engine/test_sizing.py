@@ -3,9 +3,8 @@
 import pytest
 import torch
 from models import demo_model, random_model
-
-from pipeline.config import PoolConfig
-from pipeline.engine.sizing import CONTEXT, MOST_SLOTS, ONLINE_SLOTS, beside_slots, keep_to_share, slots_in_memory
+from paliscribe.config import PoolConfig
+from paliscribe.engine.sizing import CONTEXT, MOST_SLOTS, ONLINE_SLOTS, beside_slots, keep_to_share, slots_in_memory
 
 GIB = 2**30
 

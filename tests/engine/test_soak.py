@@ -14,11 +14,10 @@ import psutil
 import pytest
 import torch
 from models import demo_model, engine, images
-
-from pipeline.engine import Engine
-from pipeline.errors import ReplicaError
-from pipeline.model import Model
-from pipeline.records import BATCH, ONLINE, Prediction, Request
+from paliscribe.engine import Engine
+from paliscribe.errors import ReplicaError
+from paliscribe.model.paligemma import Model
+from paliscribe.records import BATCH, ONLINE, Prediction, Request
 
 TOTAL, WAVE = 20_000, 250
 torch.set_num_threads(1)

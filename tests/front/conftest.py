@@ -13,13 +13,12 @@ from typing import Any
 import psutil
 import pytest
 import ray
-
-from pipeline import cli
-from pipeline.cluster import cluster
-from pipeline.config import ModelSpec, PoolConfig
-from pipeline.demo.collection import write_collection
-from pipeline.pool import start_pool
-from pipeline.weights import locate
+from paliscribe.cli import main as cli
+from paliscribe.config import ModelSpec, PoolConfig
+from paliscribe.demo.collection import write_collection
+from paliscribe.model.weights import locate
+from paliscribe.pool.deploy import start_pool
+from paliscribe.pool.ray_cluster import cluster
 
 TASKS = ("caption en", "answer en {question}", "ocr", "detect {objects}")
 

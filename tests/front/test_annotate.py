@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from front.conftest import TASKS, Paliscribe, published, read_rows, task_flags, write_rows
-
-from pipeline import results
-from pipeline.report import demo_accuracy
+from paliscribe import results
+from paliscribe.cli.report import demo_accuracy
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
 
@@ -20,8 +19,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
 @pytest.fixture(scope="module")
 def output(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An annotated collection."""
-    from pipeline.batch import run_batch
-    from pipeline.config import JobConfig
+    from paliscribe.batch.run import run_batch
+    from paliscribe.config import JobConfig
 
     folder = tmp_path_factory.mktemp("run") / "output"
     run_batch(JobConfig(manifest=str(collection), tasks=TASKS, output=str(folder), shard_rows=10))

@@ -123,7 +123,7 @@ def test_a_job_waits_for_nodes_and_they_leave_after_it(
     assert autoscaled.nodes() == 0
     with log.open("w") as out:
         driver = subprocess.Popen(
-            [sys.executable, "-m", "jobs.annotate", str(job)],
+            [sys.executable, "-m", "paliscribe", "annotate", str(job)],
             env=os.environ | TOKEN | {"RAY_ADDRESS": autoscaled.address},
             stdout=out,
             stderr=out,

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import tables
 from front.conftest import Paliscribe
-
-from jobs import docs
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_generated_tables_are_current(page: Path) -> None:
     text = page.read_text()
-    assert docs.filled(text) == text, "run `make docs`"
+    assert tables.filled(text) == text, "run `make docs`"
 
 
 def test_the_design_stays_short() -> None:
@@ -69,7 +68,7 @@ def test_help_has_examples() -> None:
     jobs = [f"jobs {command}" for command in ("list", "status", "logs", "stop")]
     for command in ("annotate", "demo", "status", "retry", "ask", "serve", "doctor", "submit", *jobs):
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *command.split(), "--help"],
+            [sys.executable, "-m", "paliscribe", *command.split(), "--help"],
             capture_output=True,
             text=True,
             check=True,

@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from front.conftest import published
 from hub import BRANCHES
-
-from pipeline import batch
-from pipeline.config import JobConfig, ModelSpec
-from pipeline.progress import Progress
-from pipeline.runs import RUN_FILE, Fingerprint, RunFile
-from pipeline.storage import open_store
-from pipeline.weights import Located
+from paliscribe.batch import run as batch
+from paliscribe.batch.progress import Progress
+from paliscribe.config import JobConfig, ModelSpec
+from paliscribe.model.weights import Located
+from paliscribe.results.run_file import RUN_FILE, Fingerprint, RunFile
+from paliscribe.storage import open_store
 
 pytestmark = pytest.mark.cluster
 MODEL = "google/paligemma-3b-demo"
@@ -30,7 +29,7 @@ def test_replicas_load_the_commit_that_the_driver_pinned(hub: str, collection: P
     words += ["--model", MODEL, "--precision", "bfloat16"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, words)]
+    command = [sys.executable, "-m", "paliscribe", *map(str, words)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     [name] = published(output)
@@ -65,7 +64,7 @@ def test_auto_precision_on_gpus_takes_their_branch(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(batch, "locate", locate)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
     monkeypatch.setattr(batch, "served_pool", lambda *_: None)
-    monkeypatch.setattr("pipeline.placement.is_own", lambda: False)  # the Ray of other tests, which has no GPU
+    monkeypatch.setattr("paliscribe.pool.placement.is_own", lambda: False)  # the Ray of other tests, which has no GPU
     begun: Any = Begun(job, file, open_store(str(tmp_path)))
     settled = batch._with_precision(begun)
     assert settled.fingerprint.revision == settled.model.revision == "commit-of-bfloat16"

@@ -54,7 +54,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
 def test_a_run_joins_and_leaves(head: Head, collection: Path, tmp_path: Path) -> None:
     command = ["annotate", "--manifest", str(collection), "--output", str(tmp_path / "o"), "--task", "ocr", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *command],
+        [sys.executable, "-m", "paliscribe", *command],
         env=os.environ | TOKEN | {"RAY_ADDRESS": head.address},
         capture_output=True,
         text=True,
@@ -70,7 +70,7 @@ def test_a_run_joins_and_leaves(head: Head, collection: Path, tmp_path: Path) ->
 def test_no_cluster_at_the_address(collection: Path, tmp_path: Path) -> None:
     command = ["annotate", "--manifest", str(collection), "--output", str(tmp_path / "o"), "--task", "ocr", "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *command],
+        [sys.executable, "-m", "paliscribe", *command],
         env=os.environ | {"RAY_ADDRESS": "127.0.0.1:9"},
         capture_output=True,
         text=True,
@@ -115,7 +115,7 @@ def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp
     environment = os.environ | TOKEN | {"RAY_ADDRESS": head.address}
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    words = [sys.executable, "-m", "pipeline.cli"]
+    words = [sys.executable, "-m", "paliscribe"]
     command = [*words, "serve", "--port", str(port)]
     serving = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

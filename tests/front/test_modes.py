@@ -6,10 +6,12 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 from front.conftest import Paliscribe, task_flags
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS
+from paliscribe.demo.score import overlap
 from PIL import Image
-
-from pipeline.demo.scenes import TEST_SEEDS, sample_scene
-from pipeline.demo.score import overlap
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
 SCENE = sample_scene(TEST_SEEDS + 901_016)  # held out, wider than high, with one large circle
@@ -44,7 +46,7 @@ def variants(image: Image.Image, folder: Path) -> None:
 def test_every_mode(tmp_path: Path, paliscribe: Paliscribe) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    variants(SCENE.render(), folder)
+    variants(draw(SCENE), folder)
     said = paliscribe(
         "annotate", "--manifest", folder, "--output", tmp_path / "o", *task_flags("detect circle"), "--quiet", "--json"
     )
@@ -52,7 +54,7 @@ def test_every_mode(tmp_path: Path, paliscribe: Paliscribe) -> None:
     rows = {row["id"]: row for row in ds.dataset(tmp_path / "o", format="parquet").to_table().to_pylist()}
     assert len(rows) == 14
     assert {row["status"] for row in rows.values()} == {"ok"}
-    truth = next(box for item in SCENE.items() if item.prompt == "detect circle" for _, box in item.boxes)
+    truth = next(box for item in scene_items(SCENE) if item.prompt == "detect circle" for _, box in item.boxes)
     grey = rows["grey-as-rgb.png"]
     for name, row in rows.items():
         assert (row["width"], row["height"]) == (SCENE.width, SCENE.height), name

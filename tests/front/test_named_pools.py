@@ -16,13 +16,15 @@ import pytest
 from front.conftest import Paliscribe
 from front.test_resume import wait_until_gone
 from gateway.conftest import data_url, encoded
+from paliscribe.config import ModelSpec, parse_serve
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS
+from paliscribe.model.weights import locate
+from paliscribe.online.application import application
+from paliscribe.pool.client import PoolClient
+from paliscribe.pool.deploy import run_application, served_pool
 from ray import serve
-
-from pipeline.config import ModelSpec, parse_serve
-from pipeline.demo.scenes import TEST_SEEDS, sample_scene
-from pipeline.online import application
-from pipeline.pool import PoolClient, run_application, served_pool
-from pipeline.weights import locate
 
 pytestmark = pytest.mark.cluster
 SPEC = locate(ModelSpec()).pin(ModelSpec().resolved(gpu=False))
@@ -106,12 +108,12 @@ def test_clients_call_pools_by_the_names_of_models(tmp_path: Path) -> None:
     config = tmp_path / "endpoint.yaml"
     config.write_text(json.dumps({"port": port, "models": MODELS}))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "pipeline.cli", "serve", str(config)]
+    command = [sys.executable, "-m", "paliscribe", "serve", str(config)]
     serving = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert serving.stdout is not None and "serving demo:big, little one" in serving.stdout.readline()
         scene = sample_scene(TEST_SEEDS + 12)
-        call = {"images": [data_url(encoded(scene.render()))] * 3, "tasks": ["caption en"]}
+        call = {"images": [data_url(encoded(draw(scene)))] * 3, "tasks": ["caption en"]}
         answered = []
         for model in ("demo:big", "little one", None):
             found = httpx.post(f"http://127.0.0.1:{port}/v1/annotate", json=call | {"model": model}, timeout=60)

@@ -19,8 +19,10 @@ import pytest
 from front.conftest import read_rows, write_rows
 from front.test_resume import wait_until_gone
 from gateway.conftest import data_url, encoded
-
-from pipeline.demo.scenes import TEST_SEEDS, Scene, sample_scene
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS, Scene
 
 pytestmark = pytest.mark.cluster
 KEY = "a-key-for-the-offline-tests"
@@ -59,7 +61,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, s3_server: Any) -> Iterato
     }
     (folder / "endpoint.yaml").write_text(json.dumps(settings))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | s3_server.environment()
-    command = [sys.executable, "-m", "pipeline.cli", "serve", str(folder / "endpoint.yaml")]
+    command = [sys.executable, "-m", "paliscribe", "serve", str(folder / "endpoint.yaml")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
@@ -76,7 +78,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, s3_server: Any) -> Iterato
 
 
 def line(name: str, scene: Scene, prompt: str = "caption en", **body: Any) -> dict[str, Any]:
-    image = {"type": "image_url", "image_url": {"url": data_url(encoded(scene.render(), "JPEG"), "image/jpeg")}}
+    image = {"type": "image_url", "image_url": {"url": data_url(encoded(draw(scene), "JPEG"), "image/jpeg")}}
     content = [image, {"type": "text", "text": prompt}]
     call = {"model": "demo", "messages": [{"role": "user", "content": content}]} | body
     return {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": call}
@@ -149,7 +151,7 @@ def test_a_cancelled_batch_keeps_what_is_answered(serving: Serving) -> None:
     found = lines_of(client, batch.output_file_id)
     assert 0 < len(found) == batch.request_counts.completed < batch.request_counts.total == 6000
     assert len({one["custom_id"] for one in found}) == len(found)
-    captions = [next(item.answer for item in scene.items() if item.task == "caption") for scene in SCENES]
+    captions = [next(item.answer for item in scene_items(scene) if item.task == "caption") for scene in SCENES]
     right = [
         one["response"]["body"]["choices"][0]["message"]["content"] == captions[int(one["custom_id"][1:]) % 12]
         for one in found
@@ -241,7 +243,7 @@ def open_in(s3_server: Any, uri: str) -> list[str]:
 
 def replicas_of(serving: Serving) -> set[str]:
     """The replicas that answer live calls now."""
-    form: Any = {"files": {"image": encoded(SCENES[0].render())}, "data": {"task": "ocr"}}
+    form: Any = {"files": {"image": encoded(draw(SCENES[0]))}, "data": {"task": "ocr"}}
     headers = {"Authorization": f"Bearer {KEY}"}
     reply = httpx.post(f"{serving.address}/annotate/upload", headers=headers, timeout=60, **form)
     return {record["replica"] for record in reply.json()["annotations"]}

@@ -17,8 +17,7 @@ import psutil
 import pytest
 import yaml
 from front.heads import free_ports
-
-from pipeline.demo.collection import write_collection
+from paliscribe.demo.collection import write_collection
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]

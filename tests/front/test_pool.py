@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import ray
 from front.conftest import replicas
+from paliscribe.config import ModelSpec, PoolConfig
+from paliscribe.errors import RunError, UsageError
+from paliscribe.model.weights import locate
+from paliscribe.pool.client import HEADLESS, PoolClient
+from paliscribe.pool.deploy import PoolAddress, open_pool, start_pool
+from paliscribe.pool.replica import Replica
+from paliscribe.records import Prediction, Request
 from ray import serve
 from test_replica import broken_checkpoint
-
-from pipeline.config import ModelSpec, PoolConfig
-from pipeline.errors import RunError, UsageError
-from pipeline.pool import HEADLESS, PoolAddress, PoolClient, Replica, open_pool, start_pool
-from pipeline.records import Prediction, Request
-from pipeline.weights import locate
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import test modules
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]

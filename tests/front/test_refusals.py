@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from front.conftest import Paliscribe, read_rows, task_flags, write_rows
-
-from pipeline.demo import CHECKPOINT
+from paliscribe.demo import CHECKPOINT
 
 
 def refused(said: object, *words: str) -> None:
@@ -113,7 +112,7 @@ def test_a_gated_model(collection: Path, tmp_path: Path, hub: str) -> None:
         "acme/gated",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *map(str, command)],
+        [sys.executable, "-m", "paliscribe", *map(str, command)],
         env=os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "cache")},
         capture_output=True,
         text=True,

@@ -33,7 +33,7 @@ def start(manifest: Path, output: Path) -> subprocess.Popen[str]:
     """The command in a process of its own, with a Ray of its own."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *map(str, command(manifest, output))],
+        [sys.executable, "-m", "paliscribe", *map(str, command(manifest, output))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -69,8 +69,8 @@ def kill(driver: subprocess.Popen[str]) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(served: None, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    from pipeline.batch import run_batch
-    from pipeline.config import JobConfig
+    from paliscribe.batch.run import run_batch
+    from paliscribe.config import JobConfig
 
     output = tmp_path_factory.mktemp("undisturbed") / "output"
     run_batch(JobConfig(manifest=str(manifest), tasks=TASKS, output=str(output), shard_rows=int(SHARD_ROWS)))

@@ -22,8 +22,10 @@ import pytest
 from front.conftest import replicas
 from front.test_resume import wait_until_gone
 from gateway.conftest import data_url, encoded
-
-from pipeline.demo.scenes import TEST_SEEDS, sample_scene
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS
 
 pytestmark = pytest.mark.cluster
 KEY = "a-key-for-the-front-tests"
@@ -47,7 +49,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     words = ["serve", "--port", str(port), "--keys", str(keys)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *words],
+        [sys.executable, "-m", "paliscribe", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,12 +68,12 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
 
 
 def asked(**options: Any) -> Any:
-    image = {"type": "image_url", "image_url": {"url": data_url(encoded(SCENE.render()))}}
+    image = {"type": "image_url", "image_url": {"url": data_url(encoded(draw(SCENE)))}}
     content = [image, {"type": "text", "text": "caption en"}]
     return {"model": "demo", "messages": [{"role": "user", "content": content}], **options}
 
 
-CAPTION = next(item.answer for item in SCENE.items() if item.task == "caption")
+CAPTION = next(item.answer for item in scene_items(SCENE) if item.task == "caption")
 
 
 def test_plain_and_streamed(serving: Serving) -> None:
@@ -133,7 +135,7 @@ def readme(language: str, holding: str) -> str:
 
 
 def test_the_readmes_calls_answer_as_it_shows(serving: Serving, tmp_path: Path) -> None:
-    from pipeline.demo.collection import write_collection
+    from paliscribe.demo.collection import write_collection
 
     folder = "demo-output/64-scenes-seed-0/collection"
     write_collection(tmp_path / folder, 1, seed=0)
@@ -173,7 +175,7 @@ def test_it_stops_when_told_to(serving: Serving) -> None:
 )
 def test_refusals_are_one_line(words: list[str], said: str) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_ADDRESS", "PALISCRIBE"))}
-    command = [sys.executable, "-m", "pipeline.cli", "serve", *words]
+    command = [sys.executable, "-m", "paliscribe", "serve", *words]
     begun = time.monotonic()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, (done.stderr, time.monotonic() - begun)
@@ -184,6 +186,6 @@ def test_refusals_are_one_line(words: list[str], said: str) -> None:
 def test_a_port_that_is_taken_is_said_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "pipeline.cli", "serve", "--port", str(port)]
+        command = [sys.executable, "-m", "paliscribe", "serve", "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1 and f"cannot listen on 127.0.0.1:{port}" in done.stderr

@@ -8,8 +8,10 @@ import pytest
 import yaml
 from front.heads import Head, deploy, free_ports, ray_head, wait_for
 from gateway.conftest import data_url, encoded
-
-from pipeline.demo.scenes import TEST_SEEDS, sample_scene
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -33,8 +35,8 @@ def test_the_endpoint_from_a_config_file(head: Head, tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{port}"
     wait_for(f"{address}/health")
     scene = sample_scene(TEST_SEEDS + 12)
-    call = {"images": [data_url(encoded(scene.render()))], "tasks": ["caption en"]}
+    call = {"images": [data_url(encoded(draw(scene)))], "tasks": ["caption en"]}
     found = httpx.post(f"{address}/v1/annotate", json=call, timeout=60)
     assert found.status_code == 200, found.text
     [record] = found.json()["annotations"]
-    assert record["text"] == next(item.answer for item in scene.items() if item.task == "caption")
+    assert record["text"] == next(item.answer for item in scene_items(scene) if item.task == "caption")

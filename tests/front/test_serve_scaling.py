@@ -28,7 +28,7 @@ def test_the_first_call_waits_and_none_is_lost(tmp_path: Path) -> None:
     config = tmp_path / "endpoint.yaml"
     config.write_text(json.dumps({"port": port, "timeout": 120, "models": [{"pool": POOL | SCALING}]}))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "pipeline.cli", "serve", str(config)]
+    command = [sys.executable, "-m", "paliscribe", "serve", str(config)]
     serving = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     driver = psutil.Process(serving.pid)
     replies: list[httpx.Response] = []

@@ -51,16 +51,14 @@ def job_file(folder: Path, **values: object) -> Path:
     return folder / "job.yaml"
 
 
-def begin(
-    head: Head, *words: str | Path, module: str = "pipeline.cli", code: Path = ROOT, **settings: str | None
-) -> subprocess.Popen[str]:
+def begin(head: Head, *words: str | Path, code: Path = ROOT, **settings: str | None) -> subprocess.Popen[str]:
     """A command in a process of its own, as on another machine: it has the cluster's address and token, no more.
 
-    `settings`: further environment variables; None takes one away. `code`: the folder whose `pipeline` it runs.
+    `settings`: further environment variables; None takes one away. `code`: the folder to run in.
     """
     environment = head.environment | settings
     return subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, words)],
+        [sys.executable, "-m", "paliscribe", *map(str, words)],
         env={key: value for key, value in environment.items() if value is not None},
         cwd=code,
         stdout=subprocess.PIPE,
@@ -100,7 +98,7 @@ def undisturbed(head: Head, manifest: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("undisturbed")
     job_file(folder / "sent", manifest=str(manifest), output=str(folder / "output"))
     command = [str(PROGRAMS / "ray"), "job", "submit", "--working-dir", str(folder / "sent"), "--"]
-    command += ["python", "-m", "jobs.annotate", "job.yaml"]
+    command += [str(PROGRAMS / "paliscribe"), "annotate", "job.yaml"]
     done = subprocess.run(command, env=head.environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{ROWS} images x 2 tasks annotated with demo" in done.stdout
@@ -126,9 +124,8 @@ def test_a_job_in_object_storage_followed_to_its_end(
         "AWS_ENDPOINT_URL": s3_server.endpoint,
         "AWS_REGION": "us-east-1",
     }
-    for package in ("pipeline", "jobs"):
-        shutil.copytree(ROOT / package, tmp_path / "code" / package)
-    with (tmp_path / "code/jobs/__init__.py").open("a") as file:
+    shutil.copytree(ROOT / "pipeline", tmp_path / "code")
+    with (tmp_path / "code/paliscribe/cli/main.py").open("a") as file:
         file.write('print("the code that was sent")\n')
     words = [word for name in settings for word in ("--env", name)]
     said = run(head, "submit", job, *words, "--code", "--follow", code=tmp_path / "code", **settings)
@@ -212,7 +209,7 @@ def followed_left_and_stopped(head: Head, job: Path, output: Path) -> dict[str, 
 def killed_with_its_pool(head: Head, job: Path, output: Path) -> dict[str, bytes]:
     """Go on with a run by hand and kill its driver: its pool goes too. Returns its markers."""
     before = len(markers(output))
-    driver = begin(head, job, module="jobs.annotate", RAY_ADDRESS=head.gcs)
+    driver = begin(head, "annotate", job, RAY_ADDRESS=head.gcs)
     try:
         wait_until(lambda: len(markers(output)) > before or driver.poll() is not None, 120, "it does not go on")
         assert driver.poll() is None and len(pools(head)) == 1

@@ -14,14 +14,16 @@ import torch
 import uvicorn
 from gateway.browser import Page, chromium
 from models import demo_model
+from paliscribe.config import ImagesConfig, ServeConfig
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS, Scene
+from paliscribe.engine import Engine, awaiting
+from paliscribe.online.app import create_app
+from paliscribe.online.keys import Keys
+from paliscribe.online.service import Served, Service
+from paliscribe.records import Piece, Prediction, Request
 from PIL import Image
-
-from pipeline.config import ImagesConfig, ServeConfig
-from pipeline.demo.scenes import TEST_SEEDS, Scene, sample_scene
-from pipeline.engine import Engine, awaiting
-from pipeline.gateway import Served, Service, create_app
-from pipeline.gateway.keys import Keys
-from pipeline.records import Piece, Prediction, Request
 
 KEY = "a-key-for-the-tests-0123456789"
 CONFIG = ServeConfig(
@@ -96,7 +98,7 @@ def scene() -> Scene:
 
 @pytest.fixture(scope="session")
 def picture(scene: Scene) -> bytes:
-    return encoded(scene.render())
+    return encoded(draw(scene))
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gateway.conftest import CONFIG, listen
-
-from pipeline.gateway import Served, Service
-from pipeline.gateway.keys import Keys
-from pipeline.masks import MaskDecoder
-from pipeline.records import Piece, Prediction, Request
+from paliscribe.grammar.masks import MaskDecoder
+from paliscribe.online.keys import Keys
+from paliscribe.online.service import Served, Service
+from paliscribe.records import Piece, Prediction, Request
 
 
 @dataclass

@@ -14,8 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from gateway.conftest import CONFIG, KEY, Endpoint, data_url
-
-from pipeline.gateway import app
+from paliscribe.online import app
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 CHAT, ANNOTATE, UPLOAD = "/v1/chat/completions", "/v1/annotate", "/v1/annotate/upload"

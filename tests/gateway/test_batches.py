@@ -12,15 +12,14 @@ import openai
 import pytest
 from gateway.conftest import CONFIG, listen
 from gateway.scripted import Scripted
-
-from pipeline.config import ImagesConfig
-from pipeline.errors import RequestError
-from pipeline.gateway import Served, Service
-from pipeline.gateway.batches import read_job
-from pipeline.gateway.keys import Keys
-from pipeline.orders import Order, Orders
-from pipeline.pictures import Pictures
-from pipeline.storage import open_store
+from paliscribe.config import ImagesConfig
+from paliscribe.errors import RequestError
+from paliscribe.images.untrusted import Pictures
+from paliscribe.online.background.batches import read_job
+from paliscribe.online.background.store import Order, Orders
+from paliscribe.online.keys import Keys
+from paliscribe.online.service import Served, Service
+from paliscribe.storage import open_store
 
 ONE, TWO = "a-first-key-0123456789", "a-second-key-0123456789"
 

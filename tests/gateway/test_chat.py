@@ -6,8 +6,8 @@ import openai
 import pytest
 from gateway.conftest import KEY, Endpoint, data_url
 from models import demo_model
-
-from pipeline.demo.scenes import Scene
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.scenes import Scene
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
 
 
 def test_a_plain_answer(client: openai.OpenAI, scene: Scene, picture: bytes) -> None:
-    caption = next(item for item in scene.items() if item.task == "caption")
+    caption = next(item for item in scene_items(scene) if item.task == "caption")
     answer = client.chat.completions.create(model="demo", messages=messages(picture, caption.prompt))
     [choice] = answer.choices
     assert choice.message.content == caption.answer and choice.finish_reason == "stop"

@@ -4,9 +4,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
-
-from pipeline.errors import RequestError, UsageError
-from pipeline.gateway.keys import Keys, read_keys
+from paliscribe.errors import RequestError, UsageError
+from paliscribe.online.keys import Keys, read_keys
 
 ONE, TWO = "the-first-key-of-two", "the-second-key-of-two"
 HASHES = tuple(hashlib.sha256(key.encode()).hexdigest() for key in (ONE, TWO))
@@ -82,7 +81,7 @@ def test_every_known_hash_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         compared.append(known)
         return known == given
 
-    monkeypatch.setattr("pipeline.gateway.keys.hmac.compare_digest", compare)
+    monkeypatch.setattr("paliscribe.online.keys.hmac.compare_digest", compare)
     Keys(HASHES).admit(f"Bearer {ONE}")
     assert compared == list(HASHES)
 

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 from gateway.conftest import CONFIG
-
-from pipeline.gateway import lines
-from pipeline.gateway.chat import PICTURE
-from pipeline.pictures import Pictures
+from paliscribe.images.untrusted import Pictures
+from paliscribe.online.background import lines
+from paliscribe.online.chat import PICTURE
 
 
 def line(name: str = "a", prompt: str = "caption en", url: str = PICTURE, **body: Any) -> dict[str, Any]:

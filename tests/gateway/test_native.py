@@ -10,9 +10,9 @@ import httpx
 import pytest
 from gateway.conftest import CONFIG, KEY, Endpoint, data_url
 from gateway.scripted import Scripted, scripted
-
-from pipeline.demo.scenes import Scene
-from pipeline.errors import RequestError
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.scenes import Scene
+from paliscribe.errors import RequestError
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
@@ -28,7 +28,7 @@ def test_records_of_every_image_under_every_task(endpoint: Endpoint, scene: Scen
     assert [(record["id"], record["task"]) for record in records] == [
         (image, task) for image in "01" for task in ("caption en", "detect circle ; square")
     ]
-    caption = next(item.answer for item in scene.items() if item.task == "caption")
+    caption = next(item.answer for item in scene_items(scene) if item.task == "caption")
     assert records[0]["text"] == caption and records[0]["kind"] == "caption" and records[0]["status"] == "ok"
     assert (records[0]["width"], records[0]["height"]) == (scene.width, scene.height)
     assert 0 < records[0]["score"] <= 1 and records[0]["model"] == found["model"] == "demo"
@@ -36,10 +36,10 @@ def test_records_of_every_image_under_every_task(endpoint: Endpoint, scene: Scen
 
 
 def test_boxes_are_those_of_a_batch(endpoint: Endpoint, scene: Scene, picture: bytes, tmp_path: Path) -> None:
-    from pipeline.ask import answer
-    from pipeline.config import ModelSpec
+    from paliscribe.cli.ask import answer
+    from paliscribe.config import ModelSpec
 
-    item = next(item for item in scene.items() if item.task == "detect" and item.boxes)
+    item = next(item for item in scene_items(scene) if item.task == "detect" and item.boxes)
     path = tmp_path / "scene.png"
     path.write_bytes(picture)
     [record] = annotate(endpoint, images=[data_url(picture)], tasks=[item.prompt]).json()["annotations"]

@@ -6,12 +6,12 @@ import schemathesis
 from gateway.conftest import CONFIG, EngineBackend
 from hypothesis import HealthCheck, settings
 from models import demo_model
-
-from pipeline.engine import Engine
-from pipeline.gateway import Served, Service, create_app
-from pipeline.gateway.keys import Keys
-from pipeline.orders import Orders
-from pipeline.storage import open_store
+from paliscribe.engine import Engine
+from paliscribe.online.app import create_app
+from paliscribe.online.background.store import Orders
+from paliscribe.online.keys import Keys
+from paliscribe.online.service import Served, Service
+from paliscribe.storage import open_store
 
 MODEL = demo_model()
 ENGINE = Engine(MODEL)

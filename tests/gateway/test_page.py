@@ -15,13 +15,14 @@ import pytest
 from gateway.browser import Page
 from gateway.conftest import KEY, Endpoint, data_url, encoded
 from gateway.scripted import Scripted, scripted
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.scenes import Scene
+from paliscribe.grammar.masks import MaskDecoder, decode_rle, encode_rle
+from paliscribe.grammar.tasks import parse_task
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 from test_masks import reference
-
-from pipeline.demo.scenes import Scene
-from pipeline.masks import MaskDecoder, decode_rle, encode_rle
-from pipeline.tasks import parse_task
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 WATCH = """
@@ -67,7 +68,7 @@ def test_a_chosen_file_is_captioned_piece_by_piece(
     page.choose(file)
     page.run(WATCH)
     page.ask()
-    caption = next(item.answer for item in scene.items() if item.task == "caption")
+    caption = next(item.answer for item in scene_items(scene) if item.task == "caption")
     states = page.run("return states")  # every text that stood there, however fast they came
     assert page.text("text") == states[-1] == caption == record(endpoint, picture, "caption en")["text"]
     assert len(set(states)) > 2 and all(caption.startswith(state) for state in states)
@@ -135,8 +136,8 @@ def test_every_task_has_its_prompt(page: Page, file: Path, task: str, fields: di
 def test_boxes_lie_where_the_record_says(
     page: Page, endpoint: Endpoint, scene: Scene, tmp_path: Path, turned: bool
 ) -> None:
-    item = next(item for item in scene.items() if item.task == "detect" and item.boxes)
-    image, exif = scene.render().convert("RGB"), Image.Exif()
+    item = next(item for item in scene_items(scene) if item.task == "detect" and item.boxes)
+    image, exif = draw(scene).convert("RGB"), Image.Exif()
     if turned:  # stored on its side, with the tag that puts it up again
         image, exif[0x0112] = image.transpose(Image.Transpose.ROTATE_90), 6
     path = tmp_path / "scene.jpg"
@@ -254,7 +255,7 @@ def test_the_curl_line_does_the_same(
 ) -> None:
     page.open(endpoint.address, KEY)
     page.command("Browser.grantPermissions", origin=endpoint.address, permissions=["clipboardReadWrite"])
-    question = next(item for item in scene.items() if item.task == "answer")
+    question = next(item for item in scene_items(scene) if item.task == "answer")
     for name, prompt in (("scene.png", question.prompt), ('it\'s; a "cat", \\ $HOME 1.png', "@it's `no` file;type=x")):
         path = tmp_path / name
         path.write_bytes(picture)

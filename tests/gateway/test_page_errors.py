@@ -8,8 +8,7 @@ import pytest
 from gateway.browser import Page
 from gateway.conftest import CONFIG, KEY, Endpoint
 from gateway.scripted import Scripted, scripted
-
-from pipeline.errors import RequestError
+from paliscribe.errors import RequestError
 
 
 def test_a_file_that_is_no_image(page: Page, tmp_path: Path, file: Path) -> None:

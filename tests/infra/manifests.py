@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from pipeline import __version__
+from paliscribe import __version__
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"

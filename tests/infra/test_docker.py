@@ -57,7 +57,7 @@ def test_hadolint_finds_nothing() -> None:
         ("WORKDIR /home/paliscribe", "RUN apt-get update && apt-get install -y wget", "DL3008"),
         ("RUN pip install --requirement /tmp/requirements.txt", "RUN pip install torch", "DL3013"),
         ('CMD ["paliscribe", "serve", "--host", "0.0.0.0"]', "CMD paliscribe serve", "DL3025"),
-        ("COPY jobs jobs", "ADD jobs jobs", "DL3020"),
+        ("COPY pipeline pipeline", "ADD pipeline pipeline", "DL3020"),
         ("WORKDIR /source", "WORKDIR source", "DL3000"),
         ("EXPOSE 8000", "EXPOSED 8000", "DL1000"),
     ],
@@ -140,7 +140,7 @@ def copied() -> list[str]:
 
 
 def test_what_is_copied_is_there_and_nothing_secret_is() -> None:
-    assert copied() == ["pyproject.toml", "README.md", "LICENSE", "pipeline", "jobs", "infra/requirements.txt"]
+    assert copied() == ["pyproject.toml", "README.md", "LICENSE", "pipeline", "infra/requirements.txt"]
     for source in copied():
         assert (ROOT / source).exists() and not ignored(source), source
     for kept_out in (
@@ -153,7 +153,9 @@ def test_what_is_copied_is_there_and_nothing_secret_is() -> None:
         "demo-output/a",
     ):
         assert ignored(kept_out), kept_out
-    assert ignored("pipeline/__pycache__/x.pyc") and not ignored("pipeline/demo/checkpoint/model.safetensors")
+    assert ignored("pipeline/__pycache__/x.pyc") and not ignored(
+        "pipeline/paliscribe/demo/checkpoint/model.safetensors"
+    )
 
 
 def test_the_wheel_is_whole_when_made_of_what_is_copied(tmp_path: Path) -> None:
@@ -182,8 +184,9 @@ def test_the_wheel_is_whole_when_made_of_what_is_copied(tmp_path: Path) -> None:
     [wheel] = (tmp_path / "wheels").iterdir()
     assert wheel.name == f"{IMAGE.replace(':', '-')}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"jobs/annotate.py", "pipeline/gateway/page.html", "pipeline/demo/checkpoint/model.safetensors"} <= names
-    assert not any(name.startswith(("tests/", "infra/", "bench/")) for name in names)
+    wanted = ("py.typed", "online/page.html", "demo/checkpoint/model.safetensors")
+    assert {f"paliscribe/{name}" for name in wanted} <= names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"paliscribe"}, "a guest in site-packages"
 
 
 def compose(name: str = "compose.yaml") -> dict[str, Any]:

@@ -9,14 +9,14 @@ import kubernetes_validate
 import pytest
 import yaml
 from infra.manifests import IMAGE, INFRA, MISSING, changed, documents, values
+from paliscribe.config import parse, parse_serve
+from paliscribe.errors import UsageError
+from paliscribe.pool.deploy import DRAIN
 from pydantic import ValidationError
 from ray.scripts.scripts import start
 from ray.serve.schema import ServeDeploySchema
 
 from infra import crds
-from pipeline.config import parse, parse_serve
-from pipeline.errors import UsageError
-from pipeline.pool import DRAIN
 
 FOLDER = INFRA / "kuberay"
 KUBERNETES = "1.34"
@@ -106,7 +106,7 @@ def test_a_wrong_field_of_a_cluster_is_refused(kind: str, place: str, value: Any
         ("RayService", "spec/serveConfig", "proxy_location: EveryNode"),
         ("RayService", "spec/serveConfigV2", {"proxy_location": "EveryNode"}),
         ("RayService", "spec/rayClusterConfig", MISSING),
-        ("RayJob", "spec/entrypoints", "python -m jobs.annotate"),
+        ("RayJob", "spec/entrypoints", "paliscribe annotate"),
         ("RayJob", "spec/backoffLimit", "3"),
         ("RayJob", "spec/shutdownAfterJobFinishes", "true"),
         ("RayJob", "metadata/name", MISSING),
@@ -294,7 +294,7 @@ def test_the_endpoint_is_that_of_serve_yaml(origin: str) -> None:
         ("proxy_location", "Everywhere", ValidationError),
         ("http_options/prt", 8000, UsageError),
         ("applications/0/import_path", MISSING, ValidationError),
-        ("applications/0/import_path", "pipeline/online", ValidationError),
+        ("applications/0/import_path", "paliscribe/online", ValidationError),
         ("applications/0/args/modls", [], UsageError),
         ("applications/0/args/models/0/pool/gpus", 1, UsageError),
         ("applications/0/args/models/0/pool/min_replicas", "one", UsageError),
@@ -318,6 +318,6 @@ def test_the_job_is_one_and_is_where_it_is_looked_for() -> None:
     spec = rays("RayJob")["spec"]
     head = groups_of(rays("RayJob"))["head"]["template"]["spec"]
     [mount] = [m for m in head["containers"][0]["volumeMounts"] if m["name"] == "job"]
-    assert spec["entrypoint"] == f"python -m jobs.annotate {mount['mountPath']}/job.yaml"
+    assert spec["entrypoint"] == f"paliscribe annotate {mount['mountPath']}/job.yaml"
     gpus = groups_of(rays("RayJob"))["gpu"]["maxReplicas"]
     assert job.pool.replicas == gpus and job.pool.gpus_per_replica == 1 and job.model.precision != "auto"

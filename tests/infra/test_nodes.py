@@ -16,8 +16,10 @@ import yaml
 from front.heads import PROGRAMS, TOKEN, deploy, free_ports, wait_for
 from gateway.conftest import data_url, encoded
 from infra.test_kuberay import environment, groups_of, of_the_service, rays
-
-from pipeline.demo.scenes import TEST_SEEDS, sample_scene
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS
 
 pytestmark = pytest.mark.cluster
 KEY = "a-key-of-a-caller"
@@ -100,13 +102,13 @@ def test_probes_token_and_endpoint(nodes: Nodes, tmp_path: Path) -> None:
         assert time.monotonic() < until, "no endpoint"
         time.sleep(0.5)
     scene = sample_scene(TEST_SEEDS + 12)
-    call = {"images": [data_url(encoded(scene.render()))], "tasks": ["caption en"]}
+    call = {"images": [data_url(encoded(draw(scene)))], "tasks": ["caption en"]}
     address = f"{endpoint}/v1/annotate"
     assert httpx.post(address, json=call, timeout=60).status_code == 401
     found = httpx.post(address, json=call, timeout=60, headers={"Authorization": f"Bearer {KEY}"})
     assert found.status_code == 200, found.text
     [record] = found.json()["annotations"]
-    assert record["text"] == next(item.answer for item in scene.items() if item.task == "caption")
+    assert record["text"] == next(item.answer for item in scene_items(scene) if item.task == "caption")
     served = httpx.get(f"{dashboard}/api/serve/applications/", headers=bearer, timeout=10).json()["applications"]
     hosts = {r["node_id"] for d in served["paliscribe"]["deployments"].values() for r in d["replicas"]}
     known = httpx.get(f"{dashboard}/api/v0/nodes", headers=bearer, timeout=10).json()["data"]["result"]["result"]

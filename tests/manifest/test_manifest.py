@@ -18,12 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from pipeline import manifest
-from pipeline.errors import UsageError
-from pipeline.manifest import freeze, load, read, read_mended, read_shard, scan
-from pipeline.records import ManifestRow
-from pipeline.storage import open_store
+from paliscribe.errors import UsageError
+from paliscribe.manifest import freeze, load, read, read_mended, read_shard, scan
+from paliscribe.manifest.freezing import INDEX
+from paliscribe.records import ManifestRow
+from paliscribe.storage import open_store
 
 Rows = list[dict[str, Any]]
 ROWS: Rows = [
@@ -353,7 +352,7 @@ def test_a_freeze_that_was_cut_short_is_none(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "run"))
     assert load(store) is None
     freeze(jsonl(tmp_path, [{"image": "a.png"}]), store, shard_rows=1)
-    store.delete(manifest.INDEX)
+    store.delete(INDEX)
     assert load(store) is None
 
 
@@ -373,8 +372,8 @@ def test_mended_rows(tmp_path: Path) -> None:
 MEASURE = r"""
 import re, sys
 from pathlib import Path
-from pipeline.manifest import freeze
-from pipeline.storage import open_store
+from paliscribe.manifest import freeze
+from paliscribe.storage import open_store
 source, output = sys.argv[1:]
 freeze(source, open_store(output), shard_rows=5000)
 print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])  # ru_maxrss has the parent's in it

@@ -7,15 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from pipeline import results
-from pipeline.config import ServeConfig
-from pipeline.errors import Stopped
-from pipeline.offline.drivers import drive
-from pipeline.orders import Order, Orders, new_id
-from pipeline.records import Record
-from pipeline.results import ModelFacts
-from pipeline.storage import open_store
+from paliscribe import results
+from paliscribe.config import ServeConfig
+from paliscribe.errors import Stopped
+from paliscribe.online.background.drivers import drive
+from paliscribe.online.background.store import Order, Orders, new_id
+from paliscribe.records import Record
+from paliscribe.results import ModelFacts
+from paliscribe.storage import open_store
 
 ROWS = 5
 NOW = 1_700_000_000

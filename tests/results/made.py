@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-
-from pipeline import results
-from pipeline.records import Box, Mask, Record
-from pipeline.results import Layout, ModelFacts
-from pipeline.storage import ObjectInfo, StorageError, Store, open_store
+from paliscribe import results
+from paliscribe.records import Box, Mask, Record
+from paliscribe.results import Layout, ModelFacts
+from paliscribe.storage import ObjectInfo, StorageError, Store, open_store
 
 FACTS = ModelFacts("demo", "abc123", "float32")
 TASKS = ("caption en", "answer en what's in a/b = 50%?")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from made import FACTS, TASKS, Job, record
-
-from pipeline import results
-from pipeline.errors import RunError
-from pipeline.results.commit import Marker, decode, encode, marker_key
-from pipeline.storage import Store, open_store
+from paliscribe import results
+from paliscribe.errors import RunError
+from paliscribe.results.commit import Marker, marker_key
+from paliscribe.storage import Store, open_store
+from paliscribe.storage.arrow import decode, encode
 
 
 def table(attempt: int = 0) -> pa.Table:

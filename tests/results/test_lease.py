@@ -14,17 +14,16 @@ from typing import Any
 
 import pytest
 from made import Unreachable
-
-from pipeline import results
-from pipeline.errors import RunError
-from pipeline.results import Owner
-from pipeline.results.lease import KEY
-from pipeline.storage import Store, open_store
+from paliscribe import results
+from paliscribe.errors import RunError
+from paliscribe.results import Owner
+from paliscribe.results.lease import KEY
+from paliscribe.storage import Store, open_store
 
 HOLD = """
 import sys, time
-from pipeline import results
-from pipeline.storage import open_store
+from paliscribe import results
+from paliscribe.storage import open_store
 with results.hold(open_store(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -13,13 +13,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from made import TASKS, Crash, Crashing, Failing, Job, published
-
-from pipeline import results
-from pipeline.errors import RunError
-from pipeline.records import ManifestRow
-from pipeline.results import Layout
-from pipeline.results.publish import FOLDER_BYTES
-from pipeline.storage import open_store
+from paliscribe import results
+from paliscribe.errors import RunError
+from paliscribe.records import ManifestRow
+from paliscribe.results import Layout
+from paliscribe.results.publish import FOLDER_BYTES
+from paliscribe.storage import open_store
 
 Rows = list[dict[str, Any]]
 ODD = ["007", "a/b c%20=é", None, "", "..", ".", "true", "null", "__HIVE_DEFAULT_PARTITION__", "2024-01-01", "x" * 300]

@@ -3,9 +3,8 @@
 import pyarrow as pa
 import pytest
 from made import FACTS, TASKS, record
-
-from pipeline import results
-from pipeline.results.schema import COLUMNS, NAMES, VERSION
+from paliscribe import results
+from paliscribe.results.schema import COLUMNS, NAMES, VERSION
 
 CARRIED = pa.schema([("place", pa.string()), ("year", pa.int64()), ("share", pa.float64()), ("kept", pa.bool_())])
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 
 import pytest
-
-from pipeline.storage import retry
+from paliscribe.storage import retry
 
 
 @dataclass

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from pipeline.storage import StorageError, open_store, redacted, resolve, split
+from paliscribe.storage import StorageError, open_store, redacted, resolve, split
 
 
 @pytest.mark.parametrize(
@@ -85,6 +84,6 @@ def test_secrets_are_not_shown(uri: str, shown: str) -> None:
 
 
 def test_the_import_is_light() -> None:
-    code = "import sys, pipeline.storage; print(*sys.modules)"
+    code = "import sys, paliscribe.storage; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"boto3", "botocore", "httpx", "pyarrow", "numpy"} & set(loaded)

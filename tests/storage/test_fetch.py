@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from pipeline.errors import RowError
-from pipeline.storage import Fetcher, StorageError, http, open_store
+from paliscribe.errors import RowError
+from paliscribe.images.fetch import Fetcher
+from paliscribe.storage import StorageError, http, open_store
 
 
 def kind(fetcher: Fetcher, uri: str) -> str:

@@ -3,10 +3,10 @@
 import base64
 
 import pytest
-
-from pipeline.errors import RowError
-from pipeline.storage import Fetcher, resolve
-from pipeline.storage.inline import decoded, is_inline, shortened
+from paliscribe.errors import RowError
+from paliscribe.images.fetch import Fetcher
+from paliscribe.storage import resolve
+from paliscribe.storage.inline import decoded, is_inline, shortened
 
 PLAIN = base64.b64encode(b"bytes of an image").decode()
 

@@ -4,8 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from pipeline.storage import StorageError, open_store
+from paliscribe.storage import StorageError, open_store
 
 
 def kind(store_folder: Path, key: str) -> str:

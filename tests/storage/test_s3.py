@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
-
-from pipeline.storage import StorageError, check_writable, open_store, retry, s3
+from paliscribe.storage import StorageError, check_writable, open_store, retry, s3
 
 
 def refused(call: Callable[[], object]) -> StorageError:

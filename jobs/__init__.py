@@ -1,1 +1,0 @@
-"""What `ray job submit -- python -m jobs.NAME` runs: thin entries over `pipeline`."""

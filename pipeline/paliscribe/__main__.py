@@ -1,0 +1,5 @@
+"""`python -m paliscribe`."""
+
+from paliscribe.cli.main import main
+
+main()

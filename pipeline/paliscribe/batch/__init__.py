@@ -1,0 +1,1 @@
+"""The life of a manifest row: a run, its shards, its stage processes."""

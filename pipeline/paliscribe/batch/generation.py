@@ -1,0 +1,70 @@
+"""One generation of a run: the whole manifest, or the dead letters of the one before."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from paliscribe import manifest, results
+from paliscribe.batch.progress import Progress
+from paliscribe.config import ImagesConfig, JobConfig
+from paliscribe.errors import UsageError
+from paliscribe.grammar.tasks import Task
+from paliscribe.manifest import FrozenManifest
+from paliscribe.pool.deploy import PoolAddress
+from paliscribe.results import Layout
+from paliscribe.results.run_file import RunFile
+from paliscribe.storage import Store
+
+
+@dataclass(slots=True)
+class Run:
+    """One generation of a run at work: the whole manifest (0), or the dead letters of the one before."""
+
+    job: JobConfig
+    store: Store
+    frozen: FrozenManifest
+    file: RunFile
+    tasks: list[Task]
+    generation: int
+    progress: Progress
+    guard: ImagesConfig | None = None
+    pool: PoolAddress | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """How shards fall into parts."""
+        return Layout(
+            self.frozen.shards, self.frozen.shard_rows, self.frozen.rows, self.job.tasks, self.job.partition_by
+        )
+
+    def shards(self, part: int) -> list[int]:
+        """The shards of a part that this generation has to annotate."""
+        if self.generation == 0:
+            return list(self.layout.shards_of(part))
+        before = results.read_part(self.store, part, self.generation - 1)
+        return before.shards_with_errors if before else []
+
+
+def begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generation: int, progress: Progress) -> None:
+    """Fix what the retry works on: the dead letters' rows as the manifest has them now, or had them if it is gone."""
+    failed: dict[str, int] = {}
+    for part in sorted(results.published(store, generation - 1)):
+        marker = results.read_part(store, part, generation - 1)
+        for shard in marker.shards_with_errors if marker else []:
+            failed |= {record["id"]: record["row"] for record in results.read_failed(store, shard, generation - 1)}
+    names = {"image_column": job.image_column, "id_column": job.id_column}
+    try:
+        mended = manifest.read_mended(frozen, failed, **names)
+    except UsageError as error:
+        progress.stage, mended = f"rows are taken as they were frozen, since now: {error}", []
+    results.begin_retry(store, generation, mended)
+
+
+def finished_summary(store: Store) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do, or None. Raises UsageError where a retry was cut short."""
+    summary = results.read_summary(store)
+    if summary is None:
+        return None
+    if results.retry_begun(store, summary["retries"] + 1):
+        raise UsageError(f"{store.uri}: a retry was cut short here; go on with `paliscribe retry {store.uri}`")
+    store.put(results.SUCCESS, b"")
+    return summary | {"shards_annotated": 0}

@@ -1,0 +1,89 @@
+"""The driver's side of a run: its lease, its signals, its progress."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from paliscribe import results
+from paliscribe.batch.progress import Progress, Report
+from paliscribe.errors import PassingError, Stopped
+from paliscribe.storage import StorageError, Store
+
+TICK = 0.5  # seconds between two looks at the progress
+
+
+@contextlib.contextmanager
+def session(store: Store, report: Report) -> Iterator[Progress]:
+    """Hold the run's lease, show its progress, and end cleanly on SIGINT, SIGTERM and a lost lease."""
+    progress = Progress()
+    main = threading.main_thread().ident or 0
+    lost = threading.Event()
+
+    def on_lost() -> None:
+        lost.set()
+        signal.pthread_kill(main, signal.SIGINT)
+
+    def waiting(words: str) -> None:
+        progress.stage = words
+
+    try:
+        with ticking(progress, report), signals(), results.hold(store, on_lost=on_lost, waiting=waiting):
+            yield progress
+    except Stopped as stopped:
+        if lost.is_set():
+            raise PassingError(f"another driver took over {store.uri}; this one stopped") from None
+        kept = progress.rows_before + progress.rows_committed
+        words = f"{stopped}: stopped. {kept:,} of {progress.rows:,} rows are committed"
+        stopped.args = (f"{words}; run the same command again to go on",)
+        raise
+    except StorageError as error:
+        raise PassingError(f"storage failed at {error}; run the same command again to go on") from error
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into Stopped, once; a second one while cleaning up is left to Python."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, before[signum])
+        raise Stopped(signum)
+
+    before = {number: signal.getsignal(number) for number in (int(signal.SIGINT), int(signal.SIGTERM))}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ticking(progress: Progress, report: Report) -> Iterator[None]:
+    """Report the progress every `TICK` from a thread, and once more at the end."""
+    with repeating(lambda: report(progress)):
+        yield
+    report(progress)
+
+
+@contextlib.contextmanager
+def repeating(action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` every `TICK` from a thread."""
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.wait(TICK):
+            action()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

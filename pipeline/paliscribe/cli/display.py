@@ -1,0 +1,79 @@
+"""Progress on stderr: a live line where there is a terminal, a plain line now and then where there is none."""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from paliscribe.batch.progress import Progress
+
+ROWS = re.compile(r" · [\d,]+/[\d,]+ rows \(\d+%\)")  # what `line` makes of rows
+PLAIN_EVERY = 10.0  # seconds between lines without a terminal; a new stage gets its line at once
+
+
+@contextmanager
+def progress_display(quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
+    """Yield a function that shows a run's progress; call it as often as you like."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda progress: None
+    elif console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            yield lambda progress: live.update(Text(line(progress), overflow="ellipsis", no_wrap=True))
+    else:
+        yield _plain()
+
+
+def _plain() -> Callable[[Progress], None]:
+    last: list[object] = [None, 0.0]
+
+    def show(progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.stage == last[0] and now - float(str(last[1])) < PLAIN_EVERY:
+            return
+        last[:] = [progress.stage, now]
+        print(line(progress), file=sys.stderr, flush=True)
+
+    return show
+
+
+def line(progress: Progress) -> str:
+    """One line: stage, rows, speed, errors by kind, time left."""
+    parts = [progress.stage]
+    if progress.rows:
+        done = progress.rows_before + progress.rows_done
+        parts.append(f"{done:,}/{progress.rows:,} rows ({done / progress.rows:.0%})")
+    if (rate := progress.images_per_second) is not None:
+        parts.append(f"{rate:,.1f} images/s")
+    if invalid := progress.statuses["invalid"]:
+        parts.append(f"{invalid:,} invalid")
+    if progress.error_kinds:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in progress.error_kinds.most_common())
+        parts.append(f"errors: {kinds}")
+    if (left := progress.seconds_left) is not None and progress.rows_done:
+        parts.append(f"{duration(left)} left")
+    return " · ".join(parts)
+
+
+def last_line(log: str) -> str | None:
+    """What a driver's log says last of its run: its last line of rows, or how it ended; else the last line there is."""
+    lines = [text for written in log.splitlines() if (text := written.strip())]
+    telling = [text for text in lines if text.startswith("paliscribe: ") or ROWS.search(text)]
+    found = telling or lines
+    return found[-1] if found else None
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`, `2 d 5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,129 @@
+"""What this machine and its credentials can do, looked at rather than guessed."""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from paliscribe.config import ModelSpec
+from paliscribe.errors import PaliscribeError
+from paliscribe.model.weights import locate
+from paliscribe.storage import StorageError, check_writable, open_store
+
+PACKAGES = ("ray", "torch", "transformers", "bitsandbytes", "pyarrow", "boto3", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at. `ok` is False only for what a run would fail on."""
+
+    name: str
+    ok: bool
+    found: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def examine(locations: list[str]) -> list[Check]:
+    """Look at Python, packages, machine, GPUs, credentials, the demo model and its products, and these locations."""
+    return [
+        _python(),
+        *(_package(name) for name in PACKAGES),
+        _machine(),
+        _gpus(),
+        _cluster(),
+        _aws(),
+        _hugging_face(),
+        _demo_model(),
+        _products(),
+        *(_location(uri) for uri in locations),
+    ]
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", sys.version_info >= (3, 11), f"{version} (3.11 or newer is needed)")
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, False, "not installed: pip install paliscribe")
+
+
+def _machine() -> Check:
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    free = shutil.disk_usage(".").free
+    return Check("machine", True, f"{os.cpu_count()} CPUs, {pages * size / 2**30:.0f} GiB memory, "
+                 f"{free / 2**30:.0f} GiB free on this disk")  # fmt: skip
+
+
+def _gpus() -> Check:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Check("gpu", True, "none that torch can use: models run in float32 on the CPU")
+    names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return Check("gpu", True, ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in names))
+
+
+def _cluster() -> Check:
+    address = os.environ.get("RAY_ADDRESS")
+    return Check("ray cluster", True, f"RAY_ADDRESS={address}" if address else "none named: runs start Ray here")
+
+
+def _aws() -> Check:
+    import boto3
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        session = boto3.Session()
+        credentials = session.get_credentials()
+    except BotoCoreError as error:
+        return Check("aws", False, f"the AWS settings cannot be used: {error}")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    found = f"credentials from {credentials.method}" if credentials else "no credentials: s3:// is out of reach"
+    return Check("aws", True, f"{found}; region {session.region_name or 'not set'}; endpoint {endpoint}")
+
+
+def _hugging_face() -> Check:
+    from huggingface_hub import get_token
+
+    known = get_token() is not None
+    return Check("hugging face", True, "a token is set" if known else "no token (HF_TOKEN): gated models cannot load")
+
+
+def _demo_model() -> Check:
+    try:
+        located = locate(ModelSpec())
+    except PaliscribeError as error:
+        return Check("demo model", False, str(error))
+    return Check("demo model", True, f"{located.revision}, {located.image_size} px")
+
+
+def _products() -> Check:
+    """The sizes in which products of the demo model run, as a replica with this many threads would find them."""
+    import torch
+
+    from paliscribe.model.paligemma import load
+
+    try:
+        shapes = load(ModelSpec(precision="float32"), device="cpu").shapes
+    except PaliscribeError as error:
+        return Check("products", False, str(error))
+    return Check("products", True, f"demo model, {torch.get_num_threads()} threads: {shapes.words()}")
+
+
+def _location(uri: str) -> Check:
+    try:
+        store = open_store(uri)
+        check_writable(store)
+        objects = sum(1 for _, _ in zip(store.list(), range(1000), strict=False))
+    except StorageError as error:
+        return Check(uri, False, str(error))
+    return Check(uri, True, f"can be listed and written ({'1,000 or more' if objects == 1000 else objects} objects)")

@@ -1,0 +1,254 @@
+"""The command line: parse, call one function, print. Results on stdout, everything else on stderr."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paliscribe import __version__, config
+from paliscribe.cli import jobs as cli_jobs
+from paliscribe.cli.jobs import Json, Quiet
+from paliscribe.config import JobConfig, ModelSpec
+from paliscribe.errors import PaliscribeError, RunError, Stopped
+
+app = typer.Typer(
+    help="Annotate image collections of any size with PaliGemma. "
+    "Start with `paliscribe demo`; `paliscribe COMMAND --help` has examples.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command(
+    epilog="Examples:  paliscribe submit job.yaml --address http://127.0.0.1:8265  |  "
+    "paliscribe submit job.yaml --env AWS_PROFILE=annotator --follow"
+)(cli_jobs.submit)
+app.add_typer(cli_jobs.jobs, name="jobs")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"paliscribe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Examples:  paliscribe annotate job.yaml  |  paliscribe annotate --manifest photos/ "
+    "--task 'caption en' --task 'detect cat ; dog' --output s3://bucket/run-1"
+)
+def annotate(
+    job: Annotated[Path | None, typer.Argument(help="A YAML job file; flags override its settings.")] = None,
+    manifest: Annotated[str | None, typer.Option(help="Images: JSONL, CSV, Parquet, list, folder, prefix.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A prompt asked of every image; repeat for more. {column} is filled in.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Folder or s3:// prefix of this run alone.")] = None,
+    model: Annotated[str | None, typer.Option(help="`demo`, a Hugging Face id or a folder.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Manifest column with the image's address.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Manifest column that identifies a row.")] = None,
+    partition_by: Annotated[
+        list[str] | None, typer.Option(help="task, kind or a manifest column; repeat to nest.")
+    ] = None,
+    shard_rows: Annotated[int | None, typer.Option(help="Rows that are committed together.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    max_error_rate: Annotated[float | None, typer.Option(help="Share of failing requests that stops the run.")] = None,
+    mask_decoder: Annotated[str | None, typer.Option(help="The authors' vae-oid.npz, for `segment`.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Replicas of the model.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Annotate a manifest of images into partitioned Parquet.
+
+    Run the same command again to go on after an interruption: what is committed is not computed again.
+    """
+    values = config.load(job) if job is not None else {}
+    flags = {
+        "manifest": manifest,
+        "tasks": task or None,
+        "output": output,
+        "image_column": image_column,
+        "id_column": id_column,
+        "partition_by": partition_by or None,
+        "shard_rows": shard_rows,
+        "max_tokens": max_tokens,
+        "max_error_rate": max_error_rate,
+        "mask_decoder": mask_decoder,
+    }
+    values |= _given(flags)
+    _nest(values, "model", {"id": model, "revision": revision, "precision": precision, "quantization": quantization})
+    _nest(values, "pool", {"replicas": replicas})
+    checked = config.parse(values, source=str(job) if job is not None else "annotate")
+    summary = _run(checked, quiet)
+    print(json.dumps(summary) if as_json else _summary_words(summary, checked.output))
+
+
+@app.command(epilog="Example:  paliscribe demo --folder /tmp/demo -n 200")
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the images and the results go.")] = Path("demo-output"),
+    images: Annotated[int, typer.Option("--images", "-n", min=1, help="Scenes to draw and annotate.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a small collection, annotate it with the demo model, and count how many answers are right."""
+    from paliscribe.cli.report import demo_accuracy
+    from paliscribe.demo.collection import write_collection
+
+    place = folder / f"{images}-scenes-seed-{seed}"
+    manifest = write_collection(place / "collection", images, seed)
+    job = JobConfig(
+        manifest=str(manifest),
+        tasks=("caption en", "answer en {question}", "ocr", "detect {objects}"),
+        output=str(place / "output"),
+        shard_rows=max(1, images // 4),
+    )
+    summary = _run(job, quiet)
+    accuracy = demo_accuracy(job.output, manifest.parent)
+    if as_json:
+        print(json.dumps({"summary": summary, "accuracy": accuracy, "output": job.output}))
+        return
+    print(_summary_words(summary, job.output))
+    print("\nAgainst the scenes' truth, computed from the Parquet files:")
+    for name, value in accuracy.items():
+        print(f"  {name:<28} {value}")
+    print(f"\nImages and truth: {manifest.parent}\nAnnotations:      {job.output}/annotations")
+
+
+@app.command(epilog="Example:  paliscribe status s3://bucket/run-1 --json")
+def status(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: Json = False) -> None:
+    """Say where a run stands: rows, errors by kind, whether a driver is at work, how to go on."""
+    from paliscribe.cli.report import run_status, status_words
+
+    found = run_status(output)
+    print(json.dumps(found) if as_json else status_words(found))
+
+
+@app.command(epilog="Example:  paliscribe retry s3://bucket/run-1")
+def retry(
+    output: Annotated[str, typer.Argument(help="The output of a finished run.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Annotate a run's dead letters again, once what made them has been mended. Nothing else is touched."""
+    from paliscribe.batch.run import run_retry
+    from paliscribe.cli.display import progress_display
+
+    with progress_display(quiet or as_json) as report:
+        summary = run_retry(output, report)
+    print(json.dumps(summary) if as_json else _summary_words(summary, output))
+
+
+@app.command(epilog="Examples:  paliscribe ask photo.jpg 'caption en'  |  paliscribe ask s3://b/k.jpg 'detect cat'")
+def ask(
+    image: Annotated[str, typer.Argument(help="A path, s3:// or http(s):// address.")],
+    prompt: Annotated[str, typer.Argument(help="PaliGemma's grammar: caption en, ocr, detect cat ; dog, ...")],
+    model: Annotated[str, typer.Option(help="`demo`, a Hugging Face id or a folder.")] = "demo",
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one prompt about one image, in this process."""
+    from paliscribe.cli.ask import answer, answer_words
+
+    found = answer(image, prompt, ModelSpec(id=model), max_tokens=max_tokens)
+    print(json.dumps(found) if as_json else answer_words(found))
+
+
+@app.command(epilog="Examples:  paliscribe serve  |  paliscribe serve endpoint.yaml --port 8080")
+def serve(
+    endpoint: Annotated[Path | None, typer.Argument(help="A YAML file of settings; flags override them.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="As in a job; repeat for more.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. Default: 8000.")] = None,
+    keys: Annotated[str | None, typer.Option(help="File of API keys, one a line.")] = None,
+    files: Annotated[str | None, typer.Option(help="Folder or s3:// prefix for batches and jobs over HTTP.")] = None,
+    open_: Annotated[bool | None, typer.Option("--open", help="Listen beyond loopback without keys.")] = None,
+) -> None:
+    """Answer live calls over HTTP until stopped: OpenAI's chat completions, and records as a batch writes them."""
+    from paliscribe.online.application import serve_forever
+
+    values = config.load(endpoint) if endpoint is not None else {}
+    values |= _given({"host": host, "port": port, "keys": keys, "files": files, "open": open_})
+    if model:
+        values["models"] = [{"model": name} for name in model]
+    settings = config.parse_serve(values, source=str(endpoint or "serve"))
+    names = ", ".join(served.called for served in settings.models)
+    print(f"starting {names}", file=sys.stderr)
+    words, out = f"serving {names} at {{}} (Ctrl-C stops)", sys.stdout
+    serve_forever(settings, lambda address: print(words.format(address), file=out, flush=True))
+
+
+@app.command(epilog="Example:  paliscribe doctor s3://bucket/run-1")
+def doctor(
+    locations: Annotated[list[str] | None, typer.Argument(help="Folders or prefixes to try to list and write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine and its credentials can do. Exit code 1 if something needed is missing."""
+    from paliscribe.cli.doctor import examine
+
+    checks = examine(locations or [])
+    if as_json:
+        print(json.dumps([check.as_dict() for check in checks]))
+    else:
+        for check in checks:
+            print(f"{'ok ' if check.ok else 'NO '} {check.name:<12} {check.found}")
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def _nest(values: dict[str, Any], key: str, flags: dict[str, Any]) -> None:
+    """Lay flags over a nested mapping of the job file, where `model: ID` stands for `model: {id: ID}`."""
+    if given := _given(flags):
+        nested = values.get(key) or {}
+        values[key] = ({"id": nested} if isinstance(nested, str) else dict(nested)) | given
+
+
+def _run(job: JobConfig, quiet: bool) -> dict[str, Any]:
+    from paliscribe.batch.run import run_batch
+    from paliscribe.cli.display import progress_display
+
+    with progress_display(quiet) as report:
+        return run_batch(job, report)
+
+
+def _summary_words(summary: dict[str, Any], output: str) -> str:
+    from paliscribe.cli.report import summary_words
+
+    words: str = summary_words(summary, output)
+    return words
+
+
+def main() -> None:
+    """Run the command line: errors that Paliscribe raises on purpose are one line on stderr and an exit code."""
+    try:
+        app()
+    except (RunError, Stopped) as error:
+        print(f"paliscribe: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except PaliscribeError as error:
+        print(f"paliscribe: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("paliscribe: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

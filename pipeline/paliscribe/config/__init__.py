@@ -1,0 +1,25 @@
+"""What a run and an endpoint are asked to do: every setting, its default and its description, once.
+
+YAML files and the command line's flags fill the same models; unknown keys are errors.
+"""
+
+from paliscribe.config.base import Settings, load, plain_yaml
+from paliscribe.config.endpoint import ImagesConfig, ServeConfig, ServedModel, parse_serve
+from paliscribe.config.job import FetchConfig, JobConfig, RequestOptions, parse
+from paliscribe.config.pool import ModelSpec, PoolConfig
+
+__all__ = [
+    "FetchConfig",
+    "ImagesConfig",
+    "JobConfig",
+    "ModelSpec",
+    "PoolConfig",
+    "RequestOptions",
+    "ServeConfig",
+    "ServedModel",
+    "Settings",
+    "load",
+    "parse",
+    "parse_serve",
+    "plain_yaml",
+]

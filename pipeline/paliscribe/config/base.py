@@ -1,0 +1,91 @@
+"""What all settings share: they are immutable, closed to unknown keys, and read from YAML with every problem named."""
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from paliscribe.errors import UsageError
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """The base of all settings: immutable, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True, allow_inf_nan=False)
+
+
+def model_shorthand(value: Any) -> Any:
+    """`model: ID` stands for `model: {id: ID}`."""
+    return {"id": value} if isinstance(value, str) else value
+
+
+def one_or_many(value: Any) -> Any:
+    """A single word stands for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
+def validated(kind: type[Kind], values: dict[str, Any], source: str) -> Kind:
+    """Check raw values. Raises UsageError with every problem on one line, each with its key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        found = error.errors()
+        inside = {e["loc"][:end] for e in found for end in range(len(e["loc"]))}
+        # Pydantic counts the items of a list that are valid, so a list of one bad item is "too short" as well.
+        kept = [e for e in found if e["type"] != "too_short" or e["loc"] not in inside]
+        problems = "; ".join(_problem(kind, e["loc"], e["type"], e["msg"]) for e in kept)
+        raise UsageError(f"{source}: {problems}") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a YAML job file into raw values, not yet checked. Raises UsageError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such job file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error.__class__.__name__})") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise UsageError(f"{path}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: a job file is a mapping of settings such as `manifest:` and `tasks:`")
+    return values
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which can make a small file a very large one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases are not taken")
+        return super().compose_node(parent, index)
+
+
+def plain_yaml(body: bytes) -> Any:
+    """The values in YAML, or JSON, that a stranger has sent, not yet checked. Raises ValueError."""
+    try:
+        return yaml.load(body, Loader=_PlainLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _problem(model: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        for part in location[:-1]:
+            annotation = model.model_fields[part].annotation if isinstance(part, str) else model
+            if get_origin(annotation) is tuple:
+                annotation = get_args(annotation)[0]
+            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
+        close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
+        return f"unknown key {key!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+    if kind == "missing":
+        return f"{key!r} is missing"
+    message = message.removeprefix("Value error, ")
+    return f"{key!r}: {message[0].lower()}{message[1:]}"

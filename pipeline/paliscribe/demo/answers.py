@@ -1,0 +1,155 @@
+"""Prompts in PaliGemma's grammar about a scene, with the answers that are right."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from paliscribe.demo.scenes import COLORS, SHAPES, Box, Scene
+
+NUMBERS = ("no", "a", "two", "three", "four", "five", "six")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One prompt about a scene and its right answer; `boxes` are a detection's truth in pixels of the scene.
+
+    Kinds are: of answers count, color, shape and exists; of ocr number, letters, handwriting and none; of detect
+    present and absent; captions have none.
+    """
+
+    task: str  # caption, ocr, answer or detect
+    kind: str
+    prompt: str
+    answer: str
+    boxes: tuple[tuple[str, Box], ...] = ()
+
+
+def scene_items(scene: Scene) -> list[Item]:
+    """Every kind of prompt that fits the scene; which ones exactly follows from its seed."""
+    rng = random.Random(f"items {scene.seed}")
+    kind = scene.texts[0].kind if scene.texts else "none"
+    found = [
+        Item("caption", "", "caption en", caption(scene)),
+        Item("ocr", kind, "ocr", scene.text),
+        *_counts(scene, rng),
+        *_colors(scene, rng),
+        *_shapes(scene, rng),
+        *_existence(scene, rng),
+    ]
+    found += [detection(scene, labels) for labels in _labels(scene, rng)]
+    return found
+
+
+def caption(scene: Scene) -> str:
+    """Shapes grouped and ordered by kind and colour, then whether something is written."""
+    groups = Counter((shape.kind, shape.color) for shape in scene.shapes)
+    parts = [
+        f"{_article(color) if n == 1 else NUMBERS[n]} {color} {kind}{'s' if n > 1 else ''}"
+        for (kind, color), n in sorted(groups.items())
+    ]
+    if scene.texts:
+        parts.append("some text")
+    if not parts:
+        return "an empty scene"
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+
+
+def detection(scene: Scene, labels: tuple[str, ...]) -> Item:
+    """`detect a ; b`, where a label is a shape (`circle`) or a coloured one (`red circle`); boxes left to right."""
+    boxes = tuple(
+        (label, shape.box)
+        for shape in scene.shapes
+        for label in labels
+        if label in (shape.kind, f"{shape.color} {shape.kind}")
+    )
+    answer = " ; ".join(f"{locations(box, scene.width, scene.height)} {label}" for label, box in boxes)
+    return Item("detect", "present" if boxes else "absent", f"detect {' ; '.join(labels)}", answer, boxes)
+
+
+def locations(box: Box, width: int, height: int) -> str:
+    """A box as `<locY1><locX1><locY2><locX2>`, bins 0..1023 over the squeezed square."""
+    x_min, y_min, x_max, y_max = box
+    edges = (y_min / height, x_min / width, y_max / height, x_max / width)
+    return "".join(f"<loc{min(1023, max(0, round(edge * 1023))):04d}>" for edge in edges)
+
+
+def _counts(scene: Scene, rng: random.Random) -> list[Item]:
+    kind = rng.choice([shape.kind for shape in scene.shapes] if scene.shapes and rng.random() < 0.75 else SHAPES)
+    color = rng.choice(
+        [shape.color for shape in scene.shapes] if scene.shapes and rng.random() < 0.75 else list(COLORS)
+    )
+    of_kind = sum(shape.kind == kind for shape in scene.shapes)
+    of_color = sum(shape.color == color for shape in scene.shapes)
+    return [
+        _answer("count", f"how many {kind}s are there?", str(of_kind)),
+        _answer("count", f"how many {color} shapes are there?", str(of_color)),
+        _answer("count", "how many shapes are there?", str(len(scene.shapes))),
+    ]
+
+
+def _colors(scene: Scene, rng: random.Random) -> list[Item]:
+    """The colour of a shape that is the only one of its kind."""
+    kinds = Counter(shape.kind for shape in scene.shapes)
+    single = [shape for shape in scene.shapes if kinds[shape.kind] == 1]
+    if not single:
+        return []
+    shape = rng.choice(single)
+    word = rng.choice(("color", "color", "colour"))
+    return [_answer("color", f"what {word} is the {shape.kind}?", shape.color)]
+
+
+def _shapes(scene: Scene, rng: random.Random) -> list[Item]:
+    """The kind of a shape that is the only one of its colour."""
+    colors = Counter(shape.color for shape in scene.shapes)
+    single = [shape for shape in scene.shapes if colors[shape.color] == 1]
+    if not single:
+        return []
+    shape = rng.choice(single)
+    question = rng.choice(("what shape is {}?", "which shape is {}?")).format(shape.color)
+    return [_answer("shape", question, shape.kind)]
+
+
+def _existence(scene: Scene, rng: random.Random) -> list[Item]:
+    pairs: set[tuple[str, str]] = {(shape.color, shape.kind) for shape in scene.shapes}
+    asked = rng.choice(sorted(pairs)) if pairs and rng.random() < 0.5 else _near_miss(scene, rng)
+    other = rng.choice(SHAPES)
+    color, kind = asked
+    verdict = "yes" if asked in pairs else "no"
+    kinds = {shape.kind for shape in scene.shapes}
+    return [
+        _answer("exists", f"is there {_article(color)} {color} {kind}?", verdict),
+        _answer("exists", f"is there a {other}?", "yes" if other in kinds else "no"),
+    ]
+
+
+def _labels(scene: Scene, rng: random.Random) -> list[tuple[str, ...]]:
+    """Two detection prompts: one of a single label, one of two coloured labels."""
+    pairs = sorted({(shape.color, shape.kind) for shape in scene.shapes})
+
+    def pick() -> str:
+        color, kind = rng.choice(pairs) if pairs and rng.random() < 0.75 else _near_miss(scene, rng)
+        return f"{color} {kind}"
+
+    first = pick()
+    single = first.split()[1] if rng.random() < 0.4 else first
+    second, third = pick(), pick()
+    return [(single,), (second, third) if second != third else (second,)]
+
+
+def _near_miss(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """A coloured shape, often one that shares its colour or its kind with one that is there."""
+    color, kind = rng.choice(list(COLORS)), rng.choice(SHAPES)
+    if scene.shapes and rng.random() < 0.6:
+        model = rng.choice(scene.shapes)
+        return (model.color, kind) if rng.random() < 0.5 else (color, model.kind)
+    return color, kind
+
+
+def _answer(kind: str, question: str, answer: str) -> Item:
+    return Item("answer", kind, f"answer en {question}", answer)
+
+
+def _article(color: str) -> str:
+    return "an" if color == "orange" else "a"

@@ -1,0 +1,95 @@
+"""Measuring a checkpoint on scenes it has never seen, through the processor and `generate` that users run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+)
+
+from paliscribe.demo.answers import Item, scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS, TEXT_KINDS
+from paliscribe.demo.score import Result, read_boxes
+
+EVALUATION_SEEDS = TEST_SEEDS + 500_000_000
+"""First seed of the held-out figures."""
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One item with the image it is about."""
+
+    image: Image.Image
+    item: Item
+
+
+class Annotator:
+    """A checkpoint in float32 that answers greedily."""
+
+    def __init__(self, model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor) -> None:
+        self.model = model.eval()
+        self.processor = processor
+
+    @classmethod
+    def load(cls, folder: Path) -> Annotator:
+        """Load as any PaliGemma is loaded, by name or folder."""
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        return cls(model, AutoProcessor.from_pretrained(folder))
+
+    @torch.inference_mode()
+    def answer(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+        """One answer an image and prompt, in one left-padded batch."""
+        text = [f"<image>{prompt}" for prompt in prompts]
+        inputs = self.processor(images=list(images), text=text, padding=True, return_tensors="pt")
+        inputs.pop("labels", None)
+        tokens = self.model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        answers = tokens[:, inputs.input_ids.shape[1] :]
+        return list(self.processor.batch_decode(answers, skip_special_tokens=True))
+
+
+def questions(scenes: int, texts: int, first_seed: int = EVALUATION_SEEDS) -> Iterator[Question]:
+    """All prompts of `scenes` scenes, except that `ocr` is asked of `texts` texts, as many of each kind, and of as
+    many scenes without text as there are among the first."""
+    wanted = dict.fromkeys(TEXT_KINDS, 0)
+    for i, kind in enumerate(TEXT_KINDS):
+        wanted[kind] = texts // len(TEXT_KINDS) + (i < texts % len(TEXT_KINDS))
+    for number in count():
+        scene = sample_scene(first_seed + number)
+        tasks = {"caption", "answer", "detect"} if number < scenes else set()
+        if scene.texts and wanted[scene.texts[0].kind]:
+            wanted[scene.texts[0].kind] -= 1
+            tasks.add("ocr")
+        elif not scene.texts and number < scenes:
+            tasks.add("ocr")
+        items = [item for item in scene_items(scene) if item.task in tasks]
+        if items:
+            image = draw(scene)
+            yield from (Question(image, item) for item in items)
+        if number + 1 >= scenes and not any(wanted.values()):
+            return
+
+
+def ask(annotator: Annotator, asked: Sequence[Question], batch: int = 64) -> list[Result]:
+    """Answer every question, `batch` at a time; like answers go together, so that few wait for a long one."""
+    order = sorted(range(len(asked)), key=lambda i: (asked[i].item.task, len(asked[i].item.answer)))
+    results: dict[int, Result] = {}
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        items = [asked[i].item for i in chosen]
+        answers = annotator.answer([asked[i].image for i in chosen], [item.prompt for item in items])
+        for i, item, text in zip(chosen, items, answers, strict=True):
+            found = read_boxes(text, *asked[i].image.size) if item.task == "detect" else []
+            results[i] = Result(item.task, item.kind, item.answer, text, item.boxes, found)
+    return [results[i] for i in range(len(asked))]

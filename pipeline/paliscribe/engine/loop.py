@@ -1,0 +1,342 @@
+"""The loop that answers requests: one thread, one model, two mouths (batch and online).
+
+`Engine.step` is the story: admit, prefill, decode, retire. Requests join and leave at every step (iteration-level
+scheduling: Yu et al. 2022, "Orca"), each at its own length, and each gets the tokens that it would get alone.
+"""
+
+import functools
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from paliscribe.engine.decoder import Decoder
+from paliscribe.engine.embeddings import Embeddings
+from paliscribe.engine.failures import attempt, let_go, line
+from paliscribe.engine.generation import Generation, OnPiece
+from paliscribe.engine.scheduler import Item, QueueFull, Scheduler
+from paliscribe.engine.sizing import Sizes, engine_sizes
+from paliscribe.engine.stats import EngineStats
+from paliscribe.errors import ReplicaError, RequestError
+from paliscribe.model.paligemma import Model
+from paliscribe.records import BATCH, ONLINE, Prediction, Request
+
+log = logging.getLogger(__name__)
+CALM = 64  # steps without a failure after which twice as many requests are decoded together again
+
+
+class Engine:
+    """Answers requests; greedy in float32, token for token what `model.generate` answers one by one.
+
+    `submit` may be called from any thread, and so may `cancel` of the futures that it returns: a request that is not
+    wanted any more leaves the queue, or its slot at the next step. Either call `start` and let the engine's own thread
+    run, or call `step` until it returns False.
+    """
+
+    def __init__(self, model: Model, sizes: Sizes | None = None, *, late: bool | None = None) -> None:
+        """`sizes`: by default those that suit the device. `late`: read tokens one step late, by default on a GPU."""
+        self.model, self.sizes = model, sizes or engine_sizes(model)
+        self._slots = self.sizes.limits.slots
+        self._decoder = Decoder(model, self._slots, self.sizes.capacity, late=late)
+        self._embeddings = Embeddings(self.sizes.embedding_bytes)
+        self._scheduler = Scheduler(self.sizes.limits)
+        self._tickets = itertools.count()
+        self._generations: dict[int, Generation] = {}  # all that are unanswered, by ticket
+        self._cancelled: list[Generation] = []
+        self._most_live, self._calm = self._slots, 0
+        self._steps = self._prefilled = self._padded = self._embedded = self._reused = 0
+        self._work = threading.Condition()
+        self._begun: float | None = None  # when the step under way began
+        self._closed = False
+        self._failure: str | None = None  # why the thread has died
+        self._thread: threading.Thread | None = None
+
+    def submit(self, requests: Sequence[Request], on_piece: OnPiece | None = None) -> list[Future[Prediction]]:
+        """Queue requests that arrive together; each future ends in a prediction, an error of its own included.
+
+        `on_piece` is given every part of the answers as soon as it is certain, in the engine's thread. Raises
+        RequestError (429) if the queue is full, and ReplicaError if the engine is closed or its thread has died.
+        """
+        now = time.monotonic()
+        generations, items = [], []
+        for request in requests:
+            prompt = self.model.tokenize(request.prompt)
+            generation = Generation(next(self._tickets), request, prompt, self.model.detokenize, on_piece)
+            generation.prompt_tokens += self.model.image_tokens
+            generations.append(generation)
+            if problem := self._misfit(request, prompt):
+                generation.refuse(*problem)
+            else:
+                items.append(self._item(generation, now))
+        with self._work:
+            if not self.alive:
+                raise ReplicaError(f"the engine is not running: {self._failure or 'it was closed'}")
+            try:
+                self._scheduler.add(items)
+            except QueueFull as error:
+                raise RequestError(429, "overloaded", f"the engine's queue is full: {error}") from None
+            for generation in generations:
+                if not generation.future.done():
+                    self._generations[generation.ticket] = generation
+                    # Whoever keeps a future keeps neither the engine with it nor, through it, its memory.
+                    generation.future.add_done_callback(functools.partial(_given_up, ref(self), generation.ticket))
+            self._work.notify()
+        return [generation.future for generation in generations]
+
+    def step(self) -> bool:
+        """One iteration over all that is under way. False if there was nothing to do."""
+        group = self._admit()
+        if not group and not self._decoder.busy:
+            return False
+        self._steps += 1
+        self._begun = time.monotonic()
+        self._prefill(group)
+        self._decode()
+        self._retire()
+        self._begun = None
+        return True
+
+    def run(self, requests: Sequence[Request]) -> list[Prediction]:
+        """Answer requests in the calling thread. For tools and tests; not beside `start`."""
+        futures = self.submit(requests)
+        while self.step():
+            pass
+        return [future.result() for future in futures]
+
+    def forget_images(self) -> None:
+        """Drop the kept embeddings. Not beside `start`."""
+        self._embeddings = Embeddings(self.sizes.embedding_bytes)
+
+    def start(self) -> None:
+        """Run in a thread of the engine's own, once that has warmed up. Raises what the warm-up raises."""
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._loop, args=(ready,), name="engine", daemon=True)
+        self._thread.start()
+        ready.result()
+
+    def close(self) -> None:
+        """Stop; requests that wait or are under way are answered with an error."""
+        with self._work:
+            self._closed = True
+            self._work.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._abandon("the engine was closed")
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests will be answered: False once the thread has died or the engine was closed."""
+        return not self._closed and self._failure is None
+
+    def step_seconds(self) -> float:
+        """How long the step under way has lasted, in seconds; 0 between steps. A device that hangs never ends it."""
+        begun = self._begun
+        return 0.0 if begun is None else time.monotonic() - begun
+
+    def stats(self) -> EngineStats:
+        """What the engine has done and holds now."""
+        decoder = self._decoder
+        return EngineStats(
+            waiting=len(self._scheduler),
+            waiting_online=self._scheduler.waiting(ONLINE),
+            live=len(decoder.live),
+            slots=self._slots,
+            steps=self._steps,
+            occupancy=decoder.rows_live / max(1, decoder.rows_decoded),
+            padding=self._padded / max(1, self._prefilled),
+            embedded=self._embedded,
+            reused=self._reused,
+        )
+
+    def _admit(self) -> list[Generation]:
+        """Let go of who has been cancelled or is too late, and take in who is next."""
+        with self._work:
+            for generation in self._cancelled:
+                self._scheduler.remove(generation.ticket)  # a step that failed may have put it back
+                self._decoder.release(generation)
+                self._forget(generation)
+            self._cancelled.clear()
+            for ticket in self._scheduler.expired(time.monotonic()):
+                if (late := self._generations.get(ticket)) is not None:
+                    self._scheduler.remove(ticket)
+                    self._decoder.release(late)
+                    late.refuse("expired", f"no answer within {late.request.timeout:g} s")
+                    self._forget(late)
+            live = self._decoder.live
+            batch = sum(generation.request.priority == BATCH for generation in live)
+            items = self._scheduler.admit(max(0, self._most_live - len(live)), batch, len(live) - batch)
+            return [self._generations[item.ticket] for item in items]
+
+    def _prefill(self, group: Sequence[Generation]) -> None:
+        """Read a group's images and prompts. A group that fails is halved, so that only who is at fault fails."""
+        groups = [group] if group else []
+        while groups:
+            part = groups.pop()
+            failure = attempt(functools.partial(self._prefill_together, part))
+            if failure is None:
+                continue
+            for generation in part:
+                self._decoder.release(generation)
+            if len(part) == 1:
+                self._refuse(part[0], failure.line)
+                continue
+            middle = len(part) // 2
+            if failure.memory:
+                log.warning("out of memory in a prefill of %d requests: smaller groups from now on", len(part))
+                most = middle * (self.model.image_tokens + max(len(g.prompt) for g in part))
+                self._scheduler.limits = replace(self._scheduler.limits, prefill_tokens=most)
+            for generation in part:
+                generation.restart()
+            groups += [part[middle:], part[:middle]]
+
+    def _prefill_together(self, group: Sequence[Generation]) -> None:
+        self._decoder.prefill(self._embed([g.request for g in group]), group)
+        counts = [self.model.image_tokens + len(g.prompt) for g in group]
+        filled = self.model.shapes.tokens.places(counts)[1]
+        self._prefilled += filled
+        self._padded += filled - sum(counts)
+
+    def _decode(self) -> None:
+        """One token for everybody. If that fails the newest half starts over later, until who is at fault is alone."""
+        failure = attempt(self._decoder.decode)
+        if failure is None:
+            self._calm += 1
+            if self._calm >= CALM and self._most_live < self._slots:
+                self._most_live, self._calm = min(self._most_live * 2, self._slots), 0
+            return
+        live = sorted(self._decoder.live, key=lambda g: (g.request.priority, g.ticket))
+        half = live[len(live) // 2 :]
+        for generation in half:
+            self._decoder.release(generation)
+        if len(live) == 1:
+            self._refuse(live[0], failure.line)
+        else:
+            for generation in half:
+                generation.restart()
+            with self._work:
+                self._scheduler.put_back([self._item(generation) for generation in half])
+        self._most_live, self._calm = max(1, len(live) // 2), 0
+
+    def _retire(self) -> None:
+        """Book what has been chosen, and answer who has ended."""
+        for chosen in self._decoder.read():
+            generation = chosen.generation
+            if generation.finish is not None or generation.future.done():
+                continue
+            try:
+                generation.book(chosen.token, chosen.logprob, self.model.end_tokens)
+            except Exception:  # a callback's: its request is given up, the others are not
+                log.exception("a token callback failed")
+                generation.future.cancel()
+                continue
+            if generation.finish is not None:
+                self._decoder.release(generation)
+                with self._work:
+                    self._forget(generation)
+                generation.answer()
+
+    def _embed(self, requests: Sequence[Request]) -> Tensor:
+        """Embeddings of a group, [g, image_tokens, hidden]; an image passes the encoder once while it is kept."""
+        found = {r.image_key: self._embeddings.get(r.image_key) for r in requests}
+        fresh = {r.image_key: r.pixels for r in requests if found[r.image_key] is None}
+        if fresh:
+            passed = self.model.embed_images(self.model.upload(list(fresh.values())))
+            for key, features in zip(fresh, passed, strict=True):
+                found[key] = features
+                self._embeddings.keep(key, features.clone())
+        self._embedded += len(fresh)
+        self._reused += len(requests) - len(fresh)
+        return torch.stack([features for r in requests if (features := found[r.image_key]) is not None])
+
+    def _item(self, generation: Generation, now: float | None = None) -> Item:
+        request = generation.request
+        deadline = None if request.timeout is None or now is None else now + request.timeout
+        tokens = self.model.image_tokens + len(generation.prompt)
+        return Item(generation.ticket, tokens, request.max_tokens, request.priority, deadline)
+
+    def _misfit(self, request: Request, prompt: Sequence[int]) -> tuple[str, str] | None:
+        """Why a request can never be answered, if so: kind and words."""
+        size = self.model.image_size
+        if request.pixels.shape != (size, size, 3):
+            return "model", f"pixels are {request.pixels.shape}, the model takes {(size, size, 3)}"
+        if self.model.image_tokens + len(prompt) + request.max_tokens > self.sizes.capacity:
+            room = self.sizes.capacity - self.model.image_tokens
+            return "prompt_too_long", (
+                f"a prompt of {len(prompt)} tokens and an answer of up to {request.max_tokens} "
+                f"do not fit into the {room} tokens beside the image"
+            )
+        return None
+
+    def _refuse(self, generation: Generation, why: str) -> None:
+        """Answer a request on which the model failed."""
+        with self._work:
+            self._forget(generation)
+        generation.refuse("model", why)
+
+    def _forget(self, generation: Generation) -> None:
+        """Drop a request that is answered; the lock is held."""
+        self._generations.pop(generation.ticket, None)
+
+    def _withdraw(self, ticket: int) -> None:
+        """Take out a request that nobody wants any more."""
+        with self._work:
+            generation = self._generations.get(ticket)
+            if generation is None:
+                return
+            if self._scheduler.remove(ticket):
+                self._forget(generation)
+            else:
+                self._cancelled.append(generation)
+
+    def _loop(self, ready: Future[None]) -> None:
+        if not self._warmed_up(ready):
+            return
+        try:
+            while True:
+                with self._work:
+                    self._work.wait_for(lambda: self._closed or self._decoder.busy or len(self._scheduler) > 0)
+                    if self._closed:
+                        return
+                self.step()
+        except BaseException as error:  # whatever it was, nobody may wait for an answer that will not come
+            with self._work:
+                self._failure = str(error) if isinstance(error, ReplicaError) else line(error)
+            self._abandon(f"the engine stopped: {self._failure}")
+            let_go(error)
+            raise
+
+    def _warmed_up(self, ready: Future[None]) -> bool:
+        try:
+            self._decoder.warm_up()
+        except BaseException as error:  # it is `start` that raises it
+            self._failure = line(error)
+            ready.set_exception(error)
+            return False
+        ready.set_result(None)
+        return True
+
+    def _abandon(self, message: str) -> None:
+        with self._work:
+            self._scheduler.drain()
+            abandoned = list(self._generations.values())
+            self._generations.clear()
+            self._cancelled.clear()
+        for generation in abandoned:
+            self._decoder.release(generation)
+            generation.fail(ReplicaError(message))
+
+
+def _given_up(engine: ref[Engine], ticket: int, future: Future[Prediction]) -> None:
+    """Take out a request whose future was cancelled; whoever waits for it is told."""
+    if not future.cancelled():
+        return
+    future.set_running_or_notify_cancel()
+    if (running := engine()) is not None:
+        running._withdraw(ticket)

@@ -1,0 +1,1 @@
+"""PaliGemma's grammar: prompts out, answers in."""

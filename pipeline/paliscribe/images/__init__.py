@@ -1,0 +1,1 @@
+"""Pictures: fetched, decoded, and bounded where their addresses come from callers."""

@@ -1,0 +1,130 @@
+"""Manifests of every format as one stream of batches, in constant memory.
+
+CSV values are strings, always: `007` stays `007`. JSON Lines keep their types; nested values are carried as JSON text.
+"""
+
+import csv
+import gzip
+import io
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, TextIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paliscribe.errors import UsageError
+from paliscribe.storage import StorageError, open_store, redacted, split
+
+Row = dict[str, Any]
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".mpo")
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".txt": "list", ".lst": "list"}
+
+
+def rows(source: str, image_column: str, id_column: str) -> Iterator[Row]:
+    """The rows of a manifest as they are written. Raises UsageError that names file and line."""
+    name, compression = source, None
+    if source.startswith(("http://", "https://")):
+        name = source.partition("?")[0]  # a presigned address carries its signature as a query
+    for suffix, codec in ((".gz", "gzip"), (".zst", "zstd")):
+        if name.endswith(suffix):
+            name, compression = name.removesuffix(suffix), codec
+    kind = next((kind for suffix, kind in FORMATS.items() if name.lower().endswith(suffix)), None)
+    try:
+        if kind is None:
+            yield from _listed(source, image_column, id_column)
+        elif kind == "parquet":
+            yield from _parquet(source)
+        else:
+            reader = {"jsonl": _jsonl, "csv": _csv, "list": _list}[kind]
+            with _text(source, compression) as lines:
+                yield from reader(lines, source, image_column)
+    except StorageError as error:
+        raise UsageError(f"manifest {error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"manifest {redacted(source)}: not UTF-8 text (at byte {error.start})") from None
+    except (EOFError, OSError, ValueError, zlib.error, pa.ArrowException) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"manifest {redacted(source)}: cannot be read: {words}") from None
+
+
+def _text(source: str, compression: str | None) -> TextIO:
+    folder, name = split(source)
+    raw: BinaryIO = open_store(folder).open(name)
+    if compression == "gzip":
+        raw = cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    elif compression == "zstd":
+        raw = cast(
+            BinaryIO, io.BufferedReader(cast(io.RawIOBase, pa.CompressedInputStream(pa.PythonFile(raw), "zstd")))
+        )
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+
+
+def _jsonl(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise UsageError(f"manifest {redacted(source)}, line {number}: not a JSON object")
+        yield {
+            key: json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
+            for key, value in row.items()
+        }
+
+
+def _csv(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        if len(set(header)) != len(header):
+            raise UsageError(f"manifest {redacted(source)}: the header names a column twice")
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != len(header):
+                raise UsageError(
+                    f"manifest {redacted(source)}, line {reader.line_num}: {len(values)} values "
+                    f"under {len(header)} columns"
+                )
+            yield dict(zip(header, values, strict=True))
+    except csv.Error as error:
+        raise UsageError(f"manifest {redacted(source)}, line {reader.line_num}: {error}") from None
+
+
+def _list(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
+    for line in lines:
+        if image := line.strip():
+            yield {image_column: image}
+
+
+def _parquet(source: str) -> Iterator[Row]:
+    """Parquet is read from its end: what a store can only read from the front is copied to the disk first."""
+    folder, name = split(source)
+    with open_store(folder).open(name) as file, tempfile.TemporaryFile(prefix="paliscribe-") as copy:
+        if not file.seekable():
+            shutil.copyfileobj(file, copy, 1 << 20)
+        for batch in pq.ParquetFile(file if file.seekable() else copy).iter_batches(batch_size=4096):
+            yield from batch.to_pylist()
+
+
+def _listed(source: str, image_column: str, id_column: str) -> Iterator[Row]:
+    store = open_store(source)
+    found = False
+    for item in store.list():
+        if item.key.lower().endswith(IMAGES):
+            found = True
+            yield {id_column: item.key, image_column: f"{store.uri.rstrip('/')}/{item.key}"}
+    if not found:
+        raise UsageError(
+            f"manifest {redacted(source)}: no folder or prefix with images, and not a file named "
+            f"{', '.join(FORMATS)} (with .gz or .zst)"
+        )

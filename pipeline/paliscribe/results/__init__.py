@@ -1,0 +1,57 @@
+"""Results: their schema, the commit of shards, the publication of parts, and the lease of the one driver."""
+
+from paliscribe.results.commit import Marker, commit, done, read_committed, read_marker, write_shard
+from paliscribe.results.lease import Lease, Owner, hold, read_lease
+from paliscribe.results.publish import (
+    SUCCESS,
+    SUMMARY,
+    Layout,
+    PartMarker,
+    begin_retry,
+    finish,
+    generation_base,
+    publish_part,
+    published,
+    read_failed,
+    read_part,
+    read_summary,
+    retry_begun,
+    retry_rows,
+    run_name,
+    sweep,
+)
+from paliscribe.results.schema import ModelFacts, describe, record_values, schema, to_table
+
+__all__ = [
+    "SUCCESS",
+    "SUMMARY",
+    "Layout",
+    "Lease",
+    "Marker",
+    "ModelFacts",
+    "Owner",
+    "PartMarker",
+    "begin_retry",
+    "commit",
+    "describe",
+    "done",
+    "finish",
+    "generation_base",
+    "hold",
+    "publish_part",
+    "published",
+    "read_committed",
+    "read_failed",
+    "read_lease",
+    "read_marker",
+    "read_part",
+    "read_summary",
+    "record_values",
+    "retry_begun",
+    "retry_rows",
+    "run_name",
+    "schema",
+    "sweep",
+    "to_table",
+    "write_shard",
+]

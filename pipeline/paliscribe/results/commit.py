@@ -1,0 +1,105 @@
+"""The commit of a shard: a file of any name, then one marker that can be written only once.
+
+An attempt writes its records to a file named by shard and attempt, then creates the shard's marker by one
+conditional put. The first marker wins. Nothing is renamed, and no file that a marker may name is ever deleted.
+State files are Arrow, not Parquet, so that `OUTPUT/**/*.parquet` sees published files only: DuckDB and polars do not
+skip folders that begin with an underscore.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from paliscribe.errors import RunError
+from paliscribe.storage import Store
+from paliscribe.storage.arrow import decode, encode
+
+FIRST_RUN = "_run"
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """What a finished shard vouches for."""
+
+    shard: int
+    file: str  # key of the shard file
+    sha256: str
+    size: int  # bytes
+    rows: int
+    records: int
+    statuses: dict[str, int]
+    error_kinds: dict[str, int]
+    tokens: int
+    replicas: Sequence[str] = ()  # that answered; of an older version: not known
+
+    def as_json(self) -> bytes:
+        """Canonical bytes."""
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, body: bytes | str) -> "Marker":
+        """Read a marker back."""
+        return cls(**json.loads(body))
+
+
+def marker_key(shard: int, base: str = FIRST_RUN) -> str:
+    """Where the marker of a shard is."""
+    return f"{base}/done/shard-{shard:05d}.json"
+
+
+def write_shard(
+    store: Store, shard: int, attempt: str, table: pa.Table, base: str = FIRST_RUN, replicas: Sequence[str] = ()
+) -> Marker:
+    """Write an attempt's records; nothing counts until `commit`. `replicas`: who answered."""
+    body = encode(table)
+    key = f"{base}/shards/shard-{shard:05d}.{attempt}.arrow"
+    store.put(key, body)
+    return Marker(
+        shard=shard,
+        file=key,
+        sha256=hashlib.sha256(body).hexdigest(),
+        size=len(body),
+        rows=len(set(table["row"].to_pylist())),
+        records=table.num_rows,
+        statuses=dict(sorted(Counter(table["status"].to_pylist()).items())),
+        error_kinds=dict(sorted(Counter(k for k in table["error_kind"].to_pylist() if k).items())),
+        tokens=sum(n or 0 for n in table["tokens"].to_pylist()),
+        replicas=list(replicas),
+    )
+
+
+def commit(store: Store, marker: Marker, base: str = FIRST_RUN) -> Marker:
+    """Commit an attempt. Returns the marker that counts: this one, or that of an attempt that was first."""
+    if store.put_if_absent(marker_key(marker.shard, base), marker.as_json()):
+        return marker
+    return read_marker(store, marker.shard, base)
+
+
+def read_marker(store: Store, shard: int, base: str = FIRST_RUN) -> Marker:
+    """The marker of a finished shard."""
+    return Marker.from_json(store.get(marker_key(shard, base)))
+
+
+def done(store: Store, base: str = FIRST_RUN) -> set[int]:
+    """The finished shards, by one listing."""
+    start = f"{base}/done/shard-"
+    return {int(found.key.removeprefix(start).removesuffix(".json")) for found in store.list(start)}
+
+
+def read_committed(store: Store, marker: Marker) -> pa.Table:
+    """A committed shard's records. Raises RunError if the file is not the one that was committed."""
+    body = store.get(marker.file)
+    if hashlib.sha256(body).hexdigest() != marker.sha256:
+        raise RunError(f"{store.uri}/{marker.file} is not what was committed: the output has been tampered with")
+    return decode(body)
+
+
+def add(counts: Counter[str], more: dict[str, Any]) -> None:
+    """Add a marker's counts to a total."""
+    for key, value in more.items():
+        counts[key] += value

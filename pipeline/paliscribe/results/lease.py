@@ -1,0 +1,186 @@
+"""One driver a run: an object that its owner keeps renewing, created and replaced by conditional puts.
+
+A lease is stale if its content has not changed for `ttl` seconds of the *reader's* clock, so that clocks of two
+machines need not agree, or at once if its owner was a process of this very boot of this machine and is gone.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from paliscribe.errors import PassingError
+from paliscribe.storage import StorageError, Store
+
+KEY = "_run/lease.json"
+TTL = 60.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who holds a lease. `process_start`: clock ticks after boot, which tells a pid from its later namesakes."""
+
+    token: str
+    host: str
+    pid: int
+    boot: str
+    process_start: str
+    since: float  # seconds since 1970, for people
+    renewals: int = 0
+    ttl: float = TTL
+
+    @classmethod
+    def me(cls, ttl: float) -> "Owner":
+        """This process."""
+        pid = os.getpid()
+        return cls(uuid.uuid4().hex, socket.gethostname(), pid, _boot(), _started(pid) or "", time.time(), 0, ttl)
+
+    @property
+    def here(self) -> bool:
+        """Whether it is or was a process of this boot of this machine, so that this one can tell if it runs."""
+        return self.boot == _boot() != "" and self.host == socket.gethostname()
+
+    @property
+    def surely_gone(self) -> bool:
+        """Whether it was a process of this boot of this machine that no longer runs."""
+        return self.here and _started(self.pid) != self.process_start
+
+    def as_json(self) -> bytes:
+        """Canonical bytes."""
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+
+def read_lease(store: Store) -> Owner | None:
+    """Who holds the lease of this output, or None."""
+    found = _read(store)
+    return found[0] if found else None
+
+
+class Lease:
+    """A lease that this process holds; a thread renews it."""
+
+    def __init__(self, store: Store, owner: Owner, etag: str, on_lost: Callable[[], None]) -> None:
+        self._store, self._owner, self._etag, self._on_lost = store, owner, etag, on_lost
+        self._stop = threading.Event()
+        self.lost = False
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the lease back, if it is still ours."""
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(StorageError):  # it will be stale, and what ended the run shall be heard of
+            if (found := _read(self._store)) is not None and found[0].token == self._owner.token:
+                self._store.delete(KEY)
+
+    def _renew(self) -> None:
+        last = time.monotonic()
+        while not self._stop.wait(self._owner.ttl / 4):
+            renewed = replace(self._owner, renewals=self._owner.renewals + 1)
+            try:
+                etag = self._store.put_if_match(KEY, renewed.as_json(), self._etag)
+                if etag is None and (found := _read(self._store)) is not None and found[0].token == renewed.token:
+                    etag = found[1]  # an earlier renewal was written although its answer was an error
+            except StorageError:
+                if time.monotonic() - last < self._owner.ttl:
+                    continue  # the store may come back in time
+                etag = None
+            if etag is None:
+                self.lost = True
+                self._on_lost()
+                return
+            self._owner, self._etag, last = renewed, etag, time.monotonic()
+
+
+@contextlib.contextmanager
+def hold(
+    store: Store,
+    *,
+    ttl: float = TTL,
+    on_lost: Callable[[], None] = lambda: None,
+    waiting: Callable[[str], None] = lambda words: None,
+) -> Iterator[Lease]:
+    """Hold the lease of an output. `on_lost` is called from the renewing thread.
+
+    Raises PassingError if another driver is at work; a lease that may be stale is watched for its `ttl` first, and
+    `waiting` is told so.
+    """
+    owner = Owner.me(ttl)
+    etag = _acquire(store, owner, waiting)
+    lease = Lease(store, owner, etag, on_lost)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _acquire(store: Store, owner: Owner, waiting: Callable[[str], None]) -> str:
+    while True:
+        if store.put_if_absent(KEY, owner.as_json()):
+            found = _read(store)
+            if found is not None and found[0].token == owner.token:
+                return found[1]
+            continue
+        found = _read(store)
+        if found is None:
+            continue  # given back meanwhile
+        holder, etag = found
+        if not holder.surely_gone:
+            _watch(store, holder, etag, waiting)
+        taken = store.put_if_match(KEY, owner.as_json(), etag)
+        if taken is not None:
+            return taken
+
+
+def _watch(store: Store, holder: Owner, etag: str, waiting: Callable[[str], None]) -> None:
+    """Return if the lease stays unchanged for its ttl; raise PassingError as soon as its owner renews it."""
+    at = f"process {holder.pid} on {holder.host}"
+    if holder.here:
+        raise PassingError(f"another driver is at work on {store.uri}: {at}, since {_ago(holder.since)}")
+    waiting(f"watching whether {at} still works on this run")
+    until = time.monotonic() + holder.ttl
+    while time.monotonic() < until:
+        time.sleep(min(1.0, holder.ttl / 10))
+        found = _read(store)
+        if found is None:
+            return
+        if found[1] != etag:
+            raise PassingError(f"another driver is at work on {store.uri}: {at}, since {_ago(holder.since)}")
+
+
+def _read(store: Store) -> tuple[Owner, str] | None:
+    try:
+        body, etag = store.get_with_etag(KEY)
+    except StorageError as error:
+        if error.kind == "missing":
+            return None
+        raise
+    return Owner(**json.loads(body)), etag
+
+
+def _ago(moment: float) -> str:
+    return f"{max(0, time.time() - moment):,.0f} s ago"
+
+
+def _boot() -> str:
+    """This boot of this machine, and the name space of its pids: containers of one host may share its name."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, or None if it is not there (a zombie is gone as well)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,330 @@
+"""Parts: what readers see, made of committed shards and nothing else, under names fixed by the part.
+
+A run's first generation has the base `_run`; the g-th retry `_run/retry-00g`, where the same commit protocol runs
+over the dead letters of the generation before. What a part publishes is a function of what its generation committed:
+
+* `annotations/[col-value/]part-00003[.retry-001].parquet`: records that were answered (ok and invalid);
+* `errors/[col-value/]part-00003.parquet`: records of the newest generation that were not.
+
+A retry first deletes the errors of the generation before, then writes its own, then adds the annotations, so that a
+reader who looks in between misses a record for a moment and never sees it twice, even one whose mended row belongs to
+another folder. Each step writes equal bytes when it is repeated after a crash; the part's marker comes last.
+
+Folders are named `task-caption en`, not `task=caption en`, and every column is in the files. Readers infer a column
+from `name=value` paths beside or instead of the one in the files, with a type of their own: pandas and
+`pyarrow.parquet.read_table` refuse even a string column that is in both, `pyarrow.dataset(partitioning="hive")` an
+integer one and strings such as `007`, and DuckDB turns booleans and floats into text. Nor would a long task fit into a
+name of 255 bytes. The files of a folder hold its value alone, so that the statistics in their footers let readers skip
+them all the same.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from paliscribe.errors import RunError
+from paliscribe.records import ManifestRow
+from paliscribe.results.commit import FIRST_RUN, Marker, add, read_committed, read_marker
+from paliscribe.storage import StorageError, Store
+
+PART_RECORDS = 1_000_000  # about 128 MB of Parquet at some 130 bytes a record
+ROW_GROUP = 65_536  # records
+FOLDER_BYTES = 120  # of one partition value in a folder's name
+SUMMARY, SUCCESS = "_summary.json", "_SUCCESS"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a run's shards fall into parts: a function of the run's settings alone."""
+
+    shards: int
+    shard_rows: int
+    rows: int
+    tasks: tuple[str, ...]
+    partition_by: tuple[str, ...]
+
+    @property
+    def part_shards(self) -> int:
+        """Consecutive shards of a part."""
+        return max(1, PART_RECORDS // (self.shard_rows * len(self.tasks)))
+
+    @property
+    def parts(self) -> int:
+        """Parts of the run."""
+        return -(-self.shards // self.part_shards)
+
+    def shards_of(self, part: int) -> range:
+        """The shards of a part."""
+        return range(part * self.part_shards, min(self.shards, (part + 1) * self.part_shards))
+
+    def part_of(self, shard: int) -> int:
+        """The part of a shard."""
+        return shard // self.part_shards
+
+
+@dataclass(frozen=True, slots=True)
+class PartMarker:
+    """What a published part vouches for."""
+
+    part: int
+    files: dict[str, dict[str, Any]]  # key -> records, sha256
+    records: int
+    statuses: dict[str, int]
+    error_kinds: dict[str, int]
+    tokens: int
+    shards_with_errors: list[int]
+
+    def as_json(self) -> bytes:
+        """Canonical bytes."""
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+
+def generation_base(generation: int) -> str:
+    """Where a generation keeps its state: 0 is the run itself, 1 its first retry."""
+    return FIRST_RUN if generation == 0 else f"{FIRST_RUN}/retry-{generation:03d}"
+
+
+def read_part(store: Store, part: int, generation: int = 0) -> PartMarker | None:
+    """The marker of a published part, or None."""
+    try:
+        return PartMarker(**json.loads(store.get(_part_key(part, generation))))
+    except StorageError as error:
+        if error.kind == "missing":
+            return None
+        raise
+
+
+def published(store: Store, generation: int = 0) -> set[int]:
+    """The published parts, by one listing."""
+    start = f"{generation_base(generation)}/parts/part-"
+    return {int(found.key.removeprefix(start).removesuffix(".json")) for found in store.list(start)}
+
+
+def publish_part(store: Store, layout: Layout, part: int, generation: int = 0) -> PartMarker:
+    """Publish a part whose shards are all committed. One that is published already is left as it is."""
+    if (there := read_part(store, part, generation)) is not None:
+        return there
+    before = None if generation == 0 else read_part(store, part, generation - 1)
+    base = generation_base(generation)
+    shards = layout.shards_of(part) if before is None else before.shards_with_errors
+    markers = [read_marker(store, shard, base) for shard in shards]
+    suffix = "" if generation == 0 else f".retry-{generation:03d}"
+    with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
+        files = _Files(Path(folder), layout, f"part-{part:05d}", suffix)
+        for marker in markers:
+            files.add(read_committed(store, marker))
+        written = files.close()
+        if before is not None:
+            store.delete_many(sorted(key for key in before.files if key.startswith("errors/")))
+        for key in sorted(written, reverse=True):  # errors before annotations
+            store.put_file(key, written[key][0])
+        made = _part_marker(part, markers, {key: facts for key, (_, facts) in written.items()})
+    store.put(_part_key(part, generation), made.as_json())
+    return made
+
+
+def finish(store: Store, layout: Layout, facts: dict[str, Any], generation: int = 0) -> dict[str, Any]:
+    """Check that the totals add up, write the summary, then `_SUCCESS`. Raises RunError if a record is missing."""
+    statuses: Counter[str] = Counter()
+    error_kinds: Counter[str] = Counter()
+    tokens = 0
+    files: dict[str, dict[str, Any]] = {}
+    for number in range(generation + 1):
+        parts = [marker for part in sorted(published(store, number)) if (marker := read_part(store, part, number))]
+        expected = layout.rows * len(layout.tasks) if number == 0 else statuses["error"]
+        if (found := sum(marker.records for marker in parts)) != expected:
+            raise RunError(
+                f"{store.uri}: {found:,} records where {expected:,} should be; nothing was declared finished"
+            )
+        statuses["error"], error_kinds = 0, Counter()
+        files = {key: value for key, value in files.items() if not key.startswith("errors/")}
+        for marker in parts:
+            add(statuses, marker.statuses)
+            add(error_kinds, marker.error_kinds)
+            tokens += marker.tokens
+            files |= marker.files
+    summary = {
+        "rows": layout.rows,
+        "tasks": list(layout.tasks),
+        "records": layout.rows * len(layout.tasks),
+        "ok": statuses["ok"],
+        "invalid": statuses["invalid"],
+        "errors": statuses["error"],
+        "error_kinds": dict(sorted(error_kinds.items())),
+        "tokens": tokens,
+        **facts,
+        "retries": generation,
+        "files": {key: files[key] for key in sorted(files)},
+    }
+    store.put(SUMMARY, json.dumps(summary, indent=2).encode())
+    store.put(SUCCESS, b"")
+    return summary
+
+
+def read_summary(store: Store) -> dict[str, Any] | None:
+    """The summary of a finished run, or None."""
+    try:
+        summary: dict[str, Any] = json.loads(store.get(SUMMARY))
+    except StorageError as error:
+        if error.kind == "missing":
+            return None
+        raise
+    return summary
+
+
+def begin_retry(store: Store, generation: int, rows: list[ManifestRow]) -> None:
+    """Note that a retry is under way, so that one that is cut short is gone on with. `_SUCCESS` goes first.
+
+    `rows`: the dead letters' rows as the manifest has them now; what is noted first stays.
+    """
+    store.delete(SUCCESS)
+    body = json.dumps({"rows": [asdict(row) for row in rows]}).encode()
+    store.put_if_absent(f"{generation_base(generation)}/begun.json", body)
+
+
+def retry_rows(store: Store, generation: int) -> dict[int, ManifestRow]:
+    """Row number -> row, of the rows that a retry took from the manifest anew."""
+    rows = json.loads(store.get(f"{generation_base(generation)}/begun.json"))["rows"]
+    return {row["row"]: ManifestRow(**row) for row in rows}
+
+
+def read_failed(store: Store, shard: int, generation: int) -> list[dict[str, Any]]:
+    """id, row and task of a shard's dead letters in a generation."""
+    table = read_committed(store, read_marker(store, shard, generation_base(generation)))
+    failed = table.filter(pc.equal(table["status"], "error"))
+    records: list[dict[str, Any]] = failed.select(["id", "row", "task"]).to_pylist()
+    return records
+
+
+def retry_begun(store: Store, generation: int) -> bool:
+    """Whether this retry was begun."""
+    return store.exists(f"{generation_base(generation)}/begun.json")
+
+
+def run_name(uri: str) -> str:
+    """A short name for the run of this output, the same in every process."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:12]
+
+
+def sweep(store: Store, layout: Layout) -> int:
+    """Delete shard files that nobody needs any more; returns how many.
+
+    Only for a finished run, whose driver holds the lease: every shard is committed and published, so what is left to
+    need is the records of dead letters, which a retry reads.
+    """
+    needed = set()
+    for part in range(layout.parts):
+        marker = read_part(store, part)
+        for shard in marker.shards_with_errors if marker else layout.shards_of(part):
+            needed.add(read_marker(store, shard).file)
+    orphans = [found.key for found in store.list(f"{FIRST_RUN}/shards/") if found.key not in needed]
+    store.delete_many(orphans)
+    return len(orphans)
+
+
+def _part_key(part: int, generation: int) -> str:
+    return f"{generation_base(generation)}/parts/part-{part:05d}.json"
+
+
+def _part_marker(part: int, markers: list[Marker], files: dict[str, dict[str, Any]]) -> PartMarker:
+    statuses: Counter[str] = Counter()
+    error_kinds: Counter[str] = Counter()
+    for marker in markers:
+        add(statuses, marker.statuses)
+        add(error_kinds, marker.error_kinds)
+    return PartMarker(
+        part=part,
+        files=files,
+        records=sum(marker.records for marker in markers),
+        statuses=dict(sorted(statuses.items())),
+        error_kinds=dict(sorted(error_kinds.items())),
+        tokens=sum(marker.tokens for marker in markers),
+        shards_with_errors=[marker.shard for marker in markers if marker.statuses.get("error")],
+    )
+
+
+class _Files:
+    """The Parquet files of one part while they are written, one a folder of the output."""
+
+    def __init__(self, scratch: Path, layout: Layout, name: str, suffix: str) -> None:
+        self._scratch, self._by, self._name, self._suffix = scratch, layout.partition_by, name, suffix
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        self._waiting: dict[str, list[pa.Table]] = {}
+        self._records: Counter[str] = Counter()
+
+    def add(self, table: pa.Table) -> None:
+        """Spread a shard's records over the files they belong to."""
+        failed = pc.equal(table["status"], "error")
+        for kind, half in (("annotations", table.filter(pc.invert(failed))), ("errors", table.filter(failed))):
+            for folder, slice_ in _split(half, self._by):
+                suffix = self._suffix if kind == "annotations" else ""
+                key = "/".join([kind, *folder, f"{self._name}{suffix}.parquet"])
+                self._waiting.setdefault(key, []).append(slice_)
+                self._records[key] += slice_.num_rows
+                if sum(t.num_rows for t in self._waiting[key]) >= ROW_GROUP:
+                    self._write(key, last=False)
+
+    def close(self) -> dict[str, tuple[Path, dict[str, Any]]]:
+        """Finish the files, one after the other, so that any number of folders can be written: key -> path, facts."""
+        made = {}
+        for key in list(self._waiting):
+            self._write(key, last=True)
+            self._writers[key].close()
+            path = self._path(key)
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            made[key] = (path, {"records": self._records[key], "sha256": digest})
+        return made
+
+    def _write(self, key: str, *, last: bool) -> None:
+        table = pa.concat_tables(self._waiting[key])
+        whole = table.num_rows if last else table.num_rows // ROW_GROUP * ROW_GROUP
+        if key not in self._writers:
+            self._writers[key] = pq.ParquetWriter(self._path(key), table.schema, compression="zstd")
+        if whole:
+            self._writers[key].write_table(table.slice(0, whole).combine_chunks(), row_group_size=ROW_GROUP)
+        self._waiting[key] = [table.slice(whole)]
+
+    def _path(self, key: str) -> Path:
+        return self._scratch / hashlib.sha256(key.encode()).hexdigest()
+
+
+def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[list[str], pa.Table]]:
+    """Slices of equal partition values with their folders, rows in order."""
+    if not table.num_rows:
+        return
+    if not columns:
+        yield [], table
+        return
+    names = [[_folder(name, value) for value in table[name].to_pylist()] for name in columns]
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for row, folders in enumerate(zip(*names, strict=True)):
+        rows.setdefault(folders, []).append(row)
+    for folders, chosen in rows.items():
+        yield list(folders), table.take(pa.array(chosen))
+
+
+def _folder(column: str, value: Any) -> str:
+    """A folder's name: no reader takes it for a column or for hidden, and every file system for a name."""
+    name = quote(column, safe="")
+    if name[0] in "_.":
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    words = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{_short(name)}-{_short(quote(words, safe=' '))}"
+
+
+def _short(quoted: str) -> str:
+    """A quoted name as it is, or, where it is long, its beginning and a hash of it all."""
+    if len(quoted) <= FOLDER_BYTES:
+        return quoted
+    return f"{quoted[: FOLDER_BYTES - 9]}~{hashlib.sha256(quoted.encode()).hexdigest()[:8]}"

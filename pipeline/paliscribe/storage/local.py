@@ -1,0 +1,218 @@
+"""Folders of this machine."""
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import stat
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote
+
+from paliscribe.storage.base import ObjectInfo, StorageError, StorageErrorKind
+
+HIDDEN = ".tmp-"  # names that begin so are writes under way and locks: never listed
+KINDS: dict[int, StorageErrorKind] = {
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.EACCES: "forbidden",
+    errno.EPERM: "forbidden",
+    errno.EROFS: "forbidden",
+    errno.EISDIR: "bad_uri",
+    errno.EEXIST: "bad_uri",
+    errno.ENAMETOOLONG: "bad_uri",
+    errno.ELOOP: "bad_uri",
+}
+WORDS = {
+    errno.ENOENT: "no such file",
+    errno.ENOTDIR: "no such file",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EISDIR: "a folder where a file should be",
+    errno.EEXIST: "a file where a folder should be",
+}
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def local_path(uri: str) -> Path:
+    """The path that a plain or file:// address names. Raises StorageError `bad_uri` for another machine's."""
+    if "://" not in uri:
+        return Path(uri)
+    host, slash, path = uri.partition("://")[2].partition("/")
+    if host.lower() not in ("", "localhost"):
+        raise StorageError("bad_uri", uri, "file:// names files of this machine: file:///folder/name")
+    return Path(slash + unquote(path))
+
+
+class LocalStore:
+    """A folder, also one that several machines mount. Writes go to a hidden file first and appear whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.uri = str(folder)
+
+    def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+        """See Store."""
+        with self._translated(key):
+            found = (self.folder / key).stat()
+            if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
+                words = "a folder" if stat.S_ISDIR(found.st_mode) else "a device, a pipe or a socket"
+                raise StorageError("bad_uri", self._uri(key), f"{words} where a file should be")
+            if max_bytes is not None and found.st_size > max_bytes:
+                words = f"{found.st_size:,} bytes; at most {max_bytes:,} are read"
+                raise StorageError("too_large", self._uri(key), words)
+            return (self.folder / key).read_bytes()
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        """See Store."""
+        data = self.get(key)
+        return data, _etag(data)
+
+    def open(self, key: str) -> BinaryIO:
+        """See Store."""
+        with self._translated(key):
+            return (self.folder / key).open("rb")
+
+    def put(self, key: str, data: bytes) -> str:
+        """See Store."""
+        return self._put(key, io.BytesIO(data))
+
+    def put_file(self, key: str, path: Path) -> str:
+        """See Store."""
+        with self._translated(key), path.open("rb") as source:
+            return self._put(key, source)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """See Store: the hidden file is linked to its name, which fails where the name is taken."""
+        with self._translated(key), self._hidden(key) as hidden:
+            _write(hidden, io.BytesIO(data))
+            try:
+                os.link(hidden, self.folder / key)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                words = "this file system cannot link files, without which commits are not safe; use another or s3://"
+                raise StorageError("forbidden", self._uri(key), words) from error
+            _settle(hidden.parent)
+        return True
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
+        """See Store. Calls of it exclude one another by a lock file beside the object."""
+        with self._translated(key):
+            path = self.folder / key
+            if not path.exists():
+                return None
+            with path.with_name(f"{HIDDEN}{path.name}.lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists() or _etag(path.read_bytes()) != etag:
+                    return None
+                return self.put(key, data)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See Store. Links are followed, but for one that leads back to a folder it is in."""
+        start = prefix.rpartition("/")[0]
+        with self._translated(start):
+            for path in _walk(self.folder / start, frozenset()):
+                key = path.relative_to(self.folder).as_posix()
+                if key.startswith(prefix) and not path.name.startswith(HIDDEN):
+                    try:
+                        found = path.stat()
+                    except FileNotFoundError:
+                        continue  # gone since it was listed, or a link to nowhere
+                    if stat.S_ISREG(found.st_mode):
+                        etag = f"{found.st_mtime_ns}-{found.st_size}"
+                        yield ObjectInfo(key, found.st_size, etag, found.st_mtime)
+
+    def exists(self, key: str) -> bool:
+        """See Store."""
+        with self._translated(key):
+            return (self.folder / key).is_file()
+
+    def delete(self, key: str) -> None:
+        """See Store."""
+        with self._translated(key):
+            (self.folder / key).unlink(missing_ok=True)
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """See Store."""
+        for key in keys:
+            self.delete(key)
+
+    def _put(self, key: str, source: BinaryIO) -> str:
+        with self._translated(key), self._hidden(key) as hidden:
+            etag = _write(hidden, source)
+            hidden.replace(self.folder / key)
+            _settle(hidden.parent)
+        return etag
+
+    def _uri(self, key: str) -> str:
+        return str(self.folder / key)
+
+    @contextmanager
+    def _hidden(self, key: str) -> Iterator[Path]:
+        path = self.folder / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hidden = path.with_name(f"{HIDDEN}{uuid.uuid4().hex}")
+        try:
+            yield hidden
+        finally:
+            hidden.unlink(missing_ok=True)
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            number = error.errno or 0
+            words = WORDS.get(number, os.strerror(number))
+            raise StorageError(KINDS.get(number, "unreachable"), self._uri(key), words) from error
+        except ValueError as error:  # a NUL character, or one that the file system's encoding lacks
+            raise StorageError("bad_uri", self._uri(key), "not a path that this machine can have") from error
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Files below, in the order of their keys. `above`: device and inode of the folders that this one is in."""
+    if not folder.is_dir():
+        return
+    found = folder.stat()
+    here = (found.st_dev, found.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in entries)
+    for name in names:
+        if name.endswith("/"):
+            yield from _walk(folder / name, above | {here})
+        else:
+            yield folder / name
+
+
+def _write(path: Path, source: BinaryIO) -> str:
+    """Copy into a new file, down to the disk. Returns the content's tag."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        while chunk := source.read(1 << 20):
+            file.write(chunk)
+            digest.update(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _settle(folder: Path) -> None:
+    """Bring a folder's names down to the disk: after a power cut no marker is there without what it vouches for."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

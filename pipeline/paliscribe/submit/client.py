@@ -1,0 +1,254 @@
+"""The jobs of a cluster, through the job API of its dashboard. Ray's errors of it are translated here."""
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import re
+import secrets
+import socket
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from paliscribe import __version__
+from paliscribe.errors import RunError, UsageError
+from paliscribe.storage import redacted
+from paliscribe.submit.package import JOB_FILE, Package
+
+ENTRYPOINT = "python -m paliscribe annotate"
+OURS = "paliscribe"  # key of our jobs' metadata; its value is the version that submitted them
+ADDRESS = "RAY_API_SERVER_ADDRESS"
+POLL = 0.5  # seconds
+STOP_TIMEOUT = 60.0  # seconds that a job gets to stop; Ray itself kills it after 3, or RAY_JOB_STOP_WAIT_TIME_S
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedJob:
+    """A job as Ray knows it. `state`: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; times in seconds since 1970."""
+
+    id: str
+    state: str
+    submitted: float | None
+    ended: float | None
+    manifest: str | None
+    output: str | None
+    model: str | None
+    message: str | None  # what Ray says of its state, in one line
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.state in ENDED
+
+    @property
+    def seconds(self) -> float:
+        """How long ago it was submitted."""
+        return max(0.0, time.time() - (self.submitted or time.time()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Jobs:
+    """The jobs of one cluster. Methods raise RunError if its dashboard is gone, UsageError for an unknown id."""
+
+    def __init__(self, address: str | None) -> None:
+        """Connect to the dashboard at `address`, by default at RAY_API_SERVER_ADDRESS.
+
+        Raises UsageError for an address that is none, RunError if no dashboard is there or the token is not its.
+        """
+        self.address = _dashboard(address)
+        _check_listening(self.address)
+        if _token_given():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
+        from ray.job_submission import JobSubmissionClient
+
+        for name in (
+            "",
+            ".dashboard.modules.dashboard_sdk",
+            ".dashboard.modules.job.sdk",
+        ):  # a line a package otherwise
+            logging.getLogger(f"ray{name}").setLevel(logging.ERROR)
+        with self._translated(), _environment(ADDRESS, self.address):  # the variable would override the argument
+            self._client = JobSubmissionClient(self.address)
+
+    def submit(self, package: Package, variables: Mapping[str, str], *, code: bool = False) -> str:
+        """Send a job; returns its id. `code`: with the `paliscribe` package of this machine."""
+        job = package.job
+        name = re.sub(r"[^A-Za-z0-9-]+", "-", job.output.rstrip("/").rpartition("/")[2])[:40].strip("-") or "run"
+        facts = {OURS: __version__, "manifest": job.manifest, "output": job.output, "model": job.model.id}
+        runtime: dict[str, Any] = {"env_vars": dict(variables), "excludes": ["__pycache__"]}
+        if code:
+            runtime["py_modules"] = [_folder("paliscribe")]
+        with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder, self._translated():
+            package.write(Path(folder))
+            found: str = self._client.submit_job(
+                entrypoint=f"{ENTRYPOINT} {JOB_FILE}",
+                submission_id=f"paliscribe-{name}-{secrets.token_hex(3)}",
+                runtime_env=runtime | {"working_dir": folder},
+                metadata={key: redacted(value) for key, value in facts.items()},
+            )
+        return found
+
+    def ours(self) -> list[SubmittedJob]:
+        """Our jobs, newest first: those that were submitted from here, and those that run our entrypoint."""
+        with self._translated():
+            found = self._client.list_jobs()
+        ours = [
+            job for job in found if job.submission_id and (OURS in (job.metadata or {}) or ENTRYPOINT in job.entrypoint)
+        ]
+        return sorted(map(_job, ours), key=lambda job: job.submitted or 0.0, reverse=True)
+
+    def find(self, job_id: str) -> SubmittedJob:
+        """The job with this id."""
+        with self._translated():
+            found = [job for job in self._client.list_jobs() if job.submission_id == job_id]
+        if not found:
+            raise UsageError(f"no job {job_id} at {self.address}; `paliscribe jobs list` shows those that there are")
+        return _job(found[0])
+
+    def log(self, job_id: str) -> str:
+        """All that the job's driver has printed so far."""
+        self.find(job_id)
+        with self._translated():
+            log: str = self._client.get_job_logs(job_id)
+        return log
+
+    def follow(self, job_id: str, write: Callable[[str], None]) -> SubmittedJob:
+        """Give the log to `write` piece by piece until the job has ended, also over breaks of the connection."""
+        job, seen = self.find(job_id), 0
+        while not job.over:
+            seen += self._tail(job_id, seen, write)
+            job = self.find(job_id)
+            if not job.over:
+                time.sleep(POLL)
+        write(self.log(job_id)[seen:])
+        return job
+
+    def stop(self, job_id: str) -> SubmittedJob:
+        """Stop a job and wait until it has ended. Raises RunError if it does not."""
+        job = self.find(job_id)
+        until = time.monotonic() + STOP_TIMEOUT
+        while not job.over:
+            if time.monotonic() > until:
+                raise RunError(f"job {job_id} has not stopped within {STOP_TIMEOUT:.0f} s; it is {job.state}")
+            with self._translated():
+                self._client.stop_job(job_id)  # again and again: one that is not begun yet may not have heard it
+            time.sleep(POLL)
+            job = self.find(job_id)
+        return job
+
+    def _tail(self, job_id: str, seen: int, write: Callable[[str], None]) -> int:
+        """Write what comes after the first `seen` characters of a log, until it ends; returns how many those were."""
+        import aiohttp
+
+        written = 0
+
+        async def tail() -> None:
+            nonlocal written
+            skip = seen
+            async for text in self._client.tail_job_logs(job_id):
+                skip, rest = max(0, skip - len(text)), text[skip:]
+                written += len(rest)
+                write(rest)
+
+        # A break is no error: `follow` asks whether the job has ended, and whether the dashboard is there at all.
+        with contextlib.suppress(aiohttp.ClientError, RuntimeError):
+            asyncio.run(tail())
+        return written
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError:
+            words = "the one given here is not its" if _token_given() else "set RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN"
+            raise RunError(f"the dashboard at {self.address} wants its token: {words}") from None
+        except OSError as error:  # those of `requests` too
+            raise RunError(f"no Ray dashboard answers at {self.address} ({type(error).__name__})") from None
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+        ) as error:  # what Ray makes of answers that are not as they should be
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RunError(f"the dashboard at {self.address}: {line[:300]}") from None
+
+
+def _dashboard(address: str | None) -> str:
+    found = (address or os.environ.get(ADDRESS, "")).strip().rstrip("/")
+    if not found:
+        raise UsageError(f"which cluster? Give its dashboard by --address http://HOST:8265, or by {ADDRESS}")
+    if "://" not in found:
+        found = f"http://{found}"
+    parts = urlsplit(found)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"address {redacted(found)}: not a dashboard's; write http://HOST:8265")
+    if "@" in parts.netloc:
+        raise UsageError(
+            f"address {redacted(found)}: give it without user and password; RAY_AUTH_TOKEN_PATH has the token"
+        )
+    return found
+
+
+def _token_given() -> bool:
+    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
+
+
+def _check_listening(address: str) -> None:
+    """Raise RunError soon where nothing answers; Ray itself would wait for minutes. A proxy is left to it."""
+    if urllib.request.getproxies():
+        return
+    parts = urlsplit(address)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((str(parts.hostname), port), timeout=10).close()
+    except ValueError:
+        raise UsageError(f"address {address}: not a dashboard's; write http://HOST:8265") from None
+    except OSError as error:
+        raise RunError(f"no Ray dashboard answers at {address}: {error.strerror or error}") from None
+
+
+def _job(details: Any) -> SubmittedJob:
+    facts = details.metadata or {}
+    message = (details.message or "").strip().splitlines()
+    return SubmittedJob(
+        id=details.submission_id,
+        state=str(details.status),
+        submitted=details.start_time / 1000 if details.start_time else None,
+        ended=details.end_time / 1000 if details.end_time else None,
+        manifest=facts.get("manifest"),
+        output=facts.get("output"),
+        model=facts.get("model"),
+        message=message[0] if message else None,
+    )
+
+
+def _folder(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None  # both are installed together
+    return str(Path(spec.origin).parent)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

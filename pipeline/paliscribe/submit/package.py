@@ -1,0 +1,132 @@
+"""What of a job is sent to a cluster: the checked job file, and the files of this machine that it names."""
+
+import itertools
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paliscribe import config, manifest
+from paliscribe.config import JobConfig
+from paliscribe.errors import UsageError
+from paliscribe.grammar.masks import MaskDecoder
+from paliscribe.grammar.tasks import parse_tasks
+from paliscribe.storage import StorageError, is_local, local_path, open_store
+from paliscribe.submit.secrets import refuse_secrets
+
+JOB_FILE = "job.yaml"
+LOOKED_AT = 1000  # rows of a manifest whose images must be in the cluster's reach
+LARGEST = 100 * 2**20  # bytes that Ray's dashboard takes at once
+REMEDY = "which the cluster does not see: put it into object storage (s3://), or, if it is at that path on every node, "
+REMEDY += "say so by --shared-paths"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A job that a cluster can run. `files`: what lies beside its job file, by name."""
+
+    job: JobConfig
+    values: dict[str, Any]
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write the job file and what lies beside it."""
+        (folder / JOB_FILE).write_text(yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True))
+        for name, path in self.files.items():
+            shutil.copyfile(path, folder / name)
+
+
+def pack(file: Path, *, shared_paths: bool = False) -> Package:
+    """Check a job file and make it a job for a cluster.
+
+    `shared_paths`: paths of this machine are the same on every node, so they are passed on, absolute, unread.
+    Raises UsageError: as `config.parse`, for what the cluster cannot see, and for secrets in addresses.
+    """
+    values = config.load(file)
+    job = config.parse(values, source=str(file))
+    refuse_secrets(values, str(file))
+    parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
+    for name in ("manifest", "output"):
+        _open(name, getattr(job, name))
+    changes, files = _shared(job) if shared_paths else _sent(job)
+    values |= changes
+    if (size := sum(path.stat().st_size for path in files.values())) > LARGEST:
+        names = ", ".join(map(str, files.values()))
+        raise UsageError(f"{names}: {size:,} bytes; {LARGEST:,} can be sent. Put it into object storage (s3://)")
+    return Package(config.parse(values, source=str(file)), values, files)
+
+
+def _shared(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The changes that make every local path absolute."""
+    changes: dict[str, Any] = {}
+    for name in ("manifest", "output", "mask_decoder"):
+        uri = getattr(job, name)
+        if uri is not None and is_local(uri):
+            changes[name] = str(_path(name, uri))
+    if _is_folder_of_here(job.model.id):
+        changes["model"] = job.model.model_dump(exclude_unset=True) | {"id": str(_path("model", job.model.id))}
+    return changes, {}
+
+
+def _sent(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The changes that name files which are sent along, and those files."""
+    if is_local(job.output):
+        raise UsageError(f"output {job.output}: a folder of this machine, {REMEDY}")
+    if _is_folder_of_here(job.model.id):
+        raise UsageError(f"model {job.model.id}: a folder of this machine, {REMEDY}")
+    changes: dict[str, Any] = {}
+    files: dict[str, Path] = {}
+    if is_local(job.manifest):
+        path = _path("manifest", job.manifest)
+        if path.is_dir():
+            raise UsageError(f"manifest {job.manifest}: a folder of this machine, {REMEDY}")
+        _check_images(job, path)
+        changes["manifest"] = _safe("manifest", path)
+        files[changes["manifest"]] = path
+    if job.mask_decoder is not None and is_local(job.mask_decoder):
+        path = _path("mask_decoder", job.mask_decoder)
+        try:
+            MaskDecoder.from_npz(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"mask_decoder {job.mask_decoder}: {error.strerror}") from None
+        changes["mask_decoder"] = _safe("mask-decoder", path)
+        files[changes["mask_decoder"]] = path
+    return changes, files
+
+
+def _check_images(job: JobConfig, path: Path) -> None:
+    """Refuse a manifest that is sent along and whose images stay here. Raises UsageError for a broken one too."""
+    rows = manifest.read(str(path), image_column=job.image_column, id_column=job.id_column)
+    for row in itertools.islice(rows, LOOKED_AT):
+        if row.image is not None and is_local(row.image):
+            at = f"manifest {job.manifest}, row {row.row + 1}"
+            raise UsageError(f"{at}: image {row.image}: a file of this machine, {REMEDY}")
+
+
+def _open(name: str, uri: str) -> None:
+    try:
+        open_store(uri)
+    except StorageError as error:
+        raise UsageError(f"{name} {error}") from None
+
+
+def _path(name: str, uri: str) -> Path:
+    try:
+        return local_path(uri).expanduser().absolute()
+    except StorageError as error:
+        raise UsageError(f"{name} {error}") from None
+
+
+def _is_folder_of_here(model: str) -> bool:
+    """Whether a model is a folder rather than `demo`, a prefix or a Hugging Face id: see `weights.locate`."""
+    if model == "demo" or not is_local(model):
+        return False
+    return model.startswith(("/", "./", "../", "~", "file:")) or Path(model).expanduser().is_dir()
+
+
+def _safe(purpose: str, path: Path) -> str:
+    """A name that no shell, ignore file or address reads as something else; it keeps the ending."""
+    return f"{purpose}-{re.sub(r'[^A-Za-z0-9._-]', '_', path.name)}"

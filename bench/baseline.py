@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from paliscribe.config import ModelSpec
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw
@@ -19,7 +21,6 @@ from paliscribe.demo.scenes import TEST_SEEDS
 from paliscribe.model import paligemma as model_module
 from paliscribe.model.paligemma import Model
 from paliscribe.records import Request
-from torch import Tensor
 
 LOADS = ("short", "mixed", "long-tail", "natural")
 KINDS = {  # what is asked, in turns; mixed tasks are asked of one image each time

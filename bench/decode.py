@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from paliscribe.demo.answers import scene_items
-from paliscribe.demo.drawing import draw
-from paliscribe.images.decode import decode
 from PIL import Image
 
 from bench.machine import machine
+from paliscribe.demo.answers import scene_items
+from paliscribe.demo.drawing import draw
+from paliscribe.images.decode import decode
 
 TASKS = ("caption", "answer", "ocr", "detect", "all")
 SIDES = ((640, 480), (1280, 960), (1920, 1440))
@@ -103,6 +103,7 @@ def difference(data: bytes, size: int) -> tuple[float, int]:
 def agreement(scenes: int) -> Figures:
     """The share of requests that the demo model answers with the same text under draft, by task and of all."""
     import torch
+
     from paliscribe.config import ModelSpec
     from paliscribe.demo.evaluation import EVALUATION_SEEDS
     from paliscribe.demo.sampling import sample_scene

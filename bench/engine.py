@@ -19,13 +19,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from paliscribe.config import PoolConfig
-from paliscribe.engine import Engine, engine_sizes
-from paliscribe.records import Request
 
 from bench import baseline
 from bench.baseline import LOADS, Subject
 from bench.machine import machine
+from paliscribe.config import PoolConfig
+from paliscribe.engine import Engine, engine_sizes
+from paliscribe.records import Request
 
 SIZES = {"generate-1": 1, "generate-8": 8, "generate-32": 32, "sorted-32": 32}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from paliscribe.engine.decoder import Decoder
 from paliscribe.model.kv_cache import Slots
 from paliscribe.model.paligemma import Model

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from bench.baseline import Subject
 from paliscribe.config import ModelSpec
 from paliscribe.model import paligemma as model_module
 from paliscribe.model.paligemma import DTYPES, Model
 from paliscribe.model.weights import Located
 from paliscribe.records import Request
-
-from bench.baseline import Subject
 
 VISION = {
     "hidden_size": 1152,

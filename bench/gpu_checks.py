@@ -17,16 +17,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from paliscribe.config import ModelSpec
-from paliscribe.engine import Engine
-from paliscribe.model import paligemma as model_module
-from paliscribe.records import Prediction, Request
 from torch import Tensor
 
 from bench import baseline, full_size
 from bench.baseline import Subject
 from bench.engine_parts import make_slots
 from bench.machine import release
+from paliscribe.config import ModelSpec
+from paliscribe.engine import Engine
+from paliscribe.model import paligemma as model_module
+from paliscribe.records import Prediction, Request
 
 # Of the demo's float32 logits, which reach 20. On a CPU ours differ from those of `generate` by at most 2e-5, for sums
 # are taken in another order; a GPU takes yet another one. 1e-3 is fifty times that, and less than any of the gaps

@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from paliscribe.config import PoolConfig
-from paliscribe.engine import Engine, engine_sizes
-from paliscribe.records import ONLINE, Prediction, Request
 from torch import Tensor
 
 from bench import baseline
 from bench.baseline import Subject
 from bench.engine_parts import slot_bytes
 from bench.machine import release, wait
+from paliscribe.config import PoolConfig
+from paliscribe.engine import Engine, engine_sizes
+from paliscribe.records import ONLINE, Prediction, Request
 
 BATCHES = 4  # of a `generate` are timed at most, and no more than make `ENOUGH` images
 ENOUGH = 1024

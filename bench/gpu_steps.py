@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from paliscribe.engine import engine_sizes
-from paliscribe.model import paligemma as model_module
 
 from bench import full_size
 from bench.baseline import Subject
 from bench.engine_parts import decode_steps, make_slots
 from bench.machine import wait
+from paliscribe.engine import engine_sizes
+from paliscribe.model import paligemma as model_module
 
 GROUPS = (1, 4, 16)  # requests of the prefills that are timed
 MOST_ROWS = 256  # of a decode step

@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from paliscribe.engine import Engine
-from paliscribe.records import ONLINE, Piece, Prediction, Request
 
 from bench import baseline
 from bench.baseline import Subject
 from bench.machine import machine
+from paliscribe.engine import Engine
+from paliscribe.records import ONLINE, Piece, Prediction, Request
 
 WAITING = 64  # batch requests that wait at least, while the engine is saturated
 CALL = 96  # requests of one call

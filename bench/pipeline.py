@@ -32,6 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     import torch
+
     from paliscribe.demo.collection import write_collection
 
     torch.set_num_threads(arguments.threads)

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from bench import baseline
+from bench.machine import machine
 from paliscribe.config import ModelSpec
 from paliscribe.demo.evaluation import MAX_NEW_TOKENS, Question, questions
 from paliscribe.demo.score import Result, read_boxes, summarise
 from paliscribe.engine import Engine
 from paliscribe.model import paligemma as model_module
 from paliscribe.records import Prediction, Request
-
-from bench import baseline
-from bench.machine import machine
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "float32"},

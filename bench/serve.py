@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from bench.machine import machine
 from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_scene
 from paliscribe.demo.scenes import TEST_SEEDS
-
-from bench.machine import machine
 
 TASKS = ("caption en", "answer en {question}", "ocr", "detect {objects}")
 FIRST_SCENE = TEST_SEEDS + 800_000_000
@@ -59,12 +59,13 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All phases against one endpoint."""
+    from ray import serve
+
     from paliscribe.config import PoolConfig, ServeConfig, ServedModel
     from paliscribe.demo.collection import write_collection
     from paliscribe.online.application import application
     from paliscribe.pool.deploy import run_application
     from paliscribe.pool.ray_cluster import cluster
-    from ray import serve
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

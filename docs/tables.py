@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from paliscribe import results
 from paliscribe.config import FetchConfig, ImagesConfig, JobConfig, ModelSpec, PoolConfig, ServeConfig, ServedModel
 from paliscribe.errors import ROW_ERROR_KINDS
 from paliscribe.grammar.tasks import KINDS
-from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +32,7 @@ ROOMS: list[tuple[str, str]] = [
     ("batch", "numpy pyarrow pydantic ray"),
     ("online", "fastapi httpx pyarrow pydantic ray starlette"),
     ("submit", "aiohttp ray yaml"),
+    ("api", "IPython PIL duckdb numpy pandas polars pyarrow rich"),
     ("cli", "PIL boto3 botocore huggingface_hub pyarrow rich torch typer yaml"),
 ]
 

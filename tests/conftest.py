@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from hub import hub
+
 from paliscribe.storage import s3
 
 __all__ = ["hub"]

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoProcessor, PaliGemmaConfig, PaliGemmaForConditionalGeneration
+
 from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw
@@ -15,7 +17,6 @@ from paliscribe.engine import Engine, engine_sizes
 from paliscribe.model import paligemma as model_module
 from paliscribe.model.paligemma import Model
 from paliscribe.records import Request
-from transformers import AutoProcessor, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 PROMPTS = (
     "caption en",

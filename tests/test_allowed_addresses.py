@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from paliscribe.config import ImagesConfig
 from paliscribe.errors import RequestError, UsageError
 from paliscribe.images.allowed import Addresses, is_public

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from paliscribe.model import attention as attention_module
 from paliscribe.model.attention import Spans, over_prompts, over_slots, whole
-from torch import Tensor
 
 CPU = torch.device("cpu")
 

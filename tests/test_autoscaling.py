@@ -1,6 +1,7 @@
 """How many replicas queued work calls for."""
 
 import pytest
+
 from paliscribe.config import PoolConfig
 from paliscribe.errors import UsageError
 from paliscribe.pool.autoscaling import autoscaling, wanted

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from paliscribe import config
 from paliscribe.errors import UsageError
 

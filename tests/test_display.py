@@ -3,8 +3,9 @@
 import time
 
 import pytest
+
+from paliscribe.api.display import duration, last_line, line, progress_display
 from paliscribe.batch.progress import Progress
-from paliscribe.cli.display import duration, last_line, line, progress_display
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from paliscribe.config import ModelSpec
 from paliscribe.errors import UsageError
 from paliscribe.model import download as download_module
@@ -123,6 +124,7 @@ def test_what_is_wrong_is_said_in_a_line(
 
 def test_it_answers_as_the_folder_does(prefix: str) -> None:
     import numpy as np
+
     from paliscribe.engine import Engine
 
     request = Request("a", "caption en", np.zeros((112, 112, 3), np.uint8), "a", 12)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from paliscribe.errors import RowError
 from paliscribe.images.decode import FORMATS, Decoded, decode
-from PIL import Image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the module's own filter
 SIZE = 28

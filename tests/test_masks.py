@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
+from torch import nn
+
 from paliscribe.errors import UsageError
 from paliscribe.grammar.masks import MaskDecoder, decode_rle, encode_rle, paste
 from paliscribe.records import Box, Mask
-from PIL import Image
-from torch import nn
 
 torch.set_num_threads(1)
 

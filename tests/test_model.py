@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 from models import demo_model, engine, images, random_model, requests
+from transformers.activations import GELUTanh
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+
 from paliscribe.config import ModelSpec
 from paliscribe.model.layers import Gelu, Norm, steady
 from paliscribe.model.paligemma import choose_kernels, load
 from paliscribe.model.shapes import Shapes, Sizes
-from transformers.activations import GELUTanh
-from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 
 @pytest.mark.parametrize("original", [GemmaRMSNorm, Gemma2RMSNorm])

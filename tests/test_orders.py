@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from paliscribe.online.background.store import FileFacts, Order, Orders, new_id
 from paliscribe.storage import open_store
 

@@ -1,6 +1,7 @@
 """Room for replicas and stage processes, from numbers: no cluster is asked."""
 
 import pytest
+
 from paliscribe.config import FetchConfig, PoolConfig
 from paliscribe.pool.placement import actor_options, asked, fits, missing, room, stage_size
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from models import engine
+
 from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.demo import CHECKPOINT
 from paliscribe.errors import ReplicaError

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from paliscribe.config import JobConfig, ModelSpec
 from paliscribe.errors import RunError, UsageError
 from paliscribe.results.run_file import RUN_FILE, Fingerprint, RunFile, refuse_changes

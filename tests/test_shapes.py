@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from paliscribe.model.shapes import Run, Shapes, Sizes, choose
 from torch import Tensor
+
+from paliscribe.model.shapes import Run, Shapes, Sizes, choose
 
 Product = Callable[[Tensor], Tensor]
 

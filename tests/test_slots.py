@@ -1,6 +1,7 @@
 """The slots' memory."""
 
 import torch
+
 from paliscribe.model.kv_cache import Slots, chunk_of, rounded
 
 

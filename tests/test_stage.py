@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from paliscribe import manifest, results
 from paliscribe.batch.stage import Plan, Stage
 from paliscribe.config import FetchConfig, ImagesConfig
@@ -15,7 +17,6 @@ from paliscribe.images.decode import decode
 from paliscribe.records import Prediction, Request
 from paliscribe.results import ModelFacts
 from paliscribe.storage import open_store
-from PIL import Image
 
 SIZE = 28
 

@@ -10,10 +10,11 @@ import pytest
 import yaml
 from front.conftest import Paliscribe, paliscribe
 from front.heads import free_ports
+from test_masks import reference
+
 from paliscribe.config import JobConfig
 from paliscribe.errors import UsageError
 from paliscribe.submit import pack, variables
-from test_masks import reference
 
 __all__ = ["paliscribe"]
 NOBODY = "http://127.0.0.1:9"  # what is refused before anything is sent never gets as far as this

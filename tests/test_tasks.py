@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from paliscribe.errors import RowError, UsageError
 from paliscribe.grammar.tasks import KINDS, parse_task, parse_tasks
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hub import BRANCHES, COMMIT
+
 from paliscribe.config import ModelSpec
 from paliscribe.errors import UsageError
 from paliscribe.model.weights import locate

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paliscribe.engine import Engine
-from paliscribe.records import Prediction
 
 from bench import baseline, full_size, gpu, gpu_checks, gpu_rates
 from bench.baseline import Subject
 from bench.gpu_words import words
 from bench.machine import machine
+from paliscribe.engine import Engine
+from paliscribe.records import Prediction
 
 torch.set_num_threads(1)
 SMALL = ["--small", "--tokens", "3", "--longest", "4", "--rounds", "1", "--images", "3", "--json"]

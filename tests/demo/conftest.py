@@ -5,6 +5,7 @@ import pytest
 def annotator():
     """The shipped checkpoint, loaded once."""
     import torch
+
     from paliscribe.demo import CHECKPOINT
     from paliscribe.demo.evaluation import Annotator
 

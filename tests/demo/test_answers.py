@@ -1,6 +1,6 @@
 import re
 
-from paliscribe.demo.answers import caption, detection, locations
+from paliscribe.demo.answers import caption, detection, locations, scene_items
 from paliscribe.demo.sampling import sample_scene
 from paliscribe.demo.scenes import TEST_SEEDS, Background, Scene, Shape
 from paliscribe.demo.score import read_boxes
@@ -40,7 +40,7 @@ def test_detection_runs_left_to_right_and_is_silent_about_what_is_absent():
 
 def test_detection_answers_read_back_as_their_boxes():
     for one in SCENES:
-        for item in one.items():
+        for item in scene_items(one):
             if item.task == "detect":
                 read = read_boxes(item.answer, one.width, one.height)
                 assert [label for label, _ in read] == [label for label, _ in item.boxes]
@@ -50,7 +50,7 @@ def test_detection_answers_read_back_as_their_boxes():
 
 def test_questions_agree_with_the_scene():
     for one in SCENES:
-        for item in one.items():
+        for item in scene_items(one):
             if match := re.fullmatch(r"answer en how many (\w+)s are there\?", item.prompt):
                 expected = sum(match[1] in ("shape", shape.kind) for shape in one.shapes)
                 assert item.answer == str(expected)
@@ -60,7 +60,7 @@ def test_questions_agree_with_the_scene():
 
 
 def test_every_kind_of_answer_occurs_and_so_does_silence():
-    items = [item for one in SCENES for item in one.items()]
+    items = [item for one in SCENES for item in scene_items(one)]
     kinds = {(item.task, item.kind) for item in items}
     assert {("ocr", "none"), ("ocr", "handwriting"), ("detect", "absent"), ("answer", "shape")} <= kinds
     assert {item.answer for item in items if item.kind == "count"} >= {"0", "1", "2", "3", "4"}

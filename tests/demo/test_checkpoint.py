@@ -1,10 +1,11 @@
 import pytest
+from transformers import PaliGemmaForConditionalGeneration
+
 from paliscribe.demo import CHECKPOINT
 from paliscribe.demo.drawing import draw
 from paliscribe.demo.evaluation import ask, questions
 from paliscribe.demo.sampling import sample_scene
 from paliscribe.demo.score import missed_floors, summarise
-from transformers import PaliGemmaForConditionalGeneration
 
 PROMPTS = ["caption en", "answer en how many circles are there?", "detect red circle ; blue square", "ocr"]
 TEXTS = [

@@ -3,8 +3,9 @@ import subprocess
 import sys
 
 import pytest
-from paliscribe.demo.collection import write_collection
 from PIL import Image
+
+from paliscribe.demo.collection import write_collection
 
 
 def lines(path):

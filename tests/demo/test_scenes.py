@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from paliscribe.demo.digits import digits
 from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_page, sample_scene
 from paliscribe.demo.scenes import DEV_SEEDS, TEST_SEEDS, Background, Scene, split_of
-from PIL import Image
 
 SEEDS = [*range(40), *range(TEST_SEEDS, TEST_SEEDS + 40)]
 GREY = Background(1, 1, bytes((128, 128, 128)), True, False)

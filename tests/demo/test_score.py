@@ -1,4 +1,5 @@
 import pytest
+
 from paliscribe.demo.score import (
     Matches,
     Result,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from paliscribe.demo import CHECKPOINT
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw

@@ -12,6 +12,7 @@ from functools import cache
 
 import torch
 from models import demo_model, engine, random_model, requests, scene_requests
+
 from paliscribe.config import ModelSpec
 from paliscribe.model import paligemma as model_module
 from paliscribe.model.paligemma import DTYPES, Model

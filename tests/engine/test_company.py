@@ -13,14 +13,15 @@ import pytest
 import torch
 from company import FAMILIES, alone, differing, load, made, together
 from models import engine, images, random_model, requests
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from paliscribe.model import attention as attention_module
 from paliscribe.model import probe
 from paliscribe.model.kv_cache import Slots, rounded
 from paliscribe.model.paligemma import DTYPES, Model
 from paliscribe.model.shapes import Shapes, Sizes
-from torch import Tensor
-from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 torch.set_num_threads(1)
 FULL = bool(os.environ.get("FULL"))

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from models import demo_model, engine, requests
+
 from paliscribe.engine import Engine
 from paliscribe.engine.decoder import Decoder
 

@@ -1,6 +1,7 @@
 """The budget of kept embeddings is one of bytes."""
 
 import torch
+
 from paliscribe.engine.embeddings import Embeddings
 
 

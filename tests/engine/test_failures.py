@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from models import demo_model, engine, requests
+from torch import Tensor
+
 from paliscribe.engine import Engine
 from paliscribe.errors import ReplicaError
 from paliscribe.model.paligemma import Model
 from paliscribe.records import Piece
-from torch import Tensor
 
 torch.set_num_threads(1)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+
 from paliscribe.engine.generation import Generation
 from paliscribe.engine.sampling import Draw
 from paliscribe.records import Piece, Prediction, Request

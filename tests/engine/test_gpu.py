@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from models import engine, images, random_model, requests, scene_requests
+
 from paliscribe.config import ModelSpec
 from paliscribe.engine import Engine, engine_sizes
 from paliscribe.engine.sizing import beside_slots

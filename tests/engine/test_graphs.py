@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from paliscribe.engine.graphs import WARM_UPS, DecodeGraphs
 from paliscribe.errors import ReplicaError
-from torch import Tensor
 
 VOCABULARY = 5
 

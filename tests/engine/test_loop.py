@@ -11,6 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import PROMPTS, demo_model, engine, generate, images, random_model, requests, scene_requests
+from transformers import AutoModelForImageTextToText, AutoProcessor, PaliGemmaForConditionalGeneration
+
 from paliscribe.config import ModelSpec
 from paliscribe.engine import Engine, engine_sizes
 from paliscribe.errors import ReplicaError, RequestError
@@ -18,7 +20,6 @@ from paliscribe.model import paligemma as model_module
 from paliscribe.model.paligemma import Model
 from paliscribe.model.weights import locate
 from paliscribe.records import BATCH, ONLINE, Piece, Prediction, Request
-from transformers import AutoModelForImageTextToText, AutoProcessor, PaliGemmaForConditionalGeneration
 
 torch.set_num_threads(1)
 

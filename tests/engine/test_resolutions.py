@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from paliscribe.config import PoolConfig
-from paliscribe.engine import Engine, engine_sizes
 
 from bench import baseline, full_size, gpu
+from paliscribe.config import PoolConfig
+from paliscribe.engine import Engine, engine_sizes
 
 torch.set_num_threads(1)
 

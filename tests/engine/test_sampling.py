@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from paliscribe.engine import sampling
-from paliscribe.engine.sampling import Draw, pick
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from paliscribe.engine import sampling
+from paliscribe.engine.sampling import Draw, pick
 
 LOGITS = torch.log(torch.tensor([0.1, 0.5, 0.15, 0.25]))
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from paliscribe.engine.scheduler import Item, Limits, QueueFull, Scheduler
 from paliscribe.records import BATCH, ONLINE
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models import demo_model, random_model
+
 from paliscribe.config import PoolConfig
 from paliscribe.engine.sizing import CONTEXT, MOST_SLOTS, ONLINE_SLOTS, beside_slots, keep_to_share, slots_in_memory
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from models import demo_model, engine, images
+
 from paliscribe.engine import Engine
 from paliscribe.errors import ReplicaError
 from paliscribe.model.paligemma import Model

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+
 from paliscribe.cli import main as cli
 from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.demo.collection import write_collection

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from front.conftest import TASKS, Paliscribe, published, read_rows, task_flags, write_rows
+
 from paliscribe import results
 from paliscribe.cli.report import demo_accuracy
 

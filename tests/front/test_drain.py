@@ -10,6 +10,7 @@ import pytest
 import yaml
 from front.heads import PLAIN, PROGRAMS, TOKEN, Head, deploy, free_ports, ray_head, ray_node, wait_for
 from front.test_operations import Callers
+
 from paliscribe.demo.collection import write_collection
 
 pytestmark = pytest.mark.cluster

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from front.conftest import published
 from hub import BRANCHES
-from paliscribe.batch import run as batch
+
+from paliscribe.batch import precision
 from paliscribe.batch.progress import Progress
 from paliscribe.config import JobConfig, ModelSpec
 from paliscribe.model.weights import Located
@@ -61,14 +62,14 @@ def test_auto_precision_on_gpus_takes_their_branch(monkeypatch: pytest.MonkeyPat
         assert spec.revision is None
         return Located(spec.id, f"commit-of-{spec.precision}", 224, "gemma")
 
-    monkeypatch.setattr(batch, "locate", locate)
+    monkeypatch.setattr(precision, "locate", locate)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
-    monkeypatch.setattr(batch, "served_pool", lambda *_: None)
+    monkeypatch.setattr(precision, "served_pool", lambda *_: None)
     monkeypatch.setattr("paliscribe.pool.placement.is_own", lambda: False)  # the Ray of other tests, which has no GPU
     begun: Any = Begun(job, file, open_store(str(tmp_path)))
-    settled = batch._with_precision(begun)
+    settled = precision.settle_precision(begun)
     assert settled.fingerprint.revision == settled.model.revision == "commit-of-bfloat16"
     assert RunFile.read(begun.store) == settled
     begun.file = settled
-    assert batch._with_precision(begun) == settled, "a resume stays at what was settled"
-    assert batch._settled(job.model, settled).precision == "bfloat16"
+    assert precision.settle_precision(begun) == settled, "a resume stays at what was settled"
+    assert precision.in_settled_precision(job.model, settled).precision == "bfloat16"

@@ -6,12 +6,13 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 from front.conftest import Paliscribe, task_flags
+from PIL import Image
+
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_scene
 from paliscribe.demo.scenes import TEST_SEEDS
 from paliscribe.demo.score import overlap
-from PIL import Image
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
 SCENE = sample_scene(TEST_SEEDS + 901_016)  # held out, wider than high, with one large circle

@@ -16,6 +16,8 @@ import pytest
 from front.conftest import Paliscribe
 from front.test_resume import wait_until_gone
 from gateway.conftest import data_url, encoded
+from ray import serve
+
 from paliscribe.config import ModelSpec, parse_serve
 from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_scene
@@ -24,7 +26,6 @@ from paliscribe.model.weights import locate
 from paliscribe.online.application import application
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import run_application, served_pool
-from ray import serve
 
 pytestmark = pytest.mark.cluster
 SPEC = locate(ModelSpec()).pin(ModelSpec().resolved(gpu=False))

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 from front.heads import free_ports
+
 from paliscribe.demo.collection import write_collection
 
 pytestmark = pytest.mark.cluster

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import ray
 from front.conftest import replicas
+from ray import serve
+from test_replica import broken_checkpoint
+
 from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.errors import RunError, UsageError
 from paliscribe.model.weights import locate
-from paliscribe.pool.client import HEADLESS, PoolClient
+from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import PoolAddress, open_pool, start_pool
 from paliscribe.pool.replica import Replica
+from paliscribe.pool.temporary import HEADLESS
 from paliscribe.records import Prediction, Request
-from ray import serve
-from test_replica import broken_checkpoint
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import test modules
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from front.conftest import Paliscribe, read_rows, task_flags, write_rows
+
 from paliscribe.demo import CHECKPOINT
 
 

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from ray import serve
+
 from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.model.weights import locate
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import PoolAddress, start_pool
 from paliscribe.records import Request
-from ray import serve
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
 APPLICATION = "scaled-demo"

@@ -1,8 +1,9 @@
 """Stdout is for results: what Ray prints while a run is on goes elsewhere."""
 
 import pytest
-from paliscribe.pool.ray_cluster import cluster
 from ray._private.worker import print_to_stdstream
+
+from paliscribe.pool.ray_cluster import cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
 

@@ -14,16 +14,17 @@ import torch
 import uvicorn
 from gateway.browser import Page, chromium
 from models import demo_model
+from PIL import Image
+
 from paliscribe.config import ImagesConfig, ServeConfig
 from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_scene
 from paliscribe.demo.scenes import TEST_SEEDS, Scene
-from paliscribe.engine import Engine, awaiting
+from paliscribe.engine import Engine, aio
 from paliscribe.online.app import create_app
 from paliscribe.online.keys import Keys
 from paliscribe.online.service import Served, Service
 from paliscribe.records import Piece, Prediction, Request
-from PIL import Image
 
 KEY = "a-key-for-the-tests-0123456789"
 CONFIG = ServeConfig(
@@ -38,10 +39,10 @@ class EngineBackend:
     engine: Engine
 
     async def predict(self, requests: Sequence[Request]) -> list[Prediction]:
-        return await awaiting.predict(self.engine, requests)
+        return await aio.predict(self.engine, requests)
 
     async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
-        async for part in awaiting.stream(self.engine, request):
+        async for part in aio.stream(self.engine, request):
             yield part
 
 

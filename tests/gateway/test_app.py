@@ -6,6 +6,7 @@ import socket
 import httpx
 import pytest
 from gateway.conftest import CONFIG, KEY, Endpoint, data_url
+
 from paliscribe.online import app
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}

@@ -12,6 +12,7 @@ import openai
 import pytest
 from gateway.conftest import CONFIG, listen
 from gateway.scripted import Scripted
+
 from paliscribe.config import ImagesConfig
 from paliscribe.errors import RequestError
 from paliscribe.images.untrusted import Pictures

@@ -6,6 +6,7 @@ import openai
 import pytest
 from gateway.conftest import KEY, Endpoint, data_url
 from models import demo_model
+
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.scenes import Scene
 

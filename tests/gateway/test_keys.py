@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
 from paliscribe.errors import RequestError, UsageError
 from paliscribe.online.keys import Keys, read_keys
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from gateway.conftest import CONFIG
+
 from paliscribe.images.untrusted import Pictures
 from paliscribe.online.background import lines
 from paliscribe.online.chat import PICTURE

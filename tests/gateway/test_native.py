@@ -10,6 +10,7 @@ import httpx
 import pytest
 from gateway.conftest import CONFIG, KEY, Endpoint, data_url
 from gateway.scripted import Scripted, scripted
+
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.scenes import Scene
 from paliscribe.errors import RequestError
@@ -36,14 +37,14 @@ def test_records_of_every_image_under_every_task(endpoint: Endpoint, scene: Scen
 
 
 def test_boxes_are_those_of_a_batch(endpoint: Endpoint, scene: Scene, picture: bytes, tmp_path: Path) -> None:
-    from paliscribe.cli.ask import answer
-    from paliscribe.config import ModelSpec
+    from paliscribe.api.ask import ask
+    from paliscribe.results import record_values
 
     item = next(item for item in scene_items(scene) if item.task == "detect" and item.boxes)
     path = tmp_path / "scene.png"
     path.write_bytes(picture)
     [record] = annotate(endpoint, images=[data_url(picture)], tasks=[item.prompt]).json()["annotations"]
-    batch = answer(str(path), item.prompt, ModelSpec(), max_tokens=None)
+    batch = record_values(ask(path, item.prompt))
     assert record["boxes"] == batch["boxes"] and record["boxes"][0]["score"] > 0
     assert {key: record[key] for key in batch if key in record and key not in ("id", "image")} == {
         key: value for key, value in batch.items() if key in record and key not in ("id", "image")

@@ -6,6 +6,7 @@ import schemathesis
 from gateway.conftest import CONFIG, EngineBackend
 from hypothesis import HealthCheck, settings
 from models import demo_model
+
 from paliscribe.engine import Engine
 from paliscribe.online.app import create_app
 from paliscribe.online.background.store import Orders

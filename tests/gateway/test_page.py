@@ -15,14 +15,15 @@ import pytest
 from gateway.browser import Page
 from gateway.conftest import KEY, Endpoint, data_url, encoded
 from gateway.scripted import Scripted, scripted
+from PIL import Image
+from selenium.webdriver.common.keys import Keys
+from test_masks import reference
+
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw
 from paliscribe.demo.scenes import Scene
 from paliscribe.grammar.masks import MaskDecoder, decode_rle, encode_rle
 from paliscribe.grammar.tasks import parse_task
-from PIL import Image
-from selenium.webdriver.common.keys import Keys
-from test_masks import reference
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 WATCH = """

@@ -8,6 +8,7 @@ import pytest
 from gateway.browser import Page
 from gateway.conftest import CONFIG, KEY, Endpoint
 from gateway.scripted import Scripted, scripted
+
 from paliscribe.errors import RequestError
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from paliscribe import __version__
 
 ROOT = Path(__file__).parents[2]

@@ -14,12 +14,13 @@ from botocore.validate import ParamValidator
 from infra.manifests import INFRA, MISSING, ROOT, changed, documents
 from infra.test_cluster import no_aws  # noqa: F401
 from moto import mock_aws
-from paliscribe import results
-from paliscribe.storage import check_writable, open_store, s3
 from policy_sentry.querying.actions import get_action_data
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.commands import _bootstrap_config
 from results.made import Job
+
+from paliscribe import results
+from paliscribe.storage import check_writable, open_store, s3
 
 POLICIES = ("reader", "writer", "head")
 # What S3 asks for by IAM where a call has another name than its action.

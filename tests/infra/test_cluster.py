@@ -19,10 +19,11 @@ import yaml
 from botocore.validate import ParamValidator
 from infra.manifests import INFRA, MISSING, ROOT, changed, documents
 from moto import mock_aws
-from paliscribe import __version__
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
+
+from paliscribe import __version__
 
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
 AWS, LOCAL = ROOT / "cluster.yaml", INFRA / "on-premises.yaml"

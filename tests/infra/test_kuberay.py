@@ -9,14 +9,14 @@ import kubernetes_validate
 import pytest
 import yaml
 from infra.manifests import IMAGE, INFRA, MISSING, changed, documents, values
-from paliscribe.config import parse, parse_serve
-from paliscribe.errors import UsageError
-from paliscribe.pool.deploy import DRAIN
 from pydantic import ValidationError
 from ray.scripts.scripts import start
 from ray.serve.schema import ServeDeploySchema
 
 from infra import crds
+from paliscribe.config import parse, parse_serve
+from paliscribe.errors import UsageError
+from paliscribe.pool.deploy import DRAIN
 
 FOLDER = INFRA / "kuberay"
 KUBERNETES = "1.34"

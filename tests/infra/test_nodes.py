@@ -16,6 +16,7 @@ import yaml
 from front.heads import PROGRAMS, TOKEN, deploy, free_ports, wait_for
 from gateway.conftest import data_url, encoded
 from infra.test_kuberay import environment, groups_of, of_the_service, rays
+
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_scene

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paliscribe.errors import UsageError
 from paliscribe.manifest import freeze, load, read, read_mended, read_shard, scan
 from paliscribe.manifest.freezing import INDEX

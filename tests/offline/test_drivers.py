@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from paliscribe import results
 from paliscribe.config import ServeConfig
 from paliscribe.errors import Stopped

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+
 from paliscribe import results
 from paliscribe.records import Box, Mask, Record
 from paliscribe.results import Layout, ModelFacts

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from made import FACTS, TASKS, Job, record
+
 from paliscribe import results
 from paliscribe.errors import RunError
 from paliscribe.results.commit import Marker, marker_key

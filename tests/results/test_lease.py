@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from made import Unreachable
+
 from paliscribe import results
 from paliscribe.errors import RunError
 from paliscribe.results import Owner

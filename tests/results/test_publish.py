@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from made import TASKS, Crash, Crashing, Failing, Job, published
+
 from paliscribe import results
 from paliscribe.errors import RunError
 from paliscribe.records import ManifestRow

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 
 import pytest
+
 from paliscribe.storage import retry
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from paliscribe.storage import StorageError, open_store, redacted, resolve, split
 
 

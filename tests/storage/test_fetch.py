@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from paliscribe.errors import RowError
 from paliscribe.images.fetch import Fetcher
 from paliscribe.storage import StorageError, http, open_store

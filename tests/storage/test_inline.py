@@ -3,6 +3,7 @@
 import base64
 
 import pytest
+
 from paliscribe.errors import RowError
 from paliscribe.images.fetch import Fetcher
 from paliscribe.storage import resolve

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from paliscribe.storage import StorageError, open_store
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
+
 from paliscribe.storage import StorageError, check_writable, open_store, retry, s3
 
 

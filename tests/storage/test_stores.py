@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+
 from paliscribe.storage import StorageError, Store, check_writable, open_store, retry
 
 T = TypeVar("T")

@@ -58,7 +58,7 @@ def submit(
 @jobs.command("list", epilog="Example:  paliscribe jobs list --address http://127.0.0.1:8265")
 def list_(address: Address = None, as_json: Json = False) -> None:
     """List the cluster's runs that were submitted, newest first: id, state, age, output."""
-    from paliscribe.cli.display import duration
+    from paliscribe.api.display import duration
     from paliscribe.submit import Jobs
 
     cluster = Jobs(address)
@@ -76,7 +76,7 @@ def list_(address: Address = None, as_json: Json = False) -> None:
 @jobs.command(epilog="Example:  paliscribe jobs status paliscribe-run-1-3fa9c1 --json")
 def status(job_id: JobId, address: Address = None, as_json: Json = False) -> None:
     """Say how far a job is: Ray's state, its last line of progress, and where its output can be read, the run's own."""
-    from paliscribe.cli.display import duration, last_line
+    from paliscribe.api.display import duration, last_line
     from paliscribe.cli.report import status_words
     from paliscribe.submit import Jobs
 
@@ -141,7 +141,7 @@ def _follow(cluster: "Jobs", job_id: str, out: Any) -> None:
 
 def _run_of(job: "SubmittedJob") -> dict[str, Any] | None:
     """Where the run stands by its own output, or None where that cannot be read from here."""
-    from paliscribe.cli.report import run_status
+    from paliscribe.api.status import run_status
 
     try:
         return run_status(job.output) if job.output else None

@@ -10,7 +10,7 @@ import typer
 from paliscribe import __version__, config
 from paliscribe.cli import jobs as cli_jobs
 from paliscribe.cli.jobs import Json, Quiet
-from paliscribe.config import JobConfig, ModelSpec
+from paliscribe.config import JobConfig
 from paliscribe.errors import PaliscribeError, RunError, Stopped
 
 app = typer.Typer(
@@ -132,7 +132,8 @@ def demo(
 @app.command(epilog="Example:  paliscribe status s3://bucket/run-1 --json")
 def status(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: Json = False) -> None:
     """Say where a run stands: rows, errors by kind, whether a driver is at work, how to go on."""
-    from paliscribe.cli.report import run_status, status_words
+    from paliscribe.api.status import run_status
+    from paliscribe.cli.report import status_words
 
     found = run_status(output)
     print(json.dumps(found) if as_json else status_words(found))
@@ -145,8 +146,8 @@ def retry(
     quiet: Quiet = False,
 ) -> None:
     """Annotate a run's dead letters again, once what made them has been mended. Nothing else is touched."""
+    from paliscribe.api.display import progress_display
     from paliscribe.batch.run import run_retry
-    from paliscribe.cli.display import progress_display
 
     with progress_display(quiet or as_json) as report:
         summary = run_retry(output, report)
@@ -162,9 +163,11 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Answer one prompt about one image, in this process."""
-    from paliscribe.cli.ask import answer, answer_words
+    from paliscribe.api.ask import ask as answer
+    from paliscribe.cli.report import answer_words
+    from paliscribe.results import record_values
 
-    found = answer(image, prompt, ModelSpec(id=model), max_tokens=max_tokens)
+    found = record_values(answer(image, prompt, model=model, max_tokens=max_tokens))
     print(json.dumps(found) if as_json else answer_words(found))
 
 
@@ -221,15 +224,15 @@ def _nest(values: dict[str, Any], key: str, flags: dict[str, Any]) -> None:
 
 
 def _run(job: JobConfig, quiet: bool) -> dict[str, Any]:
+    from paliscribe.api.display import progress_display
     from paliscribe.batch.run import run_batch
-    from paliscribe.cli.display import progress_display
 
     with progress_display(quiet) as report:
         return run_batch(job, report)
 
 
 def _summary_words(summary: dict[str, Any], output: str) -> str:
-    from paliscribe.cli.report import summary_words
+    from paliscribe.api.results import summary_words
 
     words: str = summary_words(summary, output)
     return words

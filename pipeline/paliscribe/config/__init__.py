@@ -3,7 +3,7 @@
 YAML files and the command line's flags fill the same models; unknown keys are errors.
 """
 
-from paliscribe.config.base import Settings, load, plain_yaml
+from paliscribe.config.base import Settings, load, plain_yaml, validated
 from paliscribe.config.endpoint import ImagesConfig, ServeConfig, ServedModel, parse_serve
 from paliscribe.config.job import FetchConfig, JobConfig, RequestOptions, parse
 from paliscribe.config.pool import ModelSpec, PoolConfig
@@ -22,4 +22,5 @@ __all__ = [
     "parse",
     "parse_serve",
     "plain_yaml",
+    "validated",
 ]

@@ -1,8 +1,14 @@
-"""State files: Arrow tables as bytes."""
+"""Arrow beside the stores: state files as bytes, and an output as pyarrow's filesystem."""
 
 import io
+from typing import Any
 
 import pyarrow as pa
+from pyarrow import fs
+
+from paliscribe.storage.base import StorageError, is_local, scheme
+from paliscribe.storage.local import local_path
+from paliscribe.storage.s3 import client
 
 
 def encode(table: pa.Table) -> bytes:
@@ -17,3 +23,27 @@ def encode(table: pa.Table) -> bytes:
 def decode(body: bytes) -> pa.Table:
     """The table in an Arrow IPC file."""
     return pa.ipc.open_file(pa.BufferReader(body)).read_all()
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """Pyarrow's filesystem of a folder or prefix, and the path in it. S3 takes the AWS settings that boto3 takes.
+
+    Raises StorageError `bad_uri` for what pyarrow cannot read, and as `s3.client`.
+    """
+    if is_local(uri):
+        return fs.LocalFileSystem(), str(local_path(uri).expanduser().absolute())
+    if scheme(uri) != "s3":
+        raise StorageError("bad_uri", uri, "results are read from a folder or from s3://")
+    import boto3
+
+    meta, found = client().meta, boto3.session.Session().get_credentials()
+    keys = found.get_frozen_credentials() if found is not None else None
+    made = fs.S3FileSystem(
+        access_key=keys.access_key if keys else None,
+        secret_key=keys.secret_key if keys else None,
+        session_token=keys.token if keys else None,
+        anonymous=keys is None,
+        endpoint_override=meta.endpoint_url,
+        region=meta.region_name,
+    )
+    return made, uri.partition("://")[2].rstrip("/")

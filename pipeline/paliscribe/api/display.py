@@ -1,4 +1,4 @@
-"""Progress on stderr: a live line where there is a terminal, a plain line now and then where there is none."""
+"""Progress: a live line in a terminal, one that changes in a notebook, else a plain line on stderr now and then."""
 
 import re
 import sys
@@ -22,11 +22,24 @@ def progress_display(quiet: bool = False) -> Iterator[Callable[[Progress], None]
     console = Console(stderr=True)
     if quiet:
         yield lambda progress: None
+    elif console.is_jupyter:
+        yield _notebook()
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             yield lambda progress: live.update(Text(line(progress), overflow="ellipsis", no_wrap=True))
     else:
         yield _plain()
+
+
+def _notebook() -> Callable[[Progress], None]:
+    from IPython.display import display
+
+    shown = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def show(progress: Progress) -> None:
+        shown.update({"text/plain": line(progress)}, raw=True)
+
+    return show
 
 
 def _plain() -> Callable[[Progress], None]:

@@ -1,0 +1,1 @@
+"""What `import paliscribe` offers: annotate, ask and load. Its public names are those of `paliscribe`."""

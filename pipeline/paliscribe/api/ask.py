@@ -1,0 +1,91 @@
+"""One image, one prompt, one answer, in this process: the shortest way through images, engine and tasks."""
+
+import functools
+import io
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paliscribe.config import FetchConfig, ModelSpec, validated
+from paliscribe.errors import RowError, RunError, UsageError
+from paliscribe.records import ONLINE, ManifestRow, Record, Request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy.typing as npt
+    from PIL import Image
+
+    from paliscribe.engine import Engine
+
+LIMITS = FetchConfig()
+
+
+def ask(
+    image: "str | Path | bytes | Image.Image | npt.NDArray[np.uint8]",
+    prompt: str,
+    *,
+    model: str | dict[str, Any] | ModelSpec = "demo",
+    max_tokens: int | None = None,
+) -> Record:
+    """Answer one prompt about one image; returns the record that a run would publish.
+
+    `image`: a path or address (s3://, http(s)://, data:), encoded bytes, a PIL image, or an array [height, width, 3] of
+    uint8 (also [height, width], grey). `prompt`: in PaliGemma's grammar, such as `caption en`, `detect cat ; dog`.
+    `model`: an id or folder, or a job file's mapping of a model's settings; the last one that was asked stays loaded.
+
+    Boxes are in pixels of the upright image. Raises UsageError for an image that cannot be read or a prompt that cannot
+    be asked, RunError if the model fails on it.
+    """
+    from paliscribe.grammar.tasks import parse_task
+    from paliscribe.images.decode import decode
+    from paliscribe.results.record import record
+
+    if not isinstance(model, ModelSpec):
+        model = validated(ModelSpec, {"id": model} if isinstance(model, str) else dict(model), "model")
+    task = parse_task(prompt, max_tokens=max_tokens)
+    name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"the {type(image).__name__} given"
+    try:
+        rendered = task.render({})
+        data = _encoded(image)
+        engine = _engine(model)
+        decoded = decode(data, engine.model.image_size, max_pixels=LIMITS.max_pixels)
+    except RowError as error:
+        raise UsageError(f"{name}: {error}") from None
+    request = Request("0", rendered, decoded.pixels, decoded.sha256, task.max_tokens, ONLINE)
+    prediction = engine.run([request])[0]
+    if prediction.error_kind is not None:
+        raise RunError(f"{name}: {prediction.error_message}")
+    return record(ManifestRow(0, name, name), task, rendered, decoded, prediction, None, 0, None)
+
+
+@functools.lru_cache(maxsize=1)
+def _engine(spec: ModelSpec) -> "Engine":
+    from paliscribe.engine import Engine
+    from paliscribe.model import paligemma
+
+    return Engine(paligemma.load(spec))
+
+
+def _encoded(image: Any) -> bytes:
+    """The encoded image. Raises RowError, UsageError."""
+    if isinstance(image, str | os.PathLike):
+        from paliscribe.images.fetch import Fetcher
+
+        fetcher = Fetcher(retries=LIMITS.retries, timeout=LIMITS.timeout, max_bytes=LIMITS.max_bytes)
+        return fetcher.fetch(os.fspath(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+            raise UsageError(f"image: an array of uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
+        image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
+    if not isinstance(image, Image.Image):
+        raise UsageError(f"image: a path, bytes, a PIL image or an array, not {type(image).__name__}")
+    buffer = io.BytesIO()
+    kept = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
+    kept.save(buffer, "PNG", exif=image.getexif())  # without loss, and upright as the file would be
+    return buffer.getvalue()

@@ -1,0 +1,122 @@
+"""What a run published, for whatever library reads it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from paliscribe import results
+from paliscribe.api.status import run_status
+from paliscribe.errors import UsageError
+from paliscribe.storage import StorageError, open_store
+from paliscribe.storage.arrow import filesystem
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+    import polars as pl
+
+
+@dataclass(frozen=True)
+class Results:
+    """The published records of an output, read where they lie: a folder, or a prefix of an object store.
+
+    Annotations (ok and invalid) are in the result's own methods, dead letters in `errors`. Columns are those of
+    the guide's table. `dataset` reads lazily; the `to_` methods read what `columns` names, or everything.
+    """
+
+    output: str
+    summary: dict[str, Any]
+    """What `_summary.json` holds: rows, records, ok, invalid, errors, model, files."""
+    dataset: ds.Dataset
+    """The annotations, unread."""
+    _errors: ds.Dataset
+
+    @property
+    def errors(self) -> "Results":
+        """The dead letters: what could not be answered, with its reason."""
+        return Results(self.output, self.summary, self._errors, self._errors)
+
+    def to_arrow(self, columns: list[str] | None = None) -> pa.Table:
+        """A pyarrow Table."""
+        return self.dataset.to_table(columns=columns)
+
+    def to_pandas(self, columns: list[str] | None = None) -> "pd.DataFrame":
+        """A pandas DataFrame. Raises UsageError if pandas is not installed."""
+        try:
+            import pandas  # noqa: F401  # what pyarrow needs for it
+        except ImportError:
+            raise UsageError("pandas is not installed: pip install pandas") from None
+        return self.to_arrow(columns).to_pandas()
+
+    def to_polars(self, columns: list[str] | None = None) -> "pl.DataFrame":
+        """A polars DataFrame. Raises UsageError if polars is not installed."""
+        try:
+            import polars
+        except ImportError:
+            raise UsageError("polars is not installed: pip install polars") from None
+        frame = polars.from_arrow(self.to_arrow(columns))
+        assert isinstance(frame, polars.DataFrame)
+        return frame
+
+    def to_duckdb(self, connection: "duckdb.DuckDBPyConnection | None" = None) -> "duckdb.DuckDBPyRelation":
+        """A DuckDB relation over the files, read only as far as a query asks. Raises UsageError without duckdb."""
+        try:
+            import duckdb
+        except ImportError:
+            raise UsageError("duckdb is not installed: pip install duckdb") from None
+        return (connection or duckdb.connect()).from_arrow(self.dataset)
+
+    def status(self) -> dict[str, Any]:
+        """Where the run stands, as `paliscribe status --json` prints it."""
+        return run_status(self.output)
+
+    def __len__(self) -> int:
+        count: int = self.dataset.count_rows()
+        return count
+
+    def __repr__(self) -> str:
+        return summary_words(self.summary, self.output)
+
+
+def load(output: str | Path) -> Results:
+    """Open what a finished run published. Raises UsageError if there is none, or it cannot be read."""
+    place = str(output)
+    try:
+        store = open_store(place)
+        summary = results.read_summary(store)
+        if summary is None:
+            raise UsageError(f"{place}: no finished run is here; `paliscribe status {place}` says more")
+        files, folder = filesystem(store.uri)
+    except StorageError as error:
+        raise UsageError(str(error)) from None
+    kinds = [
+        [f"{folder}/{key}" for key in summary["files"] if key.startswith(f"{kind}/")]
+        for kind in ("annotations", "errors")
+    ]
+    schema = ds.dataset(next(filter(None, kinds))[0], format="parquet", filesystem=files).schema
+    annotations, errors = (ds.dataset(keys, schema=schema, format="parquet", filesystem=files) for keys in kinds)
+    return Results(place, summary, annotations, errors)
+
+
+def summary_words(summary: dict[str, Any], output: str) -> str:
+    """A finished run's summary for people."""
+    again = "" if summary.get("shards_annotated", True) else " (it was finished already)"
+    lines = [
+        f"{summary['rows']:,} images x {len(summary['tasks'])} tasks annotated with {summary['model']}{again}",
+        f"  {summary['records']:,} records: {counts_words(summary)}",
+        f"  {len(summary['files'])} files below {output}",
+    ]
+    if summary["errors"]:
+        lines.append(f"  mend the causes, then: paliscribe retry {output}")
+    return "\n".join(lines)
+
+
+def counts_words(counts: dict[str, Any]) -> str:
+    """`3 ok, 1 invalid, 2 errors (missing 2)`."""
+    words = f"{counts['ok']:,} ok, {counts['invalid']:,} invalid, {counts['errors']:,} errors"
+    if counts["error_kinds"]:
+        words += " (" + ", ".join(f"{kind} {number:,}" for kind, number in counts["error_kinds"].items()) + ")"
+    return words

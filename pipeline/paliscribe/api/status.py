@@ -1,0 +1,50 @@
+"""Where a run stands, from its state: neither torch nor Ray is needed."""
+
+from typing import Any
+
+from paliscribe import manifest, results
+from paliscribe.errors import UsageError
+from paliscribe.results.run_file import RunFile
+from paliscribe.storage import StorageError, open_store
+
+
+def run_status(output: str) -> dict[str, Any]:
+    """Where the run of an output stands. Raises UsageError if there is none or it cannot be read."""
+    try:
+        store = open_store(output)
+        file, frozen = RunFile.read(store), manifest.load(store)
+        if frozen is None:
+            raise UsageError(f"{output}: no run is here; `paliscribe annotate` begins one")
+        holder = results.read_lease(store)
+        summary = results.read_summary(store)
+        done = results.done(store)
+        finished = store.exists(results.SUCCESS)
+        counts: dict[str, dict[str, int]] = {"statuses": {}, "error_kinds": {}}
+        if summary is None:
+            for shard in sorted(done):
+                marker = results.read_marker(store, shard)
+                for name, found in (("statuses", marker.statuses), ("error_kinds", marker.error_kinds)):
+                    for key, value in found.items():
+                        counts[name][key] = counts[name].get(key, 0) + value
+    except StorageError as error:
+        raise UsageError(str(error)) from None
+    working = holder is not None and not holder.surely_gone
+    found = summary or {
+        "ok": counts["statuses"].get("ok", 0),
+        "invalid": counts["statuses"].get("invalid", 0),
+        "errors": counts["statuses"].get("error", 0),
+        "error_kinds": counts["error_kinds"],
+    }
+    return {
+        "output": output,
+        "state": "finished" if finished else "running" if working else "interrupted",
+        "driver": f"process {holder.pid} on {holder.host}" if holder is not None and working else None,
+        "model": file.fingerprint.model if file else None,
+        "tasks": list(file.fingerprint.tasks) if file else None,
+        "rows": frozen.rows,
+        "rows_done": sum(frozen.rows_of(shard) for shard in done),
+        "shards": frozen.shards,
+        "shards_done": len(done),
+        **{key: found[key] for key in ("ok", "invalid", "errors", "error_kinds")},
+        "retries": summary["retries"] if summary else 0,
+    }

@@ -1,0 +1,98 @@
+"""A manifest that is given as a table or as rows is kept with the run, so that a resume and a retry find it."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paliscribe.errors import UsageError
+from paliscribe.storage import StorageError, open_store
+from paliscribe.storage.inline import is_inline
+
+GIVEN = "_run/given"
+
+
+class ArrowStream(Protocol):
+    """A table of pyarrow, pandas, polars, DuckDB or another library of Arrow data."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """See the Arrow PyCapsule interface."""
+
+
+Manifest = str | Path | ArrowStream | Iterable[Mapping[str, Any]]
+
+
+def manifest_address(manifest: Manifest, output: str, image_column: str) -> str:
+    """The address of a manifest; a table or rows are written into the output first, named by their content.
+
+    Raises UsageError for what is neither, and if the output cannot be written.
+    """
+    if isinstance(manifest, str | os.PathLike):
+        return os.fspath(manifest)
+    with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
+        file = Path(folder) / "manifest"
+        if hasattr(manifest, "__arrow_c_stream__"):
+            ending = "parquet"
+            pq.write_table(_absolute(_table(manifest), image_column), file)
+        elif isinstance(manifest, Iterable) and not isinstance(manifest, bytes | Mapping):
+            ending = "jsonl"
+            with file.open("w", encoding="utf-8") as lines:
+                lines.writelines(_lines(manifest, image_column))
+        else:
+            kind = type(manifest).__name__
+            raise UsageError(f"manifest: a path, a table or an iterable of rows (dicts), not {kind}")
+        with file.open("rb") as body:
+            name = f"{GIVEN}/{hashlib.file_digest(body, 'sha256').hexdigest()[:16]}.{ending}"
+        try:
+            store = open_store(output)
+            store.put_file(name, file)
+        except StorageError as error:
+            raise UsageError(f"output {error}") from None
+        return f"{store.uri.rstrip('/')}/{name}"
+
+
+def _table(manifest: Any) -> pa.Table:
+    table = pa.table(manifest)
+    index = [name for name in table.column_names if name.startswith("__index_level_")]  # of pandas
+    return table.drop_columns(index).replace_schema_metadata(None)
+
+
+def _absolute(table: pa.Table, image_column: str) -> pa.Table:
+    """Relative paths of images become absolute."""
+    if image_column not in table.column_names:
+        return table  # refused with the others' words when it is read
+    place = table.column_names.index(image_column)
+    column = table.column(place)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return table
+    made = pa.array([_place(value) for value in column.to_pylist()], pa.string())
+    return table.set_column(place, image_column, made)
+
+
+def _lines(rows: Iterable[Any], image_column: str) -> Iterator[str]:
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            kind = type(row).__name__
+            raise UsageError(f"manifest: row {number + 1} is a {kind}, not a dict with a column {image_column!r}")
+        values = dict(row)
+        if image_column in values:
+            values[image_column] = _place(values[image_column])
+        try:
+            yield json.dumps(values, ensure_ascii=False) + "\n"
+        except TypeError as error:
+            raise UsageError(f"manifest: row {number + 1}: {error}") from None
+
+
+def _place(image: Any) -> Any:
+    """An image's address; a relative path is of the working directory."""
+    if isinstance(image, os.PathLike):
+        image = os.fspath(image)
+    if not isinstance(image, str) or not image or "://" in image or is_inline(image):
+        return image
+    return str(Path(image).expanduser().absolute())

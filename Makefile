@@ -2,36 +2,52 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Exact versions of all packages; `make test LOCK=` takes the newest that pyproject.toml allows.
+LOCK ?= infra/constraints.txt
+INSTALL = -m pip install --quiet --editable '.[test,lint,train]' $(if $(LOCK),--constraint $(LOCK))
 
-.PHONY: demo test test-full lint format setup clean docs
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick test-full lint format setup lock clean docs
 
-setup: $(VENV)/.installed
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-$(VENV)/.installed: pyproject.toml
+setup: $(VENV)/.installed  ## an environment with the versions of the lock
+
+$(VENV)/.installed: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint,train]'
+	$(BIN)/python $(INSTALL)
 	@touch $@
 
 demo: setup  ## make a small collection, annotate it, print how many answers are right
 	$(BIN)/paliscribe demo
 
-test: setup  ## every test that runs without a GPU
-	$(BIN)/python -m pytest
+quick: setup  ## tests without Ray, browser and long computation: under two minutes
+	$(BIN)/python -m pytest -m quick
 
-test-full: setup  ## the same and what takes long: every precision, every forced path, a thousand requests
+test: setup  ## every test that runs without a GPU: within 15 minutes on two cores
+	$(BIN)/python tests/lanes.py
+
+test-full: setup  ## the same, and what takes hours: all paths of the CPU libraries, all precisions, full sizes
 	FULL=1 $(BIN)/python -m pytest
 
-lint: setup
+lint: setup  ## ruff, mypy, codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
-format: setup
+format: setup  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: setup  ## regenerate the tables that come from the code
 	$(BIN)/python docs/tables.py
 
-clean:
-	rm -rf $(VENV) build *.egg-info demo-output
+lock:  ## write the lock anew: the newest versions that pyproject.toml allows; then `make test`
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --editable '.[test,lint,train]' packaging
+	build/lock/bin/python infra/lock.py && rm -rf build/lock
+
+clean:  ## remove what was built and installed
+	rm -rf $(VENV) build *.egg-info pipeline/*.egg-info demo-output

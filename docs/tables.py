@@ -33,7 +33,7 @@ ROOMS: list[tuple[str, str]] = [
     ("online", "fastapi httpx pyarrow pydantic ray starlette"),
     ("submit", "aiohttp ray yaml"),
     ("api", "IPython PIL duckdb numpy pandas polars pyarrow rich"),
-    ("cli", "PIL boto3 botocore huggingface_hub pyarrow rich torch typer yaml"),
+    ("cli", "PIL boto3 botocore huggingface_hub pydantic torch typer"),
 ]
 
 

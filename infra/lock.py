@@ -1,7 +1,9 @@
-"""Write infra/requirements.txt: every package that paliscribe needs at run time, in the version installed here.
+"""Write the lock: the versions installed here of every package that paliscribe needs.
 
-`python infra/lock.py` after the tests have passed with what is installed. NVIDIA's libraries are left to torch, whose
-wheels name the exact version of each.
+`make lock` resolves the newest versions that pyproject.toml allows in an environment of its own and runs this there.
+infra/requirements.txt holds what is needed at run time, for images and nodes; infra/constraints.txt adds what tests,
+linters and training need, for `make setup`. NVIDIA's libraries are left to torch, whose wheels name the exact version
+of each.
 """
 
 import importlib.metadata
@@ -14,15 +16,16 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-TARGET = ROOT / "infra/requirements.txt"
+REQUIREMENTS, CONSTRAINTS = ROOT / "infra/requirements.txt", ROOT / "infra/constraints.txt"
 HEAD = "# Written by infra/lock.py: the versions that the tests have passed with. NVIDIA's libraries come with torch.\n"
 LEFT_TO_TORCH = ("cuda-", "nvidia-", "triton")
 
 
-def wanted() -> list[Requirement]:
-    """What pyproject.toml asks for at run time."""
+def wanted(*extras: str) -> list[Requirement]:
+    """What pyproject.toml asks for at run time, and with these extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(line) for line in project["dependencies"]]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return [Requirement(line) for line in lines]
 
 
 def requirements_of(package: str, extras: Iterable[str] = ()) -> list[Requirement]:
@@ -33,10 +36,9 @@ def requirements_of(package: str, extras: Iterable[str] = ()) -> list[Requiremen
     return [r for r in here if not canonicalize_name(r.name).startswith(LEFT_TO_TORCH)]
 
 
-def closure() -> dict[str, set[str]]:
+def closure(waiting: list[Requirement]) -> dict[str, set[str]]:
     """Name -> extras of all that is needed."""
     extras: dict[str, set[str]] = {}
-    waiting = wanted()
     while waiting:
         next_one = waiting.pop()
         name = canonicalize_name(next_one.name)
@@ -46,6 +48,18 @@ def closure() -> dict[str, set[str]]:
     return extras
 
 
+def pins(names: Iterable[str]) -> str:
+    """A line a package, with the version that is installed."""
+    return "".join(f"{name}=={Version(importlib.metadata.version(name)).public}\n" for name in sorted(names))
+
+
+def main() -> None:
+    """Write both files."""
+    needed = closure(wanted())
+    more = closure(wanted("test", "lint", "train")).keys() - needed.keys()
+    REQUIREMENTS.write_text(HEAD + pins(needed))
+    CONSTRAINTS.write_text(f"{HEAD}-c {REQUIREMENTS.name}\n{pins(more)}")
+
+
 if __name__ == "__main__":
-    pins = [f"{name}=={Version(importlib.metadata.version(name)).public}\n" for name in sorted(closure())]
-    TARGET.write_text(HEAD + "".join(pins))
+    main()

@@ -116,7 +116,7 @@ def _products() -> Check:
         shapes = load(ModelSpec(precision="float32"), device="cpu").shapes
     except PaliscribeError as error:
         return Check("products", False, str(error))
-    return Check("products", True, f"demo model, {torch.get_num_threads()} threads: {shapes.words()}")
+    return Check("products", True, f"demo model, {torch.get_num_threads()} threads: {shapes.describe()}")
 
 
 def _location(uri: str) -> Check:

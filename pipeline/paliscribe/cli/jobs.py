@@ -62,7 +62,7 @@ def list_(address: Address = None, as_json: Json = False) -> None:
     from paliscribe.submit import Jobs
 
     cluster = Jobs(address)
-    found = cluster.ours()
+    found = cluster.list_jobs()
     if as_json:
         print(json.dumps([job.as_dict() for job in found]))
         return

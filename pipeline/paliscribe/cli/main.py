@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
 from paliscribe import __version__, config
 from paliscribe.cli import jobs as cli_jobs
 from paliscribe.cli.jobs import Json, Quiet
-from paliscribe.config import JobConfig
+from paliscribe.config import JobConfig, ModelSpec, PoolConfig, ServeConfig
 from paliscribe.errors import PaliscribeError, RunError, Stopped
 
 app = typer.Typer(
@@ -27,6 +28,12 @@ app.command(
     "paliscribe submit job.yaml --env AWS_PROFILE=annotator --follow"
 )(cli_jobs.submit)
 app.add_typer(cli_jobs.jobs, name="jobs")
+
+
+def _option(settings: type[BaseModel], name: str, more: str = "", *, flag: str | None = None) -> Any:
+    """A flag whose help is the setting's own description."""
+    help_ = f"{settings.model_fields[name].description}{more}"
+    return typer.Option(*filter(None, [flag]), help=help_)
 
 
 def _version(asked: bool) -> None:
@@ -50,25 +57,21 @@ def _root(
 )
 def annotate(
     job: Annotated[Path | None, typer.Argument(help="A YAML job file; flags override its settings.")] = None,
-    manifest: Annotated[str | None, typer.Option(help="Images: JSONL, CSV, Parquet, list, folder, prefix.")] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="A prompt asked of every image; repeat for more. {column} is filled in.")
-    ] = None,
-    output: Annotated[str | None, typer.Option(help="Folder or s3:// prefix of this run alone.")] = None,
-    model: Annotated[str | None, typer.Option(help="`demo`, a Hugging Face id or a folder.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Manifest column with the image's address.")] = None,
-    id_column: Annotated[str | None, typer.Option(help="Manifest column that identifies a row.")] = None,
-    partition_by: Annotated[
-        list[str] | None, typer.Option(help="task, kind or a manifest column; repeat to nest.")
-    ] = None,
-    shard_rows: Annotated[int | None, typer.Option(help="Rows that are committed together.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
-    max_error_rate: Annotated[float | None, typer.Option(help="Share of failing requests that stops the run.")] = None,
-    mask_decoder: Annotated[str | None, typer.Option(help="The authors' vae-oid.npz, for `segment`.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Replicas of the model.")] = None,
+    manifest: Annotated[str | None, _option(JobConfig, "manifest")] = None,
+    task: Annotated[list[str] | None, _option(JobConfig, "tasks", " Repeat for more.")] = None,
+    output: Annotated[str | None, _option(JobConfig, "output")] = None,
+    model: Annotated[str | None, _option(ModelSpec, "id")] = None,
+    revision: Annotated[str | None, _option(ModelSpec, "revision")] = None,
+    precision: Annotated[str | None, _option(ModelSpec, "precision")] = None,
+    quantization: Annotated[str | None, _option(ModelSpec, "quantization")] = None,
+    image_column: Annotated[str | None, _option(JobConfig, "image_column")] = None,
+    id_column: Annotated[str | None, _option(JobConfig, "id_column")] = None,
+    partition_by: Annotated[list[str] | None, _option(JobConfig, "partition_by", " Repeat to nest.")] = None,
+    shard_rows: Annotated[int | None, _option(JobConfig, "shard_rows")] = None,
+    max_tokens: Annotated[int | None, _option(JobConfig, "max_tokens")] = None,
+    max_error_rate: Annotated[float | None, _option(JobConfig, "max_error_rate")] = None,
+    mask_decoder: Annotated[str | None, _option(JobConfig, "mask_decoder")] = None,
+    replicas: Annotated[int | None, _option(PoolConfig, "replicas")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -158,8 +161,8 @@ def retry(
 def ask(
     image: Annotated[str, typer.Argument(help="A path, s3:// or http(s):// address.")],
     prompt: Annotated[str, typer.Argument(help="PaliGemma's grammar: caption en, ocr, detect cat ; dog, ...")],
-    model: Annotated[str, typer.Option(help="`demo`, a Hugging Face id or a folder.")] = "demo",
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    model: Annotated[str, _option(ModelSpec, "id")] = "demo",
+    max_tokens: Annotated[int | None, _option(JobConfig, "max_tokens")] = None,
     as_json: Json = False,
 ) -> None:
     """Answer one prompt about one image, in this process."""
@@ -174,12 +177,12 @@ def ask(
 @app.command(epilog="Examples:  paliscribe serve  |  paliscribe serve endpoint.yaml --port 8080")
 def serve(
     endpoint: Annotated[Path | None, typer.Argument(help="A YAML file of settings; flags override them.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="As in a job; repeat for more.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on. Default: 8000.")] = None,
-    keys: Annotated[str | None, typer.Option(help="File of API keys, one a line.")] = None,
-    files: Annotated[str | None, typer.Option(help="Folder or s3:// prefix for batches and jobs over HTTP.")] = None,
-    open_: Annotated[bool | None, typer.Option("--open", help="Listen beyond loopback without keys.")] = None,
+    model: Annotated[list[str] | None, _option(ModelSpec, "id", " Repeat for more.")] = None,
+    host: Annotated[str | None, _option(ServeConfig, "host")] = None,
+    port: Annotated[int | None, _option(ServeConfig, "port")] = None,
+    keys: Annotated[str | None, _option(ServeConfig, "keys")] = None,
+    files: Annotated[str | None, _option(ServeConfig, "files")] = None,
+    open_: Annotated[bool | None, _option(ServeConfig, "open", flag="--open")] = None,
 ) -> None:
     """Answer live calls over HTTP until stopped: OpenAI's chat completions, and records as a batch writes them."""
     from paliscribe.online.application import serve_forever

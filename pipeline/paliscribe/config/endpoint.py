@@ -5,14 +5,15 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 
 from paliscribe.config.base import Settings, model_shorthand, one_or_many, validated
+from paliscribe.config.fields import MaxBytes, MaxPixels
 from paliscribe.config.pool import ModelSpec, PoolConfig
 
 
 class ImagesConfig(Settings):
     """What an online call may send as an image."""
 
-    max_bytes: int = Field(20 * 2**20, ge=1, description="Largest encoded image, in bytes.")
-    max_pixels: int = Field(50_000_000, ge=1, description="Largest image, in pixels.")
+    max_bytes: MaxBytes = 20 * 2**20
+    max_pixels: MaxPixels = 50_000_000
     addresses: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
         (),
         description="Where images may be read from: `https://host/path/`, `https://*.host/`, `s3://bucket/prefix/`. "

@@ -5,17 +5,18 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 
 from paliscribe.config.base import Settings, model_shorthand, one_or_many, validated
+from paliscribe.config.fields import MAX_STOPS, MaxBytes, MaxPixels, MaxTokens, Seed, Temperature, TopP
 from paliscribe.config.pool import SMALLEST, ModelSpec, PoolConfig
 
 
 class RequestOptions(Settings):
     """What one request may ask for beside its prompt; what is not given is greedy, and as long as its kind allows."""
 
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    seed: int = Field(0, ge=-(2**63), lt=2**63)
-    stop: tuple[str, ...] = Field((), max_length=4)
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
+    seed: Seed = 0
+    stop: tuple[str, ...] = Field((), max_length=MAX_STOPS)
 
 
 class FetchConfig(Settings):
@@ -36,8 +37,8 @@ class FetchConfig(Settings):
     concurrency: int = Field(32, ge=1, description="Objects that one of these processes fetches at a time.")
     retries: int = Field(4, ge=0, description="Repeats of a throttled or broken fetch, with backoff.")
     timeout: float = Field(30.0, gt=0, description="Seconds that one attempt may be without an answer.")
-    max_bytes: int = Field(256 * 2**20, ge=1, description="Largest encoded image, in bytes.")
-    max_pixels: int = Field(178_956_970, ge=1, description="Largest image, in pixels; more is a decompression bomb.")
+    max_bytes: MaxBytes = 256 * 2**20
+    max_pixels: MaxPixels = 178_956_970
     draft: bool = Field(False, description="Decode large JPEGs at a reduced scale: faster, and not pixel-exact.")
 
 
@@ -69,7 +70,7 @@ class JobConfig(Settings):
     shard_rows: int = Field(
         256, ge=1, le=100_000, description="Rows that are committed together: the most that a crash repeats."
     )
-    max_tokens: int | None = Field(None, ge=1, description="Longest answer in tokens. Default: by the task's kind.")
+    max_tokens: MaxTokens | None = Field(None, description="Longest answer in tokens. Default: by the task's kind.")
     max_error_rate: float = Field(
         0.5, ge=0, le=1, description="Share of requests that may fail before the run is stopped."
     )

@@ -93,7 +93,7 @@ TABLES: dict[str, Callable[[], str]] = {
 def main() -> int:
     """Rewrite what lies between the marks of each table; 1 with --check if anything differs."""
     check, differs = "--check" in sys.argv, 0
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         before = path.read_text(encoding="utf-8")
         after = filled(before)
         if after != before:

@@ -11,7 +11,8 @@ import tables
 from front.conftest import Paliscribe
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LONGEST_LINE = 100  # characters, but for table rows, code and a link alone
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -25,6 +26,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_short(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$|<!-- table:.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    long = [line for line in text.splitlines() if len(line) > LONGEST_LINE]
+    assert not [line for line in long if not re.fullmatch(r"\|.*|\W*\[[^\]]*\]\([^)]*\)\W*", line)]
 
 
 def console() -> list[tuple[str, list[str]]]:

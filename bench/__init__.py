@@ -1,1 +1,1 @@
-"""Measurements: `python -m bench.NAME [--json]`. Figures that are kept are in docs/benchmarks.md."""
+"""Benchmarks: `python -m bench.NAME [--json]`. Results are recorded in docs/benchmarks.md."""

@@ -1,7 +1,7 @@
-"""`model.generate` as people batch it by hand, and the models and loads that it is compared on.
+"""The baseline, `model.generate` in static batches, and the models and loads of the comparison.
 
-The baseline is given what helps it: inputs are prepared before the clock starts, text is not made from its tokens, and
-each answer's length is known, so that the sorted variant puts like lengths into one batch.
+The comparison favours the baseline: inputs are prepared before the clock starts, its tokens are not decoded to text,
+and the length of each answer is known, so that the sorted variant can group similar lengths.
 """
 
 import copy
@@ -23,33 +23,33 @@ from paliscribe.model.paligemma import Model
 from paliscribe.records import Request
 
 LOADS = ("short", "mixed", "long-tail", "natural")
-KINDS = {  # what is asked, in turns; mixed tasks are asked of one image each time
+KINDS = {  # kinds of tasks of each load, in turns; mixed tasks share an image
     "short": ("answer",),
     "mixed": ("answer", "caption", "detect"),
     "long-tail": ("answer", "answer", "answer", "answer", "answer", "long"),
     "natural": ("answer", "caption", "detect"),
 }
-LENGTHS = {"answer": (1, 3), "caption": (8, 16), "detect": (12, 40), "long": (60, 100)}  # tokens, at least and most
+LENGTHS = {"answer": (1, 3), "caption": (8, 16), "detect": (12, 40), "long": (60, 100)}  # tokens, minimum and maximum
 FIRST_SCENE = TEST_SEEDS + 700_000_000
 
 
 @dataclass(slots=True)
 class Subject:
-    """A model in both forms: ours, and as transformers loads it."""
+    """A model in two forms: ours, and as transformers loads it."""
 
     name: str
     model: Model
     network: Any
 
     def let_end(self, ends: bool) -> None:
-        """Whether answers end where the model says so; else each is as long as its request allows."""
+        """Whether answers end at the end token; otherwise each has `max_tokens` tokens."""
         token = self.model.tokenizer.eos_token_id
         self.model.end_tokens = frozenset([token] if ends else [])
         self.network.generation_config.eos_token_id = token if ends else None
 
 
 def demo() -> Subject:
-    """The package's checkpoint, in float32."""
+    """The demo checkpoint, in float32."""
     from transformers import AutoModelForImageTextToText
 
     loaded = model_module.load(ModelSpec(precision="float32"), device="cpu")
@@ -58,7 +58,7 @@ def demo() -> Subject:
 
 
 def mid() -> Subject:
-    """A random model of 41 million parameters in PaliGemma's shape, with the demo's tokenizer and image size."""
+    """A PaliGemma with 41 million random parameters, and the demo's tokenizer and image size."""
     from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
     small = model_module.load(ModelSpec(precision="float32"), device="cpu")
@@ -78,7 +78,7 @@ def mid() -> Subject:
 
 
 def requests(load: str, count: int) -> list[Request]:
-    """A load on held-out scenes. Lengths of answers are drawn; those of `natural` are the model's own."""
+    """Requests of a load, on held-out scenes. Answer lengths are random; `natural` uses the model's own."""
     kinds, rng = KINDS[load], np.random.default_rng(0)
     made: list[Request] = []
     number = 0
@@ -96,21 +96,21 @@ def requests(load: str, count: int) -> list[Request]:
 
 @dataclass(slots=True)
 class Batch:
-    """Inputs of one `generate` call, and how long each of its answers is."""
+    """Inputs of one `generate` call. `limit`: the maximum answer length, in tokens."""
 
     inputs: dict[str, Tensor]
     limit: int
 
 
 def batches(subject: Subject, wanted: Sequence[Request], size: int) -> list[Batch]:
-    """Prepare static batches in the given order, padded on the left as the processor pads."""
+    """Prepare static batches in the given order, with left padding as the processor does."""
     return [_batch(subject.model, wanted[start : start + size]) for start in range(0, len(wanted), size)]
 
 
 def generate(subject: Subject, prepared: Sequence[Batch], **options: Any) -> list[Tensor]:
-    """Answer batch after batch: of each int64 [n, new tokens], padded after the end of each answer.
+    """Answer static batches one after another: int64 [n, new tokens] of each, padded after the end token.
 
-    `options` are those of `model.generate`.
+    `options`: those of `model.generate`.
     """
     answers, network = [], subject.network
     for batch in prepared:
@@ -122,11 +122,14 @@ def generate(subject: Subject, prepared: Sequence[Batch], **options: Any) -> lis
 
 
 def waste(prompts: Sequence[int], answers: Sequence[int], size: int) -> tuple[float, float]:
-    """Of static batches, given the tokens of each prompt and answer: occupancy of decode rows, padding of prefills."""
+    """Waste of static batches of `size`: the occupancy of decode rows, and the share of padding in prefills.
+
+    `prompts`, `answers`: lengths in tokens.
+    """
     decoded = rows = padded = prefilled = 0
     for start in range(0, len(prompts), size):
         prompt, answer = prompts[start : start + size], answers[start : start + size]
-        steps = max(answer) - 1  # the prefill chooses the first token
+        steps = max(answer) - 1  # the prefill generates the first token
         rows += steps * len(answer)
         decoded += sum(n - 1 for n in answer)
         prefilled += max(prompt) * len(prompt)

@@ -1,10 +1,10 @@
-"""What decoding costs: images a second of one core by Pillow alone, by `decode`, and by it with `draft`.
+"""Image decoding: images/s of one core with Pillow alone, with `decode`, and with `draft`.
 
     python -m bench.decode [--images 12] [--rounds 5] [--size 224] [--scenes 100] [--json]
 
-Every image goes through all three before the next one does, in rotating order, so that the machine's drift hits all
-alike. Pillow alone is the least code that gives the same pixels for a plain photograph. Then: by how much `draft`
-changes pixels, and how many of the demo model's answers about enlarged held-out scenes it leaves as they are.
+Each image is decoded in all three ways before the next one, in rotating order, so that drift of the machine affects all
+alike. Pillow alone is the minimal code with the same pixels for a plain photograph. It also measures how much `draft`
+changes pixels, and how many of the demo model's answers about enlarged held-out scenes stay the same.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from paliscribe.images.decode import decode
 TASKS = ("caption", "answer", "ocr", "detect", "all")
 SIDES = ((640, 480), (1280, 960), (1920, 1440))
 QUALITY = 90
-GRAIN = 4.0  # standard deviation of the noise that enlarged pictures get, of 255
-SCENE_SIDE = 1920  # pixels of an enlarged scene's longer side
+GRAIN = 4.0  # standard deviation of the noise added to enlarged images, of 255
+SCENE_SIDE = 1920  # longer side of an enlarged scene, in pixels
 
 Figures = dict[str, float]
 
@@ -38,8 +38,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=12, help="photographs of each size")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=224, help="sides of the target, for speed and pixels")
-    parser.add_argument("--scenes", type=int, default=100, help="scenes that the demo model is asked about")
+    parser.add_argument("--size", type=int, default=224, help="side length of the decoded image, in pixels")
+    parser.add_argument("--scenes", type=int, default=100, help="scenes for the comparison of answers")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(words)
 
@@ -58,7 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
             f"{figures['draft' + at]:8.1f}    {ratios['ours/pillow' + at]:11.2f}{ratios['draft/ours' + at]:12.2f}"
             f"    {figures['mean_difference' + at]:6.2f}{figures['max_difference' + at]:6.0f}"
         )
-    print(f"the demo model's answers about {arguments.scenes} scenes of {SCENE_SIDE} px that draft leaves as they are:")
+    print(f"the demo model's answers about {arguments.scenes} scenes of {SCENE_SIDE} px that draft does not change:")
     for task in TASKS:
         if (asked := figures[f"asked@{task}"]) > 0:
             print(f"  {task:8} {figures[f'agreement@{task}']:7.2%} of {asked:.0f}")
@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def speed(count: int, rounds: int, size: int) -> tuple[Figures, Figures]:
-    """Images a second of each way at each size with the differences that draft makes, and the ratios of the rates."""
+    """Images/s of each way at each size, pixel differences of draft, and ratios of the rates."""
     ways: dict[str, Callable[[bytes], Any]] = {
         "pillow": lambda data: pillow(data, size),
         "ours": lambda data: decode(data, size),
@@ -78,7 +78,7 @@ def speed(count: int, rounds: int, size: int) -> tuple[Figures, Figures]:
     for width, height in SIDES:
         at = f"@{width}x{height}"
         pictures = [photograph(number, width, height) for number in range(count)]
-        off = np.array([difference(data, size) for data in pictures])  # which also warms
+        off = np.array([difference(data, size) for data in pictures])  # also warms up
         rates = [_round(pictures, ways, number) for number in range(rounds)]
         figures |= {name + at: statistics.median(rate[name] for rate in rates) for name in ways}
         figures |= {"mean_difference" + at: float(off[:, 0].mean()), "max_difference" + at: float(off[:, 1].max())}
@@ -88,12 +88,12 @@ def speed(count: int, rounds: int, size: int) -> tuple[Figures, Figures]:
 
 
 def pillow(data: bytes, size: int) -> np.ndarray[Any, Any]:
-    """The shortest code that someone would write."""
+    """Decode with the minimal Pillow code: uint8 [size, size, 3]."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
 def difference(data: bytes, size: int) -> tuple[float, int]:
-    """Mean and greatest difference between the pixels of draft and the exact ones."""
+    """Mean and maximum difference between draft and exact pixels, of 255."""
     exact, draft = decode(data, size).pixels, decode(data, size, draft=True).pixels
     assert np.array_equal(exact, pillow(data, size))
     off = np.abs(exact.astype(int) - draft)
@@ -101,7 +101,7 @@ def difference(data: bytes, size: int) -> tuple[float, int]:
 
 
 def agreement(scenes: int) -> Figures:
-    """The share of requests that the demo model answers with the same text under draft, by task and of all."""
+    """Share of requests that the demo model answers with the same text under draft, by task and overall."""
     import torch
 
     from paliscribe.config import ModelSpec
@@ -127,7 +127,7 @@ def agreement(scenes: int) -> Figures:
                 request = Request(str(len(tasks)), task.render({}), image.pixels, image.sha256, task.max_tokens)
                 requests[draft].append(request)
             tasks.append(item.task)
-    # An engine each: one would answer both from the same vision pass, as the hash of the image is the same.
+    # Separate engines: one engine would use the same cached embedding for both, since the image hash is the same.
     answers = {draft: [answer.text for answer in Engine(loaded).run(asked)] for draft, asked in requests.items()}
     same: dict[str, list[bool]] = {name: [] for name in TASKS}
     for name, one, other in zip(tasks, answers[False], answers[True], strict=True):
@@ -138,7 +138,7 @@ def agreement(scenes: int) -> Figures:
 
 
 def photograph(number: int, width: int, height: int) -> bytes:
-    """A photograph as a JPEG: a random part of a real one enlarged, with grain; or noise of all scales."""
+    """A JPEG: a random crop of a real photograph, enlarged, with grain; without scikit-learn, multi-scale noise."""
     rng = np.random.default_rng(number)
     if real := _photographs():
         whole = real[number % len(real)]
@@ -163,7 +163,7 @@ def _photographs() -> list[Image.Image]:
 
 
 def _jpeg(picture: Image.Image, width: int, height: int, seed: int) -> bytes:
-    """A picture enlarged and given the grain that enlarging leaves out."""
+    """Enlarge an image, add grain, and encode it as a JPEG."""
     large = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
     grainy = large + np.random.default_rng(seed).normal(0, GRAIN, (height, width, 1))
     buffer = io.BytesIO()
@@ -172,7 +172,7 @@ def _jpeg(picture: Image.Image, width: int, height: int, seed: int) -> bytes:
 
 
 def _round(pictures: list[bytes], ways: dict[str, Callable[[bytes], Any]], turn: int) -> Figures:
-    """Images a second of each way over all pictures, which go through the ways in turns."""
+    """Images/s of each way over all pictures; the order of the ways rotates."""
     names = list(ways)
     spent = dict.fromkeys(names, 0.0)
     for number, data in enumerate(pictures):

@@ -2,12 +2,11 @@
 
     python -m bench.engine [--models demo mid] [--loads short mixed] [--rounds 3] [--json]
 
-Loads: `short`, answers of 1 to 3 tokens; `mixed`, three tasks an image, of 1 to 40; `long-tail`, one in six of 60 to
-100 tokens, the others short. Lengths are drawn beforehand, as the mid-size model is random and the demo terse;
-`natural` lets the demo say what it has to say. `generate-1`, `-8` and `-32` take static batches in the order of
-arrival; `sorted-32` takes batches of 32 sorted by the length of the answer, which nobody knows beforehand: the
-strongest simple baseline. A ratio above 1 says that the engine takes less time; each is the median over rounds of times
-measured side by side.
+Loads: `short`: answers of 1 to 3 tokens; `mixed`: three tasks per image, 1 to 40 tokens; `long-tail`: one in six of 60
+to 100 tokens, the others short. Lengths are random, since the mid-size model is untrained and the demo's answers are
+short; in `natural`, the demo's answers end by themselves. `generate-1`, `-8` and `-32` use static batches in arrival
+order. `sorted-32` uses static batches of 32, sorted by answer length, which is unknown in practice: the strongest
+simple baseline. A ratio above 1 means that the engine is faster; each is the median over rounds of paired measurements.
 """
 
 import argparse
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=192, help="requests of a load; the mid-size model gets half")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--slots", type=int, default=None, help="of the engine; default: its own")
+    parser.add_argument("--slots", type=int, default=None, help="slots of the engine; default: the engine's default")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(subject: Subject, load: str, count: int, rounds: int, slots: int | None = None) -> dict[str, Any]:
-    """Time all methods on a load, round by round, each round in another order. Checks that all answers agree."""
+    """Time all methods on a load. Each round uses another order. Measures agreement of answers too."""
     wanted = baseline.requests(load, count)
     subject.let_end(load == "natural")
     sizes = engine_sizes(subject.model, PoolConfig(slots=slots))
@@ -95,7 +94,7 @@ def _figures(
     seconds: dict[str, list[float]],
     engine: Engine,
 ) -> dict[str, Any]:
-    """Rates, ratios, and where the work of a decode step and of a prefill goes."""
+    """Rates, ratios, occupancy of decode steps and padding of prefills."""
     steps = dict(zip((id(request) for request in wanted), lengths, strict=True))
     prompts = {id(r): subject.model.image_tokens + len(subject.model.tokenize(r.prompt)) for r in wanted}
     stats = engine.stats()
@@ -119,7 +118,7 @@ def _figures(
 
 
 def _agreement(subject: Subject, outputs: Sequence[torch.Tensor], order: Sequence[Request], engine: Engine) -> float:
-    """Share of requests to which both answered with the same tokens."""
+    """Share of requests that both answer with the same tokens."""
     theirs = [row.tolist() for output in outputs for row in output]
     ours = {answer.id: answer.tokens for answer in engine.run(order)}
     same = [tuple(row[: len(ours[r.id])]) == ours[r.id] for row, r in zip(theirs, order, strict=True)]
@@ -127,7 +126,7 @@ def _agreement(subject: Subject, outputs: Sequence[torch.Tensor], order: Sequenc
 
 
 def words(where: str, figures: dict[str, Any]) -> str:
-    """A table for people."""
+    """The figures as a text table."""
     tokens = figures["tokens"]
     lines = [
         f"\n{where}: answers of {tokens['shortest']} to {tokens['longest']} tokens, {tokens['mean']:.1f} on average"

@@ -1,4 +1,4 @@
-"""All that the benches know of the engine's inside: its slots, and the decode steps that it takes or replays."""
+"""Access to engine internals for the benchmarks: slots, and decode steps with and without CUDA graphs."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from paliscribe.model.paligemma import Model
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A decode step of so many rows, each of which looks at `length` tokens; `replay`: in a CUDA graph, on a GPU."""
+    """A decode step of `rows` rows that attend to `length` tokens each. `replay`: as a CUDA graph, on a GPU only."""
 
     rows: int
     length: int
@@ -23,18 +23,18 @@ class Step:
 
 
 def make_slots(model: Model, count: int, capacity: int) -> Slots:
-    """As an engine makes them; a few more, perhaps."""
+    """Allocate slots as an engine does, at least `count`. `capacity`: tokens per slot."""
     return Decoder(model, count, capacity).slots
 
 
 def slot_bytes(model: Model, capacity: int) -> int:
-    """Keys and values of one slot."""
+    """Bytes of one slot's keys and values."""
     numbers = model.config.num_hidden_layers * 2 * model.config.num_key_value_heads * model.config.head_dim
     return int(numbers * make_slots(model, 1, capacity).capacity * model.dtype.itemsize)
 
 
 def decode_steps(model: Model, count: int, capacity: int, held: int) -> list[Step]:
-    """Of all numbers of rows that an engine with so many slots decodes, with `held` tokens in each."""
+    """Decode steps of each row count that an engine with `count` slots uses, with `held` tokens in each slot."""
     decoder = Decoder(model, count, capacity)
     slots, graphs = decoder.slots, decoder._graphs
     length = next(length for length in decoder.lengths if length > held)

@@ -1,7 +1,7 @@
-"""PaliGemma at its full size, with random weights, what it is asked, and the arithmetic that one image takes.
+"""PaliGemma at full size with random weights: models, requests, and operation counts.
 
-The numbers of the architecture are those of the released configurations: SigLIP-So400m/14 with Gemma 2B (PaliGemma 1)
-or Gemma 2 2B (PaliGemma 2).
+The architecture is that of the released configurations: SigLIP-So400m/14 with Gemma 2B (PaliGemma 1) or Gemma 2 2B
+(PaliGemma 2).
 """
 
 import copy
@@ -55,7 +55,7 @@ PROMPTS = ("caption en", "answer en what color is the square?", "detect red circ
 
 
 def config(family: str, pixels: int, *, small: bool = False) -> Any:
-    """The configuration at a resolution; `small`: the same shape in miniature, to try the code on a CPU."""
+    """The configuration at a resolution. `small`: a miniature of the same structure, to test the code on a CPU."""
     from transformers import PaliGemmaConfig
 
     text, vision = dict(TEXT[family]), dict(VISION)
@@ -74,7 +74,7 @@ def config(family: str, pixels: int, *, small: bool = False) -> Any:
 
 
 def subject(family: str, pixels: int, device: str, precision: str, *, small: bool = False) -> Subject:
-    """A random model made on the device, in both forms, which share their weights. The tokenizer is the demo's."""
+    """A random model, created on the device, in both forms with shared weights. It has the demo's tokenizer."""
     from transformers import PaliGemmaForConditionalGeneration
 
     borrowed = model_module.load(ModelSpec(precision="float32"), device="cpu")
@@ -92,8 +92,8 @@ def subject(family: str, pixels: int, device: str, precision: str, *, small: boo
 
 
 def in_float32(subject: Subject) -> Subject:
-    """The same weights in float32, in the form of transformers: what the subject's own precision is judged by."""
-    torch.backends.cudnn.allow_tf32 = False  # on by default: the encoder's first layer would round to 10 bits
+    """The same weights in float32, in transformers' form: the reference for the subject's own precision."""
+    torch.backends.cudnn.allow_tf32 = False  # on by default: it rounds the encoder's first layer to 10 bits
     network = subject.network
     if network.dtype != torch.float32:
         network = copy.deepcopy(network).float()
@@ -101,7 +101,7 @@ def in_float32(subject: Subject) -> Subject:
 
 
 def requests(pixels: int, count: int, tokens: int | Sequence[int]) -> list[Request]:
-    """Random images, each with a prompt and an answer of just so many tokens: of all, or of each."""
+    """Requests with random images. `tokens`: answer length, of all or of each."""
     rng = np.random.default_rng(0)
     lengths = [tokens] * count if isinstance(tokens, int) else tokens
     return [
@@ -111,7 +111,7 @@ def requests(pixels: int, count: int, tokens: int | Sequence[int]) -> list[Reque
 
 
 def mixed_lengths(count: int, longest: int) -> list[int]:
-    """Lengths from 1 to the longest: of so many in a row each occurs once, so that every part of a load is like it."""
+    """Answer lengths from 1 to `longest`: each occurs once in every `longest` consecutive ones."""
     rng = random.Random(0)
     lengths: list[int] = []
     while len(lengths) < count:
@@ -121,24 +121,24 @@ def mixed_lengths(count: int, longest: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What an image with one prompt takes, in 10^9 operations; a multiplication and an addition are two."""
+    """Cost of an image with one prompt, in GFLOP; a multiply-add is two operations."""
 
     vision: float
-    prefill: float  # of the decoder, last layer included in full
-    decode: float  # of all tokens after the first
-    weight_bytes: int  # that a decode step reads, in two-byte precision
-    token_bytes: int  # keys and values of one token, likewise
+    prefill: float  # of the decoder, including the whole last layer
+    decode: float  # of all tokens but the first
+    weight_bytes: int  # read by a decode step, in 16-bit precision
+    token_bytes: int  # keys and values of one token, in 16-bit precision
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum, in GFLOP."""
         return self.vision + self.prefill + self.decode
 
 
 def work(made: Any, prompt: int, answer: int) -> Work:
-    """The arithmetic of one request: matrix products only, norms and activations left out.
+    """Operation counts of one request: matrix products only, without norms and activations.
 
-    `prompt`: tokens beside the image's, `answer`: tokens chosen, the first of them by the prefill.
+    `prompt`: tokens without the image's. `answer`: generated tokens; the prefill generates the first one.
     """
     vision, text = made.vision_config, made.text_config
     patches = (vision.image_size // vision.patch_size) ** 2

@@ -1,12 +1,12 @@
-"""What the engine answers on a device, before its speed there is worth a figure.
+"""Correctness checks of the engine on a device, which must pass before any rate is measured.
 
 The demo model in float32 is compared with `model.generate` on the CPU. The full-size model in its own precision is
-compared with the same weights in float32, at two places: the logits of the first token as our prefill computes them,
-and the answers that the engine gives to the same requests in the company of others.
+compared with the same weights in float32: first the logits of the first token from our prefill, then the engine's
+answers to the same requests among others.
 
-Where tokens differ, the reference's own logits decide: how much higher does it put its own token than ours, at the
-first step at which they differ? Within the tolerance that is a near-tie: it is reported, and the bench goes on.
-Anything else ends it.
+Where tokens differ, the reference's logits decide: the gap is how much higher they are for the reference's own token
+than for ours, at the first different step. A gap within the tolerance is a near-tie: it is reported. Any other
+difference ends the benchmark.
 """
 
 import itertools
@@ -28,85 +28,86 @@ from paliscribe.engine import Engine
 from paliscribe.model import paligemma as model_module
 from paliscribe.records import Prediction, Request
 
-# Of the demo's float32 logits, which reach 20. On a CPU ours differ from those of `generate` by at most 2e-5, for sums
-# are taken in another order; a GPU takes yet another one. 1e-3 is fifty times that, and less than any of the gaps
-# between the two best tokens of the answers that are compared (0.003 and more).
+# For the demo's float32 logits, which reach 20. On a CPU ours differ from those of `generate` by at most 2e-5, since
+# the order of sums differs; on a GPU it differs again. 1e-3 is fifty times that, and below all gaps between the two
+# best tokens of the compared answers (at least 0.003).
 NEAR_TIE = 1e-3
-# First logits: the root mean square of the difference to float32, in parts of the logits' own standard deviation, in
-# units of the precision's epsilon (bfloat16: 2**-7). Rounding grows with depth. At full depth (27 + 18 and 27 + 26
-# layers) and hidden sizes of 256 a CPU gave 1.3 (Gemma) and 2.8 (Gemma 2) in bfloat16, 1.3 and 2.3 in float16, ours and
-# transformers' alike. So 8: 6 % in bfloat16. Kernels that read wrong memory, or positions that are off, are far above.
+# First logits: root mean square of the difference to float32, relative to the standard deviation of the logits, in
+# units of the precision's epsilon (bfloat16: 2**-7). Rounding errors grow with depth. At full depth (27 + 18 and
+# 27 + 26 layers) and a hidden size of 256, a CPU gave 1.3 (Gemma) and 2.8 (Gemma 2) in bfloat16, 1.3 and 2.3 in
+# float16, for our layers and transformers' alike. Hence 8, which is 6 % in bfloat16. A kernel that reads wrong memory,
+# or wrong positions, give far more.
 EPSILONS = 8.0
-LEAST_TOLERANCE = 1e-4  # for float32, whose reference rounds as much: 1e-6 was measured there
+MIN_TOLERANCE = 1e-4  # for float32, where the reference rounds too; 1e-6 was measured
 
 
-class Wrong(Exception):
-    """The engine's answers are not the model's: figures of its speed would be worthless."""
+class WrongAnswer(Exception):
+    """The engine's answers differ from the model's, so its rates would be meaningless."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where an answer leaves its reference for the first time; tokens are None where an answer has ended too early."""
+    """The first step at which an answer differs from its reference. A token is None if that answer has ended."""
 
     request: str
     step: int
     ours: int | None
     theirs: int | None
-    gap: float  # of the reference's logits: how much higher its own token is
+    gap: float  # logit of the reference's token minus that of ours, by the reference
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What `model.generate` answers: its tokens, the end token included, and the logits [steps, vocab] of each."""
+    """An answer of `model.generate`: tokens, including the end token, and logits [steps, vocab]."""
 
     tokens: list[int]
     logits: Tensor
 
 
 def demo(device: str, count: int) -> dict[str, Any]:
-    """The demo model in float32 on the device against `generate` on the CPU. Raises Wrong."""
+    """Compare the demo model in float32 on the device with `generate` on the CPU. Raises WrongAnswer."""
     on_cpu = baseline.demo()
     on_device = model_module.load(ModelSpec(precision="float32"), device=device)
     wanted = baseline.requests("natural", count)
     answers = Engine(on_device).run(wanted)
     end = on_device.tokenizer.eos_token_id
-    return judged(wanted, answers, references(on_cpu, wanted, 1, end), NEAR_TIE, end)
+    return compare_answers(wanted, answers, references(on_cpu, wanted, 1, end), NEAR_TIE, end)
 
 
 def own_precision(subject: Subject, wanted: Sequence[Request], probes: int) -> dict[str, Any]:
-    """The model in its own precision against float32: first logits, and the answers of the first `probes` of `wanted`.
+    """Compare the model in its own precision with float32: first logits and answers of `wanted[:probes]`.
 
-    Raises Wrong.
+    Raises WrongAnswer.
     """
     some, tolerance = wanted[:probes], tolerance_of(subject.model.dtype)
     first = first_logits(subject, some)
     answers = Engine(subject.model).run(wanted)[:probes]
-    release(subject.model.device.type)  # before the reference needs the memory
+    release(subject.model.device.type)  # the reference needs the memory
     theirs = references(full_size.in_float32(subject), some, probes)
     expected = torch.stack([reference.logits[0] for reference in theirs])
     same_precision = torch.stack([reference.logits[0] for reference in references(subject, some, probes, limit=1)])
     spread = float(expected.std(-1).mean())
     figures: dict[str, Any] = {"probes": probes, "tolerance": tolerance, "spread": spread}
-    figures["first_logits"] = apart(first, expected)
-    figures["first_logits_of_generate"] = apart(same_precision, expected)
-    if not figures["first_logits"]["relative"] <= tolerance:  # a NaN is wrong too
-        raise Wrong(
-            f"first logits are {figures['first_logits']['relative']:.2%} off those of float32, {tolerance:.2%} may be"
+    figures["first_logits"] = logit_differences(first, expected)
+    figures["first_logits_of_generate"] = logit_differences(same_precision, expected)
+    if not figures["first_logits"]["relative"] <= tolerance:  # also true for NaN
+        raise WrongAnswer(
+            f"first logits are {figures['first_logits']['relative']:.2%} off those of float32; tolerance {tolerance:.2%}"
         )
-    # Two logits, each off by as much as it may be, in opposite directions.
-    return figures | {"answers": judged(some, answers, theirs, 2 * tolerance * spread)}
+    # Twice: both logits may be off by the tolerance, in opposite directions.
+    return figures | {"answers": compare_answers(some, answers, theirs, 2 * tolerance * spread)}
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
-    """How far first logits may be from those of float32: see `EPSILONS`."""
-    return max(EPSILONS * torch.finfo(dtype).eps, LEAST_TOLERANCE)
+    """The tolerance of first logits against float32: see `EPSILONS`."""
+    return max(EPSILONS * torch.finfo(dtype).eps, MIN_TOLERANCE)
 
 
 def first_logits(subject: Subject, wanted: Sequence[Request]) -> Tensor:
-    """Of our prefill of all of them together, float32 [n, vocab]."""
+    """Logits of the first token, from one prefill of all requests: float32 [n, vocab]."""
     model = subject.model
     prompts = [model.tokenize(request.prompt) for request in wanted]
-    capacity = model.image_tokens + max(map(len, prompts)) + 64  # padding of a prefill included
+    capacity = model.image_tokens + max(map(len, prompts)) + 64  # 64: room for padding
     slots = make_slots(model, len(wanted), capacity)
     features = model.embed_images(model.upload([request.pixels for request in wanted]))
     return model.prefill(features, prompts, slots, range(len(wanted))).float().clone()
@@ -115,7 +116,7 @@ def first_logits(subject: Subject, wanted: Sequence[Request]) -> Tensor:
 def references(
     subject: Subject, wanted: Sequence[Request], size: int, end: int | None = None, limit: int | None = None
 ) -> list[Reference]:
-    """What `generate` answers in batches of `size`, with its logits; at most `limit` tokens."""
+    """Answers of `generate` with logits, in static batches of `size`; at most `limit` tokens each."""
     found = []
     for number, batch in enumerate(baseline.batches(subject, wanted, size)):
         network = subject.network
@@ -138,8 +139,8 @@ def references(
     return found
 
 
-def apart(ours: Tensor, expected: Tensor) -> dict[str, float]:
-    """How far logits [n, vocab] are from those that are expected. `relative`: of the worst row."""
+def logit_differences(ours: Tensor, expected: Tensor) -> dict[str, float]:
+    """Differences between logits [n, vocab]. `relative`: RMS over standard deviation, of the worst row."""
     difference = (ours - expected).abs()
     relative = difference.square().mean(-1).sqrt() / expected.std(-1)
     return {
@@ -150,17 +151,17 @@ def apart(ours: Tensor, expected: Tensor) -> dict[str, float]:
     }
 
 
-def judged(
+def compare_answers(
     wanted: Sequence[Request],
     answers: Sequence[Prediction],
     references: Sequence[Reference],
     near_tie: float,
     end: int | None = None,
 ) -> dict[str, Any]:
-    """The share of equal answers, and the near-ties among the others. Raises Wrong for all that is neither."""
+    """The share of equal answers, and near-ties. Raises WrongAnswer for any other difference, and for errors."""
     for answer in answers:
         if answer.error_kind is not None:
-            raise Wrong(f"request {answer.id} was refused: {answer.error_kind}: {answer.error_message}")
+            raise WrongAnswer(f"request {answer.id} was refused: {answer.error_kind}: {answer.error_message}")
     found = [
         difference
         for request, answer, reference in zip(wanted, answers, references, strict=True)
@@ -169,10 +170,10 @@ def judged(
     wrong = [difference for difference in found if not difference.gap <= near_tie]
     if wrong:
         first = wrong[0]
-        raise Wrong(
-            f"{len(wrong)} of {len(wanted)} answers are not those of model.generate. Request {first.request} has token "
-            f"{first.ours} instead of {first.theirs} at step {first.step}, where the reference puts its own higher by "
-            f"{first.gap:.4g}; up to {near_tie:.4g} would be a near-tie"
+        raise WrongAnswer(
+            f"{len(wrong)} of {len(wanted)} answers differ from model.generate. Request {first.request} has token "
+            f"{first.ours} instead of {first.theirs} at step {first.step}, where the reference's own token is ahead by "
+            f"{first.gap:.4g}; a near-tie is at most {near_tie:.4g}"
         )
     return {
         "requests": len(wanted),
@@ -198,10 +199,10 @@ def _difference(request: Request, answer: Prediction, reference: Reference, end:
 
 
 def invariance(subject: Subject, wanted: Sequence[Request], probes: int) -> dict[str, Any]:
-    """Whether an answer depends on its company, in the model's own precision on its device.
+    """Whether answers depend on other requests, in the model's own precision on its device.
 
-    The first `probes` of the requests alone; all of them together; all of them in another order. Shares of equal
-    tokens, of log-probabilities that are equal to the last bit, and of answers that are equal in all of both.
+    Runs the first `probes` requests alone, then all together, then all in another order. Returns the shares of equal
+    tokens, of bit-identical log-probabilities, and of answers equal in both.
     """
     engine = Engine(subject.model)
 
@@ -218,11 +219,11 @@ def invariance(subject: Subject, wanted: Sequence[Request], probes: int) -> dict
     shuffled = answered(other)
     for answer in (*together.values(), *alone.values(), *shuffled.values()):
         if answer.error_kind is not None:
-            raise Wrong(f"request {answer.id} was refused: {answer.error_kind}: {answer.error_message}")
-    return {"alone": _equal(alone, together), "shuffled": _equal(shuffled, together)}
+            raise WrongAnswer(f"request {answer.id} was refused: {answer.error_kind}: {answer.error_message}")
+    return {"alone": _equal_shares(alone, together), "shuffled": _equal_shares(shuffled, together)}
 
 
-def _equal(ours: dict[str, Prediction], others: dict[str, Prediction]) -> dict[str, float]:
+def _equal_shares(ours: dict[str, Prediction], others: dict[str, Prediction]) -> dict[str, float]:
     pairs = [(answer, others[name]) for name, answer in ours.items()]
     tokens = [a == b for one, two in pairs for a, b in itertools.zip_longest(one.tokens, two.tokens)]
     logprobs = [a == b for one, two in pairs for a, b in itertools.zip_longest(one.logprobs, two.logprobs)]

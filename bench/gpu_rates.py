@@ -1,7 +1,7 @@
-"""Images a second of the engine and of `generate`, and the time to the first token while batch saturates the engine.
+"""Images/s of the engine and of `generate`, and time to first token while batch-priority requests saturate the engine.
 
-There is a rate only where every answer was right in form: no request was refused, and each has just the tokens that it
-was asked for, in every round, warm-up included. Otherwise the load has no rates at all.
+A load has rates only if, in every round including the warm-up, no request fails and each answer has exactly the
+requested number of tokens.
 """
 
 import functools
@@ -26,37 +26,37 @@ from paliscribe.config import PoolConfig
 from paliscribe.engine import Engine, engine_sizes
 from paliscribe.records import ONLINE, Prediction, Request
 
-BATCHES = 4  # of a `generate` are timed at most, and no more than make `ENOUGH` images
-ENOUGH = 1024
-WARM_UPS = 8  # online requests to a GPU that are not counted: kernels are chosen, steps are recorded
-ONLINE_TOKENS = 2  # of an online request, which is waited for to its end
-CALL = 32  # batch requests that are submitted together beside online ones
-PATIENCE = 300.0  # seconds until the engine must be saturated, or a request answered
+MAX_BATCHES = 4  # timed static batches per `generate` method
+MAX_IMAGES = 1024  # in these batches, if they are more than one
+WARM_UPS = 8  # online requests to a GPU before timing: kernel selection, graph capture
+ONLINE_TOKENS = 2  # of an online request, which runs to its end
+CALL = 32  # batch-priority requests per submission, beside online ones
+TIMEOUT = 300.0  # seconds to saturate the engine, or to answer a request
 
 Tokens = list[list[int]]
 
 
-class Refused(Exception):
-    """An answer is missing or too short: there is no rate."""
+class NoRate(Exception):
+    """There is no rate, since an answer is missing or too short."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One way to answer requests. `prepare` runs before the clock starts, `run` is given what it returns."""
+    """A way to answer requests. `prepare` runs before the clock starts; `run` takes its result."""
 
     wanted: Sequence[Request]
     prepare: Callable[[], Any]
     run: Callable[[Any], Any]
-    tokens: Callable[[Any], Tokens]  # of each answer; raises Refused
-    fragile: bool = False  # any failure is reported, not only one of memory
+    tokens: Callable[[Any], Tokens]  # of each answer; raises NoRate
+    fragile: bool = False  # report any exception, not only out of memory
 
 
 def rates(
     subject: Subject, wanted: Sequence[Request], sizes: Sequence[int], static: int, rounds: int
 ) -> dict[str, Any]:
-    """Images a second of all methods, in turns; why a method failed; how many answers were the same.
+    """Images/s of all methods, measured in turns; reasons of failed methods; shares of equal answers.
 
-    `sizes`: batches for `generate`; `static`: the batch of the one with a static cache, 0 for none. Raises Refused.
+    `sizes`: batch sizes for `generate`. `static`: batch size with a static cache, or 0. Raises NoRate.
     """
     device = subject.model.device.type
     if device == "cuda":
@@ -72,7 +72,7 @@ def rates(
     memory: dict[str, int | None] = {"slots": engine.stats().slots, "peak": None, "peak_of_all": None}
     memory["slot"] = slot_bytes(subject.model, engine.sizes.capacity)
     names = list(methods)
-    for turn in range(-1, rounds):  # the first one warms up
+    for turn in range(-1, rounds):  # the first turn warms up
         start = max(turn, 0) % len(names)
         for name in names[start:] + names[:start]:
             if name in failed:
@@ -98,17 +98,17 @@ def rates(
 def _engine(engine: Engine, wanted: Sequence[Request]) -> Method:
     def tokens(answers: Sequence[Prediction]) -> Tokens:
         if len(answers) != len(wanted):
-            raise Refused(f"engine: {len(answers)} answers to {len(wanted)} requests")
+            raise NoRate(f"engine: {len(answers)} answers to {len(wanted)} requests")
         for request, answer in zip(wanted, answers, strict=True):
             if (problem := fault(request, answer)) is not None:
-                raise Refused(f"engine: {problem}")
+                raise NoRate(f"engine: {problem}")
         return [list(answer.tokens) for answer in answers]
 
-    return Method(wanted, engine.forget_images, lambda _: engine.run(wanted), tokens)  # every image is new each time
+    return Method(wanted, engine.forget_images, lambda _: engine.run(wanted), tokens)  # images are always new
 
 
 def fault(request: Request, answer: Prediction) -> str | None:
-    """What is wrong with the form of an answer to a request that has to have all its tokens."""
+    """The reason why an answer is invalid, or None: an error, or not exactly `max_tokens` tokens."""
     if answer.error_kind is not None:
         return f"request {request.id} was refused: {answer.error_kind}: {answer.error_message}"
     if len(answer.tokens) != request.max_tokens:
@@ -117,15 +117,15 @@ def fault(request: Request, answer: Prediction) -> str | None:
 
 
 def _generate(subject: Subject, wanted: Sequence[Request], size: int, **options: Any) -> Method:
-    some = wanted[: size * max(1, min(BATCHES, ENOUGH // size))]
-    some = some[: max(1, len(some) // size) * size]  # full batches, so that there is one shape
+    some = wanted[: size * max(1, min(MAX_BATCHES, MAX_IMAGES // size))]
+    some = some[: max(1, len(some) // size) * size]  # full batches only, for a single shape
 
     def tokens(outputs: Sequence[Tensor]) -> Tokens:
         rows = [row.tolist() for output in outputs for row in output]
         batches = [some[start : start + size] for start in range(0, len(some), size)]
         limits = [max(request.max_tokens for request in batch) for batch in batches for _ in batch]
         if [len(row) for row in rows] != limits:
-            raise Refused(f"generate-{size}: answers are not of {max(limits)} tokens each, or some are missing")
+            raise NoRate(f"generate-{size}: answers are not of {max(limits)} tokens each, or some are missing")
         return rows
 
     prepare = functools.partial(baseline.batches, subject, some, size)
@@ -134,7 +134,7 @@ def _generate(subject: Subject, wanted: Sequence[Request], size: int, **options:
 
 
 def _timed(method: Method, device: str) -> tuple[float, Tokens, str | None]:
-    """Seconds and tokens, or why there are none. Nothing of a failed attempt is held when this returns."""
+    """Seconds, tokens and, if it failed, the reason. Memory of a failed attempt is freed."""
     problem = None
     prepared = method.prepare()
     wait(device)
@@ -145,11 +145,11 @@ def _timed(method: Method, device: str) -> tuple[float, Tokens, str | None]:
         taken = time.perf_counter() - begun
     except torch.OutOfMemoryError:
         problem = "out of memory"
-    except Exception as error:  # of a cache or a compilation that this model or this machine does not support
+    except Exception as error:  # a static cache or its compilation may be unsupported
         if not method.fragile:
             raise
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    if problem is not None:  # only now: within `except` the traceback holds the tensors of the attempt
+    if problem is not None:  # outside `except`, since the traceback references the tensors
         del prepared
         release(device)
         return 0.0, [], problem
@@ -157,13 +157,13 @@ def _timed(method: Method, device: str) -> tuple[float, Tokens, str | None]:
 
 
 def _same(method: Method, ours: Tokens, theirs: Tokens) -> float:
-    """The share of requests to which both gave the same tokens; in low precision near-ties part them."""
+    """Share of requests with equal tokens; in low precision, near-ties differ."""
     pairs = zip(method.wanted, ours, theirs, strict=False)
     return statistics.fmean(mine == other[: request.max_tokens] for request, mine, other in pairs)
 
 
 def _forget_compiled(subject: Subject) -> None:
-    """Let go of what `generate` keeps of a static cache: the compiled step and its CUDA graphs."""
+    """Drop the compiled step and the CUDA graphs that `generate` keeps for a static cache."""
     for kept in ("_compiled_call", "_last_compile_config", "_cache"):
         subject.network.__dict__.pop(kept, None)
     if subject.model.device.type == "cuda":
@@ -171,9 +171,10 @@ def _forget_compiled(subject: Subject) -> None:
 
 
 def first_tokens(subject: Subject, batch: Sequence[Request], probes: int, slots: int | None = None) -> dict[str, Any]:
-    """Milliseconds from the submission of an online request to its first token, idle and beside batch; raises Refused.
+    """Time to first token of online requests in ms, on an idle and on a saturated engine. Raises NoRate.
 
-    `batch` is submitted over and over, each time as new images. `slots`: for batch, by default the engine's own number.
+    `batch`: requests submitted repeatedly, always as new images, to saturate the engine. `slots`: for these; default:
+    the engine's default.
     """
     engine = Engine(subject.model, engine_sizes(subject.model, PoolConfig(slots=slots)))
     warm_ups = WARM_UPS if subject.model.device.type == "cuda" else 1
@@ -184,9 +185,9 @@ def first_tokens(subject: Subject, batch: Sequence[Request], probes: int, slots:
         request = batch[number % len(batch)]
         name = f"online-{number}"
         request = replace(request, id=name, image_key=name, priority=ONLINE, max_tokens=ONLINE_TOKENS)
-        answer = engine.submit([request])[0].result(PATIENCE)
+        answer = engine.submit([request])[0].result(TIMEOUT)
         if (problem := fault(request, answer)) is not None:
-            raise Refused(f"online: {problem}")
+            raise NoRate(f"online: {problem}")
         assert answer.first_token is not None
         return answer.first_token * 1e3
 
@@ -196,11 +197,11 @@ def first_tokens(subject: Subject, batch: Sequence[Request], probes: int, slots:
     try:
         idle = [probe() for _ in range(warm_ups + probes // 4)][warm_ups:]
         feeder.start()
-        if not done.wait(PATIENCE) or problems:
-            raise Refused("; ".join(problems[:1]) or f"batch did not fill the engine within {PATIENCE:g} s")
+        if not done.wait(TIMEOUT) or problems:
+            raise NoRate("; ".join(problems[:1]) or f"the engine was not saturated within {TIMEOUT:g} s")
         busy, live = [], []
         for _ in range(warm_ups + probes):
-            time.sleep(rng.uniform(0, 2) * statistics.median(idle) / 1e3)  # at any moment of a step
+            time.sleep(rng.uniform(0, 2) * statistics.median(idle) / 1e3)  # at a random moment of a step
             live.append(engine.stats().live)
             busy.append(probe())
     finally:
@@ -209,7 +210,7 @@ def first_tokens(subject: Subject, batch: Sequence[Request], probes: int, slots:
             feeder.join()
         engine.close()
     if problems:
-        raise Refused(problems[0])
+        raise NoRate(problems[0])
     figures: dict[str, Any] = {"idle": _summary(idle), "saturated": _summary(busy[warm_ups:])}
     return figures | {"live": statistics.median(live[warm_ups:]), "slots": engine.stats().slots}
 
@@ -217,7 +218,7 @@ def first_tokens(subject: Subject, batch: Sequence[Request], probes: int, slots:
 def _feed(
     engine: Engine, batch: Sequence[Request], stop: threading.Event, done: threading.Event, problems: list[str]
 ) -> None:
-    """Keep batch requests waiting until told to stop; `done` once as many have been answered as there are slots."""
+    """Keep batch-priority requests queued until `stop`; set `done` when as many as there are slots are answered."""
     numbers, source = itertools.count(), itertools.cycle(batch)
     unfinished: list[tuple[Request, Future[Prediction]]] = []
     answered, slots = 0, engine.stats().slots

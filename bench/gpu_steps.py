@@ -1,4 +1,4 @@
-"""What the parts of a step take on a device: a plain matrix product, prefills, decode steps."""
+"""Latency of the parts of a step on a device: plain matrix products, prefills, decode steps."""
 
 import statistics
 import time
@@ -14,14 +14,14 @@ from bench.machine import wait
 from paliscribe.engine import engine_sizes
 from paliscribe.model import paligemma as model_module
 
-GROUPS = (1, 4, 16)  # requests of the prefills that are timed
-MOST_ROWS = 256  # of a decode step
+GROUPS = (1, 4, 16)  # requests per timed prefill
+MAX_ROWS = 256  # of a decode step
 
 
 def product(device: str, precision: str, seconds: float) -> float:
-    """TFLOP/s of large matrix products, one after another for so long: what a model can at best come near to.
+    """TFLOP/s of large matrix products, run for `seconds`: an upper bound for a model.
 
-    As long again goes by first: a GPU lowers its clock only once it has drawn its full power for a while.
+    Warms up for the same time, since a GPU lowers its clock only after a while at full power.
     """
     side, together = (8192, 50) if device == "cuda" else (512, 2)
     left, right = (torch.randn(side, side, device=device).to(model_module.DTYPES[precision]) for _ in range(2))
@@ -41,9 +41,9 @@ def product(device: str, precision: str, seconds: float) -> float:
 
 
 def steps(subject: Subject, work: full_size.Work) -> dict[str, dict[str, float | None]]:
-    """Milliseconds of a prefill and of a decode step, by the number of requests in it; GB that a decode step reads."""
+    """Latency in ms of prefills and decode steps, by number of requests; GB read per decode step."""
     model, device = subject.model, subject.model.device.type
-    groups, most = (GROUPS, MOST_ROWS) if device == "cuda" else (GROUPS[:2], max(GROUPS[:2]))
+    groups, most = (GROUPS, MAX_ROWS) if device == "cuda" else (GROUPS[:2], max(GROUPS[:2]))
     capacity = engine_sizes(model).capacity
     slots = make_slots(model, max(groups), capacity)
     found: dict[str, dict[str, float | None]] = {}
@@ -66,7 +66,7 @@ def steps(subject: Subject, work: full_size.Work) -> dict[str, dict[str, float |
 
 
 def milliseconds(call: Callable[[], Any], device: str, repeats: int) -> float:
-    """The median time of a call, all that it started on the device included. A CPU only tries the code."""
+    """Median time of a call in ms, including its work on the device. On a CPU it runs once, to test the code."""
     taken = []
     for turn in range(-2, repeats) if device == "cuda" else range(-1, 1):
         wait(device)

@@ -1,4 +1,4 @@
-"""What `bench.gpu` found, for people."""
+"""Text output of `bench.gpu`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ GIB = 2**30
 
 
 def words(part: str, found: Any, refused: str | None) -> str:
-    """The lines of one part."""
+    """The figures of one part as text. `refused`: why there are none."""
     if refused is not None:
         return f"  {part}: NO FIGURES, {refused}"
     written: dict[str, Callable[[Any], list[str]]] = {
@@ -31,24 +31,24 @@ def _check(found: Any) -> list[str]:
     for name, label in (("first_logits", "ours"), ("first_logits_of_generate", "generate")):
         off = found[name]
         lines.append(
-            f"{label:9} {off['relative']:.3%} off at worst; differences: most {off['most']:.4f}, mean "
+            f"{label:9} {off['relative']:.3%} off at worst; differences: max {off['most']:.4f}, mean "
             f"{off['mean']:.5f}; same token {off['same_token']:.1%}"
         )
     lines.append(
-        f"{answers['same']:.1%} of {answers['requests']} answers equal; {len(answers['near_ties'])} part at a near-tie "
+        f"{answers['same']:.1%} of {answers['requests']} answers equal; {len(answers['near_ties'])} with a near-tie "
         f"(closer than {answers['near_tie']:.4g})"
     )
     return lines + [f"  {near_tie(tie)}" for tie in answers["near_ties"]]
 
 
 def near_tie(tie: dict[str, Any]) -> str:
-    """Where an answer parted from its reference."""
+    """The step at which an answer differs from its reference, as text."""
     tokens = f"token {tie['ours']} instead of {tie['theirs']}"
     return f"a near-tie: request {tie['request']}, step {tie['step']}: {tokens}, logits {tie['gap']:.4g} apart"
 
 
 def _invariance(found: Any) -> list[str]:
-    lines = ["equal tokens; equal log-probabilities, to the last bit; answers equal in all of both"]
+    lines = ["equal tokens; bit-identical log-probabilities; answers equal in both"]
     for name, label in (("alone", "alone and together"), ("shuffled", "together and in another order")):
         shares = found[name]
         lines.append(
@@ -67,18 +67,18 @@ def _latency(found: Any) -> list[str]:
 
 
 def _rates(found: Any) -> list[str]:
-    lines = ["images/s; engine / method; the same answers"]
+    lines = ["images/s; engine / method; same answers"]
     for name, rate in found["images_per_second"].items():
         ratio = f"{found['ratios'][name]:6.2f} {found['same_answers'][name]:7.1%}" if name in found["ratios"] else ""
         lines.append(f"{name:14} {rate:8.2f} {ratio}".rstrip())
     lines += [f"{name:14} failed: {reason}" for name, reason in found["failed"].items()]
     if "best-generate" in found["ratios"]:
-        lines.append(f"engine / the best of the others: {found['ratios']['best-generate']:.2f}")
+        lines.append(f"engine / best other method: {found['ratios']['best-generate']:.2f}")
     if found.get("share_of_product") is not None:
-        limit = f"{found['limit']:.1f} images/s that plain products would allow"
+        limit = f"{found['limit']:.1f} images/s, the limit by plain matrix products"
         lines.append(f"the engine reaches {found['share_of_product']:.1%} of the {limit}")
     if found.get("share_of_known") is not None:
-        lines.append(f"and {found['share_of_known']:.1%} of what is known of such a GPU")
+        lines.append(f"and {found['share_of_known']:.1%} of the known throughput of this GPU")
     memory = found["memory"]
     held = f"memory: {memory['slots']} slots of {memory['slot'] / 2**20:.1f} MiB"
     if memory["peak"] is not None:

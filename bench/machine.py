@@ -1,4 +1,4 @@
-"""Where and on what a figure was measured, and that machine's memory given back between figures."""
+"""Description of the machine of a measurement; waiting for its device and freeing its memory."""
 
 import gc
 import os
@@ -28,7 +28,7 @@ def machine() -> dict[str, Any]:
 
 
 def wait(device: str) -> None:
-    """Until the device has done all that it was told to."""
+    """Wait until the device has finished all submitted work."""
     import torch
 
     if device == "cuda":
@@ -36,7 +36,7 @@ def wait(device: str) -> None:
 
 
 def release(device: str) -> None:
-    """Free what nobody refers to any more, reference cycles included, and give its memory on the device back."""
+    """Collect garbage, reference cycles included, and release cached device memory."""
     import torch
 
     gc.collect()

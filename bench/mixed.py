@@ -1,11 +1,11 @@
-"""Online requests beside batch work in one engine: how long the first token takes, and what batch pays for it.
+"""Online requests beside batch-priority requests in one engine: time to first token, and cost for the others.
 
     python -m bench.mixed [--models demo mid] [--probes 40] [--requests 384] [--rounds 3] [--json]
 
-First online requests one at a time on an idle engine, then as many, at random moments, while batch requests fill every
-slot they may have and more of them wait. Counted from submission to the first token: engine steps, and milliseconds.
-Then the same batch requests alone and with online ones among them, one for every ten, in turns. As those are work of
-their own, 1 / 1.1 of the rate of batch alone is what a perfect engine would leave to batch.
+Online requests run one at a time on an idle engine; then the same number at random moments, while batch-priority
+requests fill all their slots and more are queued. Measured from submission to first token: engine steps, and ms. Then
+the same batch-priority requests run alone and with one online request for every ten, in turns. The online requests are
+additional work, so an ideal engine keeps 1 / 1.1 of the rate.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from bench.machine import machine
 from paliscribe.engine import Engine
 from paliscribe.records import ONLINE, Piece, Prediction, Request
 
-WAITING = 64  # batch requests that wait at least, while the engine is saturated
-CALL = 96  # requests of one call
-ONLINE_SHARE = 10  # batch requests for every online one
+WAITING = 64  # minimum number of queued batch-priority requests while the engine is saturated
+CALL = 96  # requests per call
+ONLINE_SHARE = 10  # batch-priority requests per online request
 
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """How long one request waited for its first token."""
+    """Time to first token of one request."""
 
     steps: int
     milliseconds: float
@@ -44,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=["demo", "mid"], default=["demo", "mid"])
-    parser.add_argument("--probes", type=int, default=40, help="online requests whose first token is timed")
-    parser.add_argument("--requests", type=int, default=384, help="batch requests; the mid-size model gets a quarter")
+    parser.add_argument("--probes", type=int, default=40, help="timed online requests")
+    parser.add_argument(
+        "--requests", type=int, default=384, help="batch-priority ones; the mid-size model gets a quarter"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -71,13 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def first_tokens(subject: Subject, probes: int) -> dict[str, list[FirstToken]]:
-    """Waits for the first token, on an engine that is idle and on one that batch saturates."""
+    """Times to first token of online requests, on an idle and on a saturated engine."""
     online = [replace(request, priority=ONLINE) for request in baseline.requests("short", probes)]
     rng = random.Random(0)
     engine = Engine(subject.model)
     engine.start()
     try:
-        for request in online:  # the first of all warms up
+        for request in online:  # warm-up
             probe(engine, request)
         idle = [probe(engine, request) for request in online]
         feeding = threading.Event()
@@ -97,7 +99,7 @@ def first_tokens(subject: Subject, probes: int) -> dict[str, list[FirstToken]]:
 
 
 def probe(engine: Engine, request: Request) -> FirstToken:
-    """Submit a request and wait for its end; its image is new to the engine."""
+    """Submit a request with a new image key, and wait until it is finished."""
     first: list[FirstToken] = []
     fresh = replace(request, image_key=f"{request.image_key}-{time.monotonic_ns()}")
     before, begun = engine.stats().steps, time.perf_counter()
@@ -111,7 +113,7 @@ def probe(engine: Engine, request: Request) -> FirstToken:
 
 
 def feed(engine: Engine, done: threading.Event) -> None:
-    """Keep batch requests waiting until told to stop; then give up those that are left."""
+    """Keep batch-priority requests queued until `done` is set; then cancel the rest."""
     load = baseline.requests("mixed", 2 * WAITING)
     futures: list[Future[Prediction]] = []
     while not done.is_set():
@@ -123,11 +125,11 @@ def feed(engine: Engine, done: threading.Event) -> None:
 
 
 def rates(subject: Subject, count: int, rounds: int) -> dict[str, Any]:
-    """Requests a second of batch alone and with online requests among it, and their ratios."""
+    """Requests/s of batch-priority requests alone and beside online requests, and ratios."""
     wanted = baseline.requests("mixed", count + count // ONLINE_SHARE)
     batch, online = wanted[:count], [replace(request, priority=ONLINE) for request in wanted[count:]]
     engine = Engine(subject.model)
-    run(engine, batch, [])  # warms up
+    run(engine, batch, [])  # warm-up
     interval = run(engine, batch, [])[0] / (len(online) + 1)
     seconds: dict[str, list[tuple[float, float]]] = {"alone": [], "mixed": []}
     for turn in range(rounds):
@@ -145,7 +147,7 @@ def rates(subject: Subject, count: int, rounds: int) -> dict[str, Any]:
 def run(
     engine: Engine, batch: Sequence[Request], online: Sequence[Request], interval: float = 0.0
 ) -> tuple[float, float]:
-    """Seconds until the batch is done, and until all are. Batch comes in calls, as in a run, and online one by one."""
+    """Seconds until `batch` is finished, and until all are. `batch` is submitted in calls, `online` one by one."""
     engine.forget_images()
     begun = time.perf_counter()
     finished: list[float] = []
@@ -162,7 +164,7 @@ def run(
 
 
 def summary(waits: Sequence[FirstToken]) -> dict[str, dict[str, float]]:
-    """Median, 95th percentile and most, of steps and of milliseconds."""
+    """Median, 95th percentile and maximum of steps and milliseconds."""
     found = {}
     for name in ("steps", "milliseconds"):
         values = sorted(getattr(wait, name) for wait in waits)
@@ -172,15 +174,15 @@ def summary(waits: Sequence[FirstToken]) -> dict[str, dict[str, float]]:
 
 
 def words(name: str, figures: dict[str, Any]) -> str:
-    """A table for people."""
+    """The figures as a text table."""
     lines = [f"\n{name}: first token of an online request"]
     for state, found in figures["first_token"].items():
         steps, taken = found["steps"], found["milliseconds"]
         lines.append(
-            f"  {state:10} steps: median {steps['median']:.0f}, p95 {steps['p95']:.0f}, most {steps['max']:.0f};  "
-            f"ms: median {taken['median']:.1f}, p95 {taken['p95']:.1f}, most {taken['max']:.1f}"
+            f"  {state:10} steps: median {steps['median']:.0f}, p95 {steps['p95']:.0f}, max {steps['max']:.0f};  "
+            f"ms: median {taken['median']:.1f}, p95 {taken['p95']:.1f}, max {taken['max']:.1f}"
         )
-    lines.append(f"  batch alone {figures['alone_per_second']:.1f} requests/s, beside online ones ")
+    lines.append(f"  batch priority alone {figures['alone_per_second']:.1f} requests/s, beside online requests ")
     lines[-1] += f"{figures['batch_per_second']:.1f}: {figures['batch']:.3f} of it; both together {figures['all']:.3f}"
     return "\n".join(lines)
 

@@ -1,11 +1,11 @@
-"""What the whole job costs over the engine alone: the same requests through both, in turns, in one process tree.
+"""Overhead of a whole run over the engine alone: the same requests through both, in turns, in one process tree.
 
     python -m bench.pipeline [--images 512] [--rounds 3] [--json]
 
-The engine alone gets pixels that are already decoded and prompts that are already rendered, in calls of the size that
-the job uses, on as many torch threads as the job's replica has. The job freezes the manifest, starts Ray and the pool,
-fetches, decodes, calls, parses, commits, publishes. Two rates are given for it: from the moment that the pool is ready
-to the last commit (what a long run tends to), and from start to finish.
+The engine alone gets decoded pixels and rendered prompts, in calls of the same size as in the run, with as many torch
+threads as the run's replica. The run freezes the manifest, starts Ray and the pool, fetches, decodes, calls, parses,
+commits, publishes. It has two rates: from the pool being ready to the last commit (the limit for a long run), and from
+start to finish.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="torch threads of the model, in both")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of the model")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
@@ -41,7 +41,7 @@ def main() -> None:
         rounds = []
         for number in range(arguments.rounds):
             alone = engine_alone(manifest)
-            job = whole_job(manifest, Path(folder) / f"run-{number}", arguments.threads)
+            job = whole_run(manifest, Path(folder) / f"run-{number}", arguments.threads)
             rounds.append({"engine": alone, **job})
             print(f"round {number + 1}: " + ", ".join(f"{k} {v:,.1f}" for k, v in rounds[-1].items()), flush=True)
     figures = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
@@ -53,18 +53,18 @@ def main() -> None:
     print(f"\n{described['processor']}, {described['cores']} cores, commit {described['commit']}")
     print(f"{arguments.images} images x {len(TASKS)} tasks, {arguments.rounds} rounds, medians:")
     print(f"  engine alone            {figures['engine']:8.1f} requests/s")
-    print(f"  whole job, pool ready   {figures['job']:8.1f} requests/s   ratio {ratios['job/engine']:.2f}")
+    print(f"  whole run, pool ready   {figures['job']:8.1f} requests/s   ratio {ratios['job/engine']:.2f}")
     print(
-        f"  whole job, from start   {figures['job_from_start']:8.1f} requests/s   "
+        f"  whole run, from start   {figures['job_from_start']:8.1f} requests/s   "
         f"ratio {ratios['job from start/engine']:.2f}"
     )
-    print(f"  driver's memory grew by {figures['driver_growth_mib']:8.1f} MiB during the job (peak over its start)")
+    print(f"  driver's memory grew by {figures['driver_growth_mib']:8.1f} MiB during the run (peak minus start)")
     if arguments.json:
         print(json.dumps({"machine": described, "figures": figures, "ratios": ratios}))
 
 
 def engine_alone(manifest: Path) -> float:
-    """Requests a second of the engine over everything already in memory."""
+    """Requests/s of the engine with all inputs in memory."""
     from paliscribe.batch.stage import SLOTS_FILLED
     from paliscribe.config import ModelSpec
     from paliscribe.engine import Engine
@@ -82,15 +82,15 @@ def engine_alone(manifest: Path) -> float:
             name = f"{row['id']}/{task.template}"
             requests.append(Request(name, task.render(row), decoded.pixels, decoded.sha256, task.max_tokens))
     size = SLOTS_FILLED * engine.sizes.limits.slots
-    engine.run(requests[:size])  # warm
+    engine.run(requests[:size])  # warm-up
     begun = time.perf_counter()
     for start in range(0, len(requests), size):
         engine.run(requests[start : start + size])
     return len(requests) / (time.perf_counter() - begun)
 
 
-def whole_job(manifest: Path, output: Path, threads: int) -> dict[str, float]:
-    """Requests a second of `run_batch`, and what this process's memory did meanwhile."""
+def whole_run(manifest: Path, output: Path, threads: int) -> dict[str, float]:
+    """Requests/s of `run_batch`, and growth of this process's memory in MiB."""
     from paliscribe.batch.progress import Progress
     from paliscribe.batch.run import run_batch
     from paliscribe.config import JobConfig, PoolConfig
@@ -123,7 +123,7 @@ def whole_job(manifest: Path, output: Path, threads: int) -> dict[str, float]:
 
 
 class _Memory:
-    """Samples this process's resident memory while it is entered."""
+    """Context manager that samples this process's resident memory."""
 
     def __enter__(self) -> "_Memory":
         self._stop, self._first, self._peak = threading.Event(), _resident(), 0

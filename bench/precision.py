@@ -1,10 +1,10 @@
-"""What lower precision and quantisation change in the demo model's answers, scores and memory.
+"""Effect of lower precision and quantization on the demo model's answers, scores and memory.
 
     python -m bench.precision [--scenes 500] [--texts 300] [--json]
 
-Every variant answers the same held-out prompts as float32 does: the share of answers that are the same, token for
-token, by task; the scores of its answers against what the scenes show; and the bytes of its weights. float32 itself is
-compared with `model.generate`, in batches of 32. How answers of Google's checkpoints change cannot be told from this.
+Each variant answers the same held-out prompts as float32. Measured: the share of answers with equal tokens, by task;
+the scores of the answers against the scenes' truth; and the size of the weights. float32 itself is compared with
+`model.generate`, in static batches of 32. The results do not apply to Google's checkpoints.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=500)
-    parser.add_argument("--texts", type=int, default=300, help="scenes with text that is to be read, of all kinds")
+    parser.add_argument("--texts", type=int, default=300, help="scenes with text to read, of all kinds")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def requests(asked: Sequence[Question]) -> list[Request]:
-    """A request a prompt; those on one scene share its image."""
+    """One request per prompt; requests on the same scene share its image."""
     made = []
     for number, question in enumerate(asked):
         pixels = np.asarray(question.image.convert("RGB").resize((112, 112), 3))
@@ -74,7 +74,7 @@ def requests(asked: Sequence[Question]) -> list[Request]:
 
 
 def generated(wanted: Sequence[Request], exact: Sequence[Prediction]) -> float:
-    """Share of answers of the engine in float32 that are those of `generate`."""
+    """Share of the engine's answers in float32 that equal those of `generate`."""
     subject = baseline.demo()
     end = subject.model.tokenizer.eos_token_id
     order = sorted(range(len(wanted)), key=lambda i: len(exact[i].tokens))
@@ -91,7 +91,7 @@ def measure(
     exact: Sequence[Prediction],
     device: str,
 ) -> dict[str, Any]:
-    """Agreement with float32 by task, scores, bytes of the weights, and requests a second."""
+    """Agreement with float32 by task, scores, weight bytes, and requests/s."""
     model = model_module.load(ModelSpec.model_validate(variant), device=device)
     weights = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in model.network.state_dict().values()}.values())
     engine = Engine(model)
@@ -117,12 +117,12 @@ def measure(
 
 
 def header() -> str:
-    """The columns of `row`."""
+    """The header of the table."""
     return "| | same tokens | " + " | ".join([*TASKS, *SCORES, "weights, MiB"]) + " |"
 
 
 def row(name: str, figures: dict[str, Any]) -> str:
-    """A variant's line of the table."""
+    """A variant's row of the table."""
     agreement, scores = figures["agreement"], figures["scores"]
     cells = [f"{agreement['all']:.1%}", *(f"{agreement[task]:.1%}" for task in TASKS)]
     cells += [f"{scores[score]:.4f}" for score in SCORES]

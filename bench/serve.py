@@ -1,11 +1,11 @@
-"""Live calls over HTTP: idle, saturated by each other, and beside a batch at full speed on the same replica.
+"""Latency of live calls over HTTP: idle, saturated, and beside a run at full speed on the same replica.
 
     python -m bench.serve [--calls 60] [--together 48] [--images 256] [--rounds 3] [--json]
 
-The endpoint runs as `paliscribe serve` runs it, and the calls come from another process: plain chat completions
-(`caption en` of held-out scenes), one after another in (a) and (c), `--together` at a time in (b). In (c) a batch goes
-through the same replica meanwhile; its rate with and without live calls is measured in turns. Times are those of the
-caller, from sending to the whole answer. Every reply is counted by its status; one that never comes is a failure.
+The endpoint is set up as by `paliscribe serve`. Another process makes the calls: plain chat completions (`caption en`
+of held-out scenes), one after another when idle and beside a run, `--together` at a time when saturated. The rate of
+the run is measured with and without live calls, in turns. Latency is measured by the client, from sending to the whole
+response. Every response is counted by its status, and transport errors by their type.
 """
 
 import argparse
@@ -37,11 +37,11 @@ APPLICATION = "paliscribe"
 
 
 def main() -> None:
-    """Measure and print; or, with --generate, make calls and print what came of them."""
+    """Measure and print. With --generate, make calls and print their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=60, help="calls of a phase, one after another")
-    parser.add_argument("--together", type=int, default=48, help="calls at a time in the saturated phase")
-    parser.add_argument("--images", type=int, default=256, help="images of the batch, four tasks each")
+    parser.add_argument("--calls", type=int, default=60, help="sequential calls per phase")
+    parser.add_argument("--together", type=int, default=48, help="concurrent calls in the saturated phase")
+    parser.add_argument("--images", type=int, default=256, help="images of the run, four tasks each")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--generate", help=argparse.SUPPRESS)
@@ -78,40 +78,40 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         serve.start(proxy_location="HeadOnly", http_options=http, logging_config={"log_level": "WARNING"})
         run_application(application(config), APPLICATION, "/")
         try:
-            run(address, 5, 1)  # warms up
+            run(address, 5, 1)  # warm-up
             figures["idle"] = show("idle", run(address, options.calls, 1))
             figures["saturated"] = show("saturated", run(address, 10 * options.together, options.together))
-            figures |= beside_batch(address, manifest, Path(folder), options.rounds)
+            figures |= beside_run(address, manifest, Path(folder), options.rounds)
         finally:
             serve.delete(APPLICATION)
     idle, busy = figures["idle"]["p99_ms"], figures["under batch"]["p99_ms"]
-    print(f"p99 under a batch / p99 idle: {busy / idle:.2f}")
+    print(f"p99 beside a run / p99 idle: {busy / idle:.2f}")
     return figures
 
 
-def beside_batch(address: str, manifest: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """The batch alone and beside calls one after another, in turns."""
+def beside_run(address: str, manifest: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """Figures of a run alone and of a run beside sequential live calls, in turns."""
     alone, beside, seen = [], [], []
     for number in range(rounds):
-        alone.append(batch(manifest, folder / f"alone-{number}"))
+        alone.append(run_rate(manifest, folder / f"alone-{number}"))
         process = start(address, 0, 1)
-        beside.append(batch(manifest, folder / f"beside-{number}"))
+        beside.append(run_rate(manifest, folder / f"beside-{number}"))
         assert process.stdin is not None
-        process.stdin.close()  # tells it to end
+        process.stdin.close()  # the process ends when its input ends
         seen.append(json.loads(finish(process)))
     calls = {"seconds": [s for one in seen for s in one["seconds"]], "elapsed": sum(one["elapsed"] for one in seen)}
     calls["statuses"] = dict(sum((Counter(one["statuses"]) for one in seen), Counter()))
     shown = show("under batch", calls)
     ratio = statistics.median(b / a for a, b in zip(alone, beside, strict=True))
     print(
-        f"batch: {statistics.median(alone):.1f} requests/s alone, {statistics.median(beside):.1f} beside live calls, "
+        f"run: {statistics.median(alone):.1f} requests/s alone, {statistics.median(beside):.1f} beside live calls, "
         f"ratio {ratio:.2f}"
     )
     return {"under batch": shown, "batch": {"alone": alone, "beside": beside, "ratio": ratio}}
 
 
-def batch(manifest: Path, output: Path) -> float:
-    """Requests a second of a run through the served replica, from the first image to the last commit."""
+def run_rate(manifest: Path, output: Path) -> float:
+    """Requests/s of a run through the served replica, from the first image to its end."""
     from paliscribe.batch.progress import Progress
     from paliscribe.batch.run import run_batch
     from paliscribe.config import JobConfig, PoolConfig
@@ -129,14 +129,14 @@ def batch(manifest: Path, output: Path) -> float:
 
 
 def start(address: str, calls: int, together: int) -> "subprocess.Popen[str]":
-    """The load generator in a process of its own; with no number of calls it goes on until its input ends."""
+    """Start the load generator as a process. `calls`: 0 means until its standard input is closed."""
     command = [sys.executable, "-m", "bench.serve", "--generate", address]
     command += ["--calls", str(calls), "--together", str(together)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
-    """What a load generator printed."""
+    """Wait for a load generator, and return its output."""
     assert process.stdout is not None
     said = process.stdout.read()
     if process.wait() != 0:
@@ -145,13 +145,13 @@ def finish(process: "subprocess.Popen[str]") -> str:
 
 
 def run(address: str, calls: int, together: int) -> dict[str, Any]:
-    """So many calls."""
+    """Make `calls` calls, `together` at a time, from another process."""
     found: dict[str, Any] = json.loads(finish(start(address, calls, together)))
     return found
 
 
 async def generate(address: str, calls: int | None, together: int) -> dict[str, Any]:
-    """Make calls, `together` at a time, each with an image that is new: their seconds, and replies by status."""
+    """Make calls, `together` at a time, on varying images. Returns latencies in seconds, and counts by status."""
     bodies = [body(FIRST_SCENE + number) for number in range(64)]
     ended, left = threading.Event(), calls
     if calls is None:
@@ -181,7 +181,7 @@ async def generate(address: str, calls: int | None, together: int) -> dict[str, 
 
 
 def body(seed: int) -> dict[str, Any]:
-    """A call about a scene."""
+    """The JSON body of a call about a scene."""
     buffer = io.BytesIO()
     draw(sample_scene(seed)).save(buffer, "JPEG")
     url = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -190,7 +190,7 @@ def body(seed: int) -> dict[str, Any]:
 
 
 def show(phase: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Print and return a phase's figures."""
+    """Print a phase's figures and return them."""
     ordered = sorted(found["seconds"])
     shown = {
         "p50_ms": statistics.median(ordered) * 1e3,

@@ -1,9 +1,8 @@
-"""Write the lock: the versions installed here of every package that paliscribe needs.
+"""Write the lock files: pinned versions of all dependencies, as installed in the current environment.
 
-`make lock` resolves the newest versions that pyproject.toml allows in an environment of its own and runs this there.
-infra/requirements.txt holds what is needed at run time, for images and nodes; infra/constraints.txt adds what tests,
-linters and training need, for `make setup`. NVIDIA's libraries are left to torch, whose wheels name the exact version
-of each.
+`make lock` resolves the newest versions that pyproject.toml allows in a separate environment and runs this there.
+infra/requirements.txt has the run-time dependencies, for container images and nodes; infra/constraints.txt adds those
+of tests, linters and training, for `make setup`. NVIDIA's libraries are left out: torch's wheels pin their versions.
 """
 
 import importlib.metadata
@@ -22,14 +21,14 @@ LEFT_TO_TORCH = ("cuda-", "nvidia-", "triton")
 
 
 def wanted(*extras: str) -> list[Requirement]:
-    """What pyproject.toml asks for at run time, and with these extras."""
+    """Requirements in pyproject.toml, with these extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
     return [Requirement(line) for line in lines]
 
 
 def requirements_of(package: str, extras: Iterable[str] = ()) -> list[Requirement]:
-    """What an installed package asks for here, with these extras."""
+    """Requirements of an installed package on this platform, with these extras."""
     found = [Requirement(line) for line in importlib.metadata.requires(package) or []]
     chosen = ["", *extras]
     here = [r for r in found if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in chosen)]
@@ -37,7 +36,7 @@ def requirements_of(package: str, extras: Iterable[str] = ()) -> list[Requiremen
 
 
 def closure(waiting: list[Requirement]) -> dict[str, set[str]]:
-    """Name -> extras of all that is needed."""
+    """All transitive requirements: name -> extras."""
     extras: dict[str, set[str]] = {}
     while waiting:
         next_one = waiting.pop()
@@ -49,12 +48,12 @@ def closure(waiting: list[Requirement]) -> dict[str, set[str]]:
 
 
 def pins(names: Iterable[str]) -> str:
-    """A line a package, with the version that is installed."""
+    """Pins of the installed versions, one line per package."""
     return "".join(f"{name}=={Version(importlib.metadata.version(name)).public}\n" for name in sorted(names))
 
 
 def main() -> None:
-    """Write both files."""
+    """Write both lock files."""
     needed = closure(wanted())
     more = closure(wanted("test", "lint", "train")).keys() - needed.keys()
     REQUIREMENTS.write_text(HEAD + pins(needed))

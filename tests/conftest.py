@@ -26,6 +26,13 @@ for name in [name for name in os.environ if name.startswith("AWS_")]:
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One of two processes runs all tests that start Ray, as they share a cluster; others go by file."""
+    for item in items:
+        group = "cluster" if item.get_closest_marker("cluster") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @dataclass(frozen=True, slots=True)
 class S3Server:
     """SeaweedFS with two identities: one that may do anything, one that may do nothing."""

@@ -4,7 +4,7 @@ import pytest
 
 from paliscribe.config import PoolConfig
 from paliscribe.errors import UsageError
-from paliscribe.pool.autoscaling import autoscaling, wanted
+from paliscribe.pool.autoscaling import autoscaling, desired_replicas
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from paliscribe.pool.autoscaling import autoscaling, wanted
 )
 def test_replicas_for_work(rows: list[float], calls: float, each: int | None, replicas: int) -> None:
     held = dict(enumerate(rows))
-    assert wanted(held, dict.fromkeys(held, 40.0), calls, each) == replicas
+    assert desired_replicas(held, dict.fromkeys(held, 40.0), calls, each) == replicas
 
 
 def test_a_number_stays_and_bounds_scale() -> None:

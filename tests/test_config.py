@@ -30,7 +30,7 @@ def test_defaults_are_filled_and_shorthands_accepted() -> None:
         ({"shard_rows": 0}, "'shard_rows': input should be greater than or equal to 1"),
         ({"tasks": []}, "'tasks'"),
         ({"max_error_rate": 1.5}, "'max_error_rate'"),
-        ({"partition_by": ["task", "task"]}, "named twice"),
+        ({"partition_by": ["task", "task"]}, "duplicate column"),
         ({"model": {"precision": "float8"}}, "'model.precision'"),
     ],
 )
@@ -102,18 +102,21 @@ def test_precision_follows_the_hardware() -> None:
     [
         ({"name": "big#1"}, "'pool.name': string should match pattern"),
         ({"name": "x" * 41}, "'pool.name': string should have at most 40 characters"),
-        ({"gpus_per_replica": 1.5}, "'pool.gpus_per_replica': 0, a whole number, or a share of one GPU"),
-        ({"gpus_per_replica": 0.00001}, "'pool.gpus_per_replica': 0, a whole number, or a share of one GPU"),
+        ({"gpus_per_replica": 1.5}, "'pool.gpus_per_replica': must be 0, a whole number, or a fraction"),
+        ({"gpus_per_replica": 0.00001}, "'pool.gpus_per_replica': must be 0, a whole number, or a fraction"),
         ({"gpus_per_replica": float("nan")}, "'pool.gpus_per_replica': input should be"),
         ({"accelerator_type": "NVIDIA L4"}, "'pool.accelerator_type': string should match pattern"),
-        ({"accelerator_type": "L4", "gpus_per_replica": 0}, "'pool': accelerator_type is a kind of GPU"),
-        ({"resources": {"GPU": 1}}, "'pool.resources': 'GPU' is no custom resource; there are cpus_per_replica"),
-        ({"resources": {"accelerator_type:L4": 1}}, "'pool.resources': 'accelerator_type:L4' is no custom resource"),
-        ({"resources": {"disk": 0}}, "'pool.resources': 'disk' is 0, less than"),
-        ({"resources": {"disk": -1}}, "'pool.resources': 'disk' is -1, less than"),
+        ({"accelerator_type": "L4", "gpus_per_replica": 0}, "'pool': accelerator_type needs a GPU"),
+        ({"resources": {"GPU": 1}}, "'pool.resources': 'GPU' is not a custom resource; use cpus_per_replica"),
+        ({"resources": {"accelerator_type:L4": 1}}, "'pool.resources': 'accelerator_type:L4' is not a custom resource"),
+        ({"resources": {"disk": 0}}, "'pool.resources': 'disk' is 0, below"),
+        ({"resources": {"disk": -1}}, "'pool.resources': 'disk' is -1, below"),
         ({"resources": {"disk": float("inf")}}, "'pool.resources.disk': input should be a finite number"),
         ({"resources": {"disk": "much"}}, "'pool.resources.disk': input should be a valid number"),
-        ({"name": "big", "replicas": 2, "slots": 8}, "with `name` nothing else can be set (replicas, slots)"),
+        (
+            {"name": "big", "replicas": 2, "slots": 8},
+            "with `name` nothing else can be set, since that pool exists already; remove replicas, slots",
+        ),
     ],
 )
 def test_what_a_pool_cannot_be(pool: dict[str, object], message: str) -> None:
@@ -133,7 +136,7 @@ def test_pools_of_gpus() -> None:
         ({"gpus_per_replica": 2}, True, 2, 1),
     ]:
         parsed = config.parse(GOOD | {"pool": pool}).pool
-        assert (parsed.gpus(there=there), parsed.device_share) == (gpus, share)
+        assert (parsed.gpus(available=there), parsed.device_share) == (gpus, share)
     named = config.parse(GOOD | {"pool": {"name": "big"}})
     assert config.JobConfig.model_validate(named.model_dump(mode="json")) == named, "a run file is read again"
 
@@ -172,14 +175,15 @@ def test_the_example_is_a_job() -> None:
 
 
 def test_the_guides_settings_are_settings() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "guide.md").read_text()
+    pages = (Path(__file__).parents[1] / "docs" / "guide").glob("*.md")
+    text = "".join(page.read_text() for page in pages)
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
-    assert len(blocks) >= 2
+    assert len(blocks) >= 3
     for block in blocks:
         if "models" in block:
-            config.parse_serve(block, source="guide.md")
+            config.parse_serve(block, source="guide")
         else:
-            config.parse(GOOD | block, source="guide.md")
+            config.parse(GOOD | block, source="guide")
 
 
 def test_double_quantization_is_of_4_bits() -> None:

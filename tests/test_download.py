@@ -107,7 +107,7 @@ def test_what_is_wrong_is_said_in_a_line(
         return str(caught.value)
 
     store = open_store(f"s3://{bucket}/other")
-    assert refusal(f"s3://{bucket}/nothing") == f"model s3://{bucket}/nothing: no model is there"
+    assert refusal(f"s3://{bucket}/nothing") == f"model s3://{bucket}/nothing: no model found"
     assert refusal("s3://no-such-bucket-here/model").startswith("model s3://no-such-bucket-here/model")
     store.put("pytorch_model.bin", b"pickled")
     store.put("config.json", json.dumps({"model_type": "paligemma"}).encode())
@@ -118,7 +118,7 @@ def test_what_is_wrong_is_said_in_a_line(
     store.delete("config.json")
     assert "no config.json" in refusal(store.uri)
     monkeypatch.setenv("PALISCRIBE_CACHE", "/proc/nothing")
-    with pytest.raises(UsageError, match="cannot be kept in /proc/nothing/models"):
+    with pytest.raises(UsageError, match="cannot be cached in /proc/nothing/models"):
         model.load(ModelSpec(id=prefix))
 
 

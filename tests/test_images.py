@@ -1,4 +1,4 @@
-"""Images of every kind, made here: their pixels, their size, and the kind of what is wrong with them."""
+"""Image decoding: pixels, sizes and error kinds of all formats and modes."""
 
 import hashlib
 import io
@@ -15,13 +15,13 @@ from PIL import Image
 from paliscribe.errors import RowError
 from paliscribe.images.decode import FORMATS, Decoded, decode
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the module's own filter
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest resets the module's own filter
 SIZE = 28
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def photo(width: int = 61, height: int = 40) -> Image.Image:
-    """Smooth noise in RGB: it tells rotations, squeezes and channels apart."""
+    """Smooth RGB noise, which distinguishes rotations, resizes and channels."""
     small = np.random.default_rng(7).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -40,12 +40,12 @@ def kind(data: bytes, **options: Any) -> str:
 
 
 def shown(image: Image.Image, form: str = "PNG", **options: Any) -> Any:
-    """The colour in the middle of what is decoded."""
+    """Colour of the middle pixel of the decoded image."""
     return decode(encoded(image, form, **options), SIZE).pixels[SIZE // 2, SIZE // 2].tolist()
 
 
 def png(width: int, height: int) -> bytes:
-    """A small PNG that declares this size and holds almost nothing."""
+    """A small PNG that declares this size but has almost no data."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -57,7 +57,7 @@ def png(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("size", [(61, 40), (40, 61), (5, 300), (SIZE, SIZE), (1, 1), (1000, 700)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "CMYK"])
-def test_pixels_equal_those_of_the_reference(mode: str, size: tuple[int, int]) -> None:
+def test_pixels_equal_transformers(mode: str, size: tuple[int, int]) -> None:
     transformers = pytest.importorskip("transformers")
     image = photo(*size)
     if mode in ("RGBA", "LA"):
@@ -84,7 +84,7 @@ def test_every_format(form: str) -> None:
     assert np.abs(decoded.pixels - exact).mean() < (12 if form == "GIF" else 4)
 
 
-def test_transparency_shows_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     clear = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
     assert shown(clear) == shown(clear, "WEBP", lossless=True) == [255, 255, 255]
     assert shown(Image.new("RGBA", (40, 40), (255, 0, 0, 128))) == [255, 127, 127]
@@ -127,7 +127,7 @@ def test_one_bit_and_cmyk() -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_stand_upright(form: str, orientation: int) -> None:
+def test_exif_orientation_is_applied(form: str, orientation: int) -> None:
     if form not in FORMATS:
         pytest.skip(f"this Pillow has no {form}")
     corners = Image.new("RGB", (64, 32))
@@ -139,7 +139,7 @@ def test_pictures_stand_upright(form: str, orientation: int) -> None:
         3: lambda i: i.rotate(180),
         4: lambda i: i.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
         5: lambda i: i.transpose(Image.Transpose.TRANSPOSE),
-        6: lambda i: i.rotate(90, expand=True),  # the camera was held so that it needs a turn clockwise
+        6: lambda i: i.rotate(90, expand=True),  # to be rotated clockwise
         7: lambda i: i.transpose(Image.Transpose.TRANSVERSE),
         8: lambda i: i.rotate(-90, expand=True),
     }[orientation](corners)
@@ -154,14 +154,14 @@ def test_pictures_stand_upright(form: str, orientation: int) -> None:
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0rubbish", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\1\x12\0\3" * 9, b"Exif\0\0"]
 )
-def test_a_good_picture_with_broken_exif_is_kept(exif: bytes) -> None:
+def test_corrupt_exif_is_ignored(exif: bytes) -> None:
     data = encoded(photo(), "JPEG")
     segment = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
     assert np.array_equal(decode(data[:2] + segment + data[2:], SIZE).pixels, decode(data, SIZE).pixels)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
-def test_of_many_frames_the_first(form: str) -> None:
+def test_the_first_of_many_frames_is_used(form: str) -> None:
     frames = [Image.new("RGB", (40, 40), colour) for colour in (RED, (0, 255, 0), (0, 0, 255))]
     first = shown(frames[0], form, save_all=True, append_images=frames[1:])
     assert first[0] > 250 and max(first[1:]) < 5
@@ -169,12 +169,12 @@ def test_of_many_frames_the_first(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_cut_off(form: str, share: float) -> None:
+def test_truncated_files_are_corrupt(form: str, share: float) -> None:
     data = encoded(photo(200, 150), form)
     assert kind(data[: int(len(data) * share)]) == "corrupt"
 
 
-def test_a_broken_middle_raises_nothing_else() -> None:
+def test_corrupt_files_raise_only_row_errors() -> None:
     rng = np.random.default_rng(0)
     for form in FORMATS:
         data = encoded(photo(), form)
@@ -192,14 +192,14 @@ def test_not_an_image() -> None:
     assert kind(b"") == "empty"
     assert kind(b"<html>404 Not Found</html>") == "not_an_image"
     assert kind(b"\0") == "not_an_image"
-    assert kind(encoded(photo(), "EPS")) == "not_an_image"  # would start another program
+    assert kind(encoded(photo(), "EPS")) == "not_an_image"  # its decoder would start another program
     assert kind(encoded(photo(), "PDF")) == "not_an_image"
     assert kind(encoded(photo(), "TGA")) == "not_an_image"
     assert kind(encoded(photo())[:24]) == "corrupt"
 
 
-@pytest.mark.parametrize("side", [13_500, 50_000])  # Pillow alone would warn of the one and refuse the other
-def test_bombs_are_refused_by_their_header(side: int) -> None:
+@pytest.mark.parametrize("side", [13_500, 50_000])  # Pillow warns for one and raises for the other
+def test_decompression_bombs_are_rejected_by_their_header(side: int) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.filterwarnings("always")
         assert kind(png(side, side)) == "too_many_pixels"
@@ -210,7 +210,7 @@ def test_bombs_are_refused_by_their_header(side: int) -> None:
     assert kind(png(100, 50), max_pixels=5000) == "corrupt"
 
 
-def test_threads_agree() -> None:
+def test_decoding_is_thread_safe() -> None:
     data = [encoded(photo(100 + n, 80)) for n in range(24)]
     with ThreadPoolExecutor(8) as threads:
         together = list(threads.map(lambda one: decode(one, SIZE).pixels, data))
@@ -223,14 +223,14 @@ def distance(one: Decoded, other: Decoded) -> float:
 
 
 def textured(width: int, height: int) -> Image.Image:
-    """A photo with grain, which is lost where fewer pixels are decoded."""
+    """A photo with grain, which is lost at a reduced scale."""
     grain = np.random.default_rng(8).normal(0, 12, (height, width, 1))
     return Image.fromarray((np.asarray(photo(width, height)) + grain).clip(0, 255).astype(np.uint8))
 
 
-# Odd sides leave the last column and row of a reduced JPEG partly empty, 4 sizes a side is the least that is reduced.
+# Odd sides leave the last column and row of a reduced JPEG partly empty. Below 4 x SIZE a side nothing is reduced.
 @pytest.mark.parametrize("size", [(4 * SIZE, 4 * SIZE), (333, 251), (1001, 407), (130, 2000)])
-def test_draft_reduces_large_jpegs_and_shows_the_same(size: tuple[int, int]) -> None:
+def test_draft_of_large_jpegs_is_close_to_exact(size: tuple[int, int]) -> None:
     data = encoded(textured(*size), "JPEG", quality=90)
     exact, draft = decode(data, SIZE), decode(data, SIZE, draft=True)
     assert (draft.width, draft.height, draft.sha256) == (exact.width, exact.height, exact.sha256)
@@ -240,7 +240,7 @@ def test_draft_reduces_large_jpegs_and_shows_the_same(size: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("size", [(SIZE, SIZE), (61, 40), (4 * SIZE - 1, 4 * SIZE), (2000, 4 * SIZE - 1), (1, 1)])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_draft_leaves_small_jpegs_alone(size: tuple[int, int], orientation: int) -> None:
+def test_draft_of_small_jpegs_is_exact(size: tuple[int, int], orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(textured(*size), "JPEG", exif=exif)
@@ -249,13 +249,13 @@ def test_draft_leaves_small_jpegs_alone(size: tuple[int, int], orientation: int)
 
 
 @pytest.mark.parametrize("form", sorted({*FORMATS} - {"JPEG"}))
-def test_draft_leaves_other_formats_alone(form: str) -> None:
+def test_draft_of_other_formats_is_exact(form: str) -> None:
     data = encoded(textured(400, 300), form)
     assert np.array_equal(decode(data, SIZE).pixels, decode(data, SIZE, draft=True).pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_draft_keeps_pictures_upright_and_their_size(orientation: int) -> None:
+def test_draft_keeps_orientation_and_size(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(textured(333, 251), "JPEG", quality=90, exif=exif)
@@ -276,7 +276,7 @@ def test_draft_keeps_the_mode(mode: str) -> None:
     assert np.array_equal(decode(flat, SIZE).pixels, decode(flat, SIZE, draft=True).pixels)
 
 
-def test_draft_of_many_frames_takes_the_first() -> None:
+def test_draft_of_many_frames_uses_the_first() -> None:
     frames = [textured(400, 300), Image.new("RGB", (400, 300), RED)]
     data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
     with Image.open(io.BytesIO(data)) as image:
@@ -284,8 +284,8 @@ def test_draft_of_many_frames_takes_the_first() -> None:
     assert 0 < distance(decode(data, SIZE), decode(data, SIZE, draft=True)) < 2
 
 
-def test_draft_fails_as_the_whole_does() -> None:
+def test_draft_raises_the_same_errors() -> None:
     data = encoded(textured(400, 300), "JPEG")
     for share in (0.1, 0.5, 0.9):
         assert kind(data[: int(len(data) * share)], draft=True) == "corrupt"
-    assert kind(data, draft=True, max_pixels=400 * 300 - 1) == "too_many_pixels"  # of the original, not the reduced
+    assert kind(data, draft=True, max_pixels=400 * 300 - 1) == "too_many_pixels"  # of the original size

@@ -9,7 +9,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 
 from paliscribe.config import ModelSpec
-from paliscribe.model.layers import Gelu, Norm, steady
+from paliscribe.model.layers import Gelu, Norm, reproducible_activation
 from paliscribe.model.paligemma import choose_kernels, load
 from paliscribe.model.shapes import Shapes, Sizes
 
@@ -99,4 +99,4 @@ def test_the_activation_is_that_of_transformers(width: int) -> None:
     for dtype, near in ((torch.float32, 1e-6), (torch.bfloat16, 0.04)):
         wanted = GELUTanh()(rows.to(dtype))
         assert torch.allclose(Gelu(width)(rows.to(dtype)), wanted, atol=near)
-    assert steady(torch.nn.SiLU(), width).__class__ is torch.nn.SiLU
+    assert reproducible_activation(torch.nn.SiLU(), width).__class__ is torch.nn.SiLU

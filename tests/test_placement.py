@@ -3,7 +3,14 @@
 import pytest
 
 from paliscribe.config import FetchConfig, PoolConfig
-from paliscribe.pool.placement import actor_options, asked, fits, missing, room, stage_size
+from paliscribe.pool.placement import (
+    actor_options,
+    fits,
+    missing_resources,
+    replica_resources,
+    replicas_that_fit,
+    stage_size,
+)
 
 L4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}
 A100S = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0, "disk": 3.0}
@@ -12,7 +19,7 @@ PLAIN = {"CPU": 16.0}
 
 def wanted(**pool: object) -> dict[str, float]:
     config = PoolConfig.model_validate(pool)
-    return asked(config, config.gpus(there=True))
+    return replica_resources(config, config.gpus(available=True))
 
 
 def test_what_a_replica_asks_of_ray() -> None:
@@ -24,8 +31,8 @@ def test_what_a_replica_asks_of_ray() -> None:
         "resources": {"disk": 2},
     }
     assert actor_options(PoolConfig(), 0.0) == {"num_cpus": 0.5, "num_gpus": 0.0}
-    assert asked(config, 0.5) == {"CPU": 1, "GPU": 0.5, "disk": 2, "accelerator_type:L4": 0.001}
-    assert asked(PoolConfig(), 0.0) == {"CPU": 0.5}
+    assert replica_resources(config, 0.5) == {"CPU": 1, "GPU": 0.5, "disk": 2, "accelerator_type:L4": 0.001}
+    assert replica_resources(PoolConfig(), 0.0) == {"CPU": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -44,19 +51,19 @@ def test_what_a_replica_asks_of_ray() -> None:
     ],
 )
 def test_replicas_by_default(pool: dict[str, object], replicas: int) -> None:
-    assert room([L4, A100S, PLAIN, L4], wanted(**pool)) == replicas
-    assert room([], wanted(**pool)) == 1
+    assert replicas_that_fit([L4, A100S, PLAIN, L4], wanted(**pool)) == replicas
+    assert replicas_that_fit([], wanted(**pool)) == 1
 
 
 def test_what_no_node_has_is_named() -> None:
     nodes = [L4, PLAIN]
-    assert fits(L4, wanted(accelerator_type="L4")) and missing(nodes, wanted(accelerator_type="L4")) is None
-    assert missing(nodes, wanted(accelerator_type="A100", gpus_per_replica=0.5)) == (
-        "a node with 0.5 CPU, 0.5 GPU, GPUs of kind A100"
+    assert fits(L4, wanted(accelerator_type="L4")) and missing_resources(nodes, wanted(accelerator_type="L4")) is None
+    assert missing_resources(nodes, wanted(accelerator_type="A100", gpus_per_replica=0.5)) == (
+        "a node with 0.5 CPU, 0.5 GPU, accelerator type A100"
     )
     # Each of them is there, and not on one node.
-    assert missing(nodes, wanted(cpus_per_replica=16)) == "a node with 16 CPU, 1 GPU"
-    assert missing([], wanted(gpus_per_replica=0, resources={"disk": 2})) == "a node with 0.5 CPU, 2 disk"
+    assert missing_resources(nodes, wanted(cpus_per_replica=16)) == "a node with 16 CPU, 1 GPU"
+    assert missing_resources([], wanted(gpus_per_replica=0, resources={"disk": 2})) == "a node with 0.5 CPU, 2 disk"
 
 
 @pytest.mark.parametrize(

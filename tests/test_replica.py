@@ -13,7 +13,7 @@ from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.demo import CHECKPOINT
 from paliscribe.errors import ReplicaError
 from paliscribe.model import paligemma as model_module
-from paliscribe.pool.ready import prove, ready_engine
+from paliscribe.pool.ready import ready_engine, self_test
 
 torch.set_num_threads(1)
 
@@ -51,11 +51,11 @@ def test_a_layer_that_was_changed_under_us() -> None:
     started = engine(model)
     started.start()
     with pytest.raises(ReplicaError, match=r"the model cannot answer: TypeError: .*positional argument"):
-        prove(started)
+        self_test(started)
     assert started.alive, "it answers, if only with an error"
     started.close()
     with pytest.raises(ReplicaError, match="the engine is not running"):
-        prove(started)
+        self_test(started)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -47,7 +47,7 @@ def test_each_difference_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         refuse_changes(open_store(str(tmp_path)), FINGERPRINT, now)
     assert str(caught.value) == (
-        f"{tmp_path} holds a run that differs in {words}. Give another output, or undo the change"
+        f"{tmp_path} contains a run that differs in {words}. Use another output, or undo the change"
     )
 
 

@@ -30,7 +30,7 @@ Product = Callable[[Tensor], Tensor]
 def test_pieces_are_the_cheapest_that_are_enough(call: int, count: int, wanted: tuple[int, ...]) -> None:
     found = Sizes((4, 8, 16), call)
     pieces = found.pieces(count)
-    assert sum(pieces) == sum(wanted) == found.filled(count) >= count
+    assert sum(pieces) == sum(wanted) == found.padded(count) >= count
     assert sum(pieces) + call * len(pieces) == sum(wanted) + call * len(wanted)
     if call:
         assert pieces == wanted
@@ -50,24 +50,24 @@ def test_pieces_are_sizes_and_leave_no_piece_out(sizes: tuple[int, ...], call: i
 
 
 def test_totals_are_all_numbers_of_rows_that_occur() -> None:
-    assert Sizes((4, 8, 16), 64).totals(20) == [4, 8, 16, 20]
-    assert Sizes((1,), 64).totals(3) == [1, 2, 3]
-    assert Sizes((64, 256), 0).totals(1) == [64]
+    assert Sizes((4, 8, 16), 64).padded_counts(20) == [4, 8, 16, 20]
+    assert Sizes((1,), 64).padded_counts(3) == [1, 2, 3]
+    assert Sizes((64, 256), 0).padded_counts(1) == [64]
     some = Sizes((4, 12, 32), 5)
-    assert some.totals(100) == sorted({some.filled(count) for count in range(1, 101)})
+    assert some.padded_counts(100) == sorted({some.padded(count) for count in range(1, 101)})
 
 
 def test_requests_lie_end_to_end_or_begin_pieces_of_their_own() -> None:
     counts = [70, 64, 3]
-    assert Sizes((64, 128)).places(counts) == ([0, 70, 134], 192)
-    assert Sizes((64,), 32, apart=True).places(counts) == ([0, 128, 192], 256)
-    assert Sizes((64,)).places([]) == ([], 0)
+    assert Sizes((64, 128)).layout(counts) == ([0, 70, 134], 192)
+    assert Sizes((64,), 32, apart=True).layout(counts) == ([0, 128, 192], 256)
+    assert Sizes((64,)).layout([]) == ([], 0)
 
 
 @pytest.mark.parametrize("counts", [[1], [64], [65, 1], [130, 64, 7, 70]])
 def test_apart_no_piece_has_rows_of_two(counts: list[int]) -> None:
     sizes = Sizes((64,), 32, apart=True)
-    starts, total = sizes.places(counts)
+    starts, total = sizes.layout(counts)
     ends = [start + count for start, count in zip(starts, counts, strict=True)]
     assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
     begins = list(itertools.accumulate(sizes.pieces(total), initial=0))
@@ -77,7 +77,7 @@ def test_apart_no_piece_has_rows_of_two(counts: list[int]) -> None:
 
 def test_words_say_what_was_found() -> None:
     one, two, three = Sizes((64, 256)), Sizes((1, 8)), Sizes((1,), apart=True)
-    shared, alone = Shapes(one, two, two).words(), Shapes(one, two, three, any_length=False).words()
+    shared, alone = Shapes(one, two, two).describe(), Shapes(one, two, three, any_length=False).describe()
     assert "64" in shared and "256" in shared and "apart" not in shared and "whole slots" not in shared
     assert "apart" in alone and "whole slots" in alone
 

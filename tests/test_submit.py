@@ -1,4 +1,4 @@
-"""What of a job is sent to a cluster, and what is refused before anything is."""
+"""Packaging of jobs for submission, and what is rejected before anything is sent."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from paliscribe.errors import UsageError
 from paliscribe.submit import pack, variables
 
 __all__ = ["paliscribe"]
-NOBODY = "http://127.0.0.1:9"  # what is refused before anything is sent never gets as far as this
+NOBODY = "http://127.0.0.1:9"  # never contacted: invalid input is rejected before
 JOB = {"manifest": "s3://images/manifest.jsonl", "tasks": ["ocr"], "output": "s3://runs/one"}
 
 
@@ -33,7 +33,7 @@ def images(folder: Path, *references: str) -> str:
     return str(path)
 
 
-def refused(said: object, *words: str) -> None:
+def rejected(said: object, *words: str) -> None:
     code, err = said.code, said.err  # type: ignore[attr-defined]
     assert code == 2, err
     assert len(err.strip().splitlines()) == 1 and err.startswith("paliscribe: "), err
@@ -45,36 +45,38 @@ def refused(said: object, *words: str) -> None:
     [
         ({"maxtokens": 5}, ["unknown key 'maxtokens'", "did you mean 'max_tokens'?"]),
         ({"tasks": ["answer en {question.x}"]}, ["placeholder"]),
-        ({"output": "runs/one"}, ["output runs/one: a folder of this machine", "s3://", "--shared-paths"]),
-        ({"output": "file:///runs/one"}, ["output file:///runs/one: a folder of this machine"]),
+        ({"output": "runs/one"}, ["output runs/one: a local folder", "s3://", "--shared-paths"]),
+        ({"output": "file:///runs/one"}, ["output file:///runs/one: a local folder"]),
         ({"output": "ftp://there/one"}, ["output ftp://there/one", "unknown scheme 'ftp'"]),
         ({"manifest": "/nowhere/images.jsonl"}, ["manifest /nowhere/images.jsonl: no such file"]),
-        ({"manifest": str(Path(__file__).parent)}, ["a folder of this machine", "--shared-paths"]),
-        ({"model": "/models/mine"}, ["model /models/mine: a folder of this machine", "--shared-paths"]),
-        ({"model": {"id": str(Path(__file__).parent)}}, ["a folder of this machine"]),
+        ({"manifest": str(Path(__file__).parent)}, ["a local folder", "--shared-paths"]),
+        ({"model": "/models/mine"}, ["model /models/mine: a local folder", "--shared-paths"]),
+        ({"model": {"id": str(Path(__file__).parent)}}, ["a local folder"]),
         ({"mask_decoder": "/nowhere/vae.npz"}, ["mask_decoder /nowhere/vae.npz: No such file"]),
         ({"mask_decoder": __file__}, ["the mask decoder is not an .npz"]),
-        ({"manifest": "https://me:pw@host/m.jsonl"}, ["manifest: https://host/m.jsonl is given with", "AWS_PROFILE"]),
+        ({"manifest": "https://me:pw@host/m.jsonl"}, ["manifest: https://host/m.jsonl contains a user", "AWS_PROFILE"]),
         (
             {"manifest": "https://host/m.jsonl?X-Amz-Signature=abc"},
-            ["manifest: https://host/m.jsonl?... is given with"],
+            ["manifest: https://host/m.jsonl?... contains a user"],
         ),
-        ({"output": "s3://key:pw@runs/one"}, ["output: s3://runs/one is given with"]),
-        ({"model": {"id": "https://host/?access_token=abc"}}, ["model.id: https://host/?... is given with"]),
-        ({"tasks": ["ocr", "see https://me:pw@host/"]}, ["tasks: https://host/ is given with"]),
+        ({"output": "s3://key:pw@runs/one"}, ["output: s3://runs/one contains a user"]),
+        ({"model": {"id": "https://host/?access_token=abc"}}, ["model.id: https://host/?... contains a user"]),
+        ({"tasks": ["ocr", "see https://me:pw@host/"]}, ["tasks: https://host/ contains a user"]),
     ],
 )
-def test_what_is_refused(tmp_path: Path, paliscribe: Paliscribe, values: dict[str, object], words: list[str]) -> None:
+def test_invalid_jobs_are_rejected(
+    tmp_path: Path, paliscribe: Paliscribe, values: dict[str, object], words: list[str]
+) -> None:
     said = paliscribe("submit", write(tmp_path, **values), "--address", NOBODY)
-    refused(said, *words)
+    rejected(said, *words)
     assert "pw" not in said.err and "abc" not in said.err and said.out == ""
 
 
 @pytest.mark.parametrize("reference_", ["scene.jpg", "/data/scene.jpg", "file:///data/scene.jpg", "../scene.jpg"])
-def test_images_that_stay_here_are_refused(tmp_path: Path, paliscribe: Paliscribe, reference_: str) -> None:
+def test_local_images_are_rejected(tmp_path: Path, paliscribe: Paliscribe, reference_: str) -> None:
     manifest = images(tmp_path, "s3://images/one.jpg", reference_)
     said = paliscribe("submit", write(tmp_path, manifest=manifest), "--address", NOBODY)
-    refused(said, f"manifest {manifest}, row 2: image ", "scene.jpg: a file of this machine", "--shared-paths")
+    rejected(said, f"manifest {manifest}, row 2: image ", "scene.jpg: a local file", "--shared-paths")
 
 
 @pytest.mark.parametrize(
@@ -87,37 +89,37 @@ def test_images_that_stay_here_are_refused(tmp_path: Path, paliscribe: Paliscrib
         ("HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"),
         ("PALISCRIBE_API_KEYS", "`keys` file"),
         ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
-        ("WANDB_API_KEY", "a variable that names the file"),
-        ("db_password", "a variable that names the file"),
-        ("CLIENT_SECRET", "a variable that names the file"),
-        ("TOKEN", "a variable that names the file"),
+        ("WANDB_API_KEY", "a variable with its path"),
+        ("db_password", "a variable with its path"),
+        ("CLIENT_SECRET", "a variable with its path"),
+        ("TOKEN", "a variable with its path"),
     ],
 )
 @pytest.mark.parametrize("form", ["{}=hush", "{}"])
-def test_secrets_are_refused(
+def test_secrets_are_rejected(
     tmp_path: Path, paliscribe: Paliscribe, monkeypatch: pytest.MonkeyPatch, name: str, instead: str, form: str
 ) -> None:
     monkeypatch.setenv(name, "hush")
     said = paliscribe("submit", write(tmp_path), "--address", NOBODY, "--env", form.format(name))
-    refused(said, f"--env {name}: ", instead)
+    rejected(said, f"--env {name}: ", instead)
     assert "hush" not in said.err
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("=value", "not the name of a variable"),
-        ("A B=value", "not the name of a variable"),
-        ("NOT_SET_HERE", "not set here"),
-        ("AWS_ENDPOINT_URL=https://me:pw@store", "--env AWS_ENDPOINT_URL: https://store is given with a user"),
+        ("=value", "not a valid variable name"),
+        ("A B=value", "not a valid variable name"),
+        ("NOT_SET_HERE", "not set in this environment"),
+        ("AWS_ENDPOINT_URL=https://me:pw@store", "--env AWS_ENDPOINT_URL: https://store contains a user"),
     ],
 )
-def test_variables_that_are_refused(given: str, words: str) -> None:
+def test_variables_that_are_rejected(given: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         variables([given])
 
 
-def test_references_and_plain_values_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_references_and_plain_values_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "annotator")
     given = ["AWS_PROFILE", "AWS_ENDPOINT_URL=http://store:9000", "HF_TOKEN_PATH=/run/token", "EMPTY=", "E=a=b"]
     given += ["AWS_WEB_IDENTITY_TOKEN_FILE=/run/jwt", "AWS_SHARED_CREDENTIALS_FILE=/run/aws", "RAY_AUTH_TOKEN_PATH=/t"]
@@ -126,7 +128,7 @@ def test_references_and_plain_values_pass(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(found) == len(given)
 
 
-def test_the_package_holds_the_job_and_what_it_names(tmp_path: Path) -> None:
+def test_the_package_contains_the_job_and_its_files(tmp_path: Path) -> None:
     manifest = images(tmp_path, "s3://images/one.jpg", "https://host/two.jpg?width=100")
     decoder = tmp_path / "vae oid.npz"
     decoder.write_bytes(reference()[2])
@@ -147,7 +149,7 @@ def test_the_package_holds_the_job_and_what_it_names(tmp_path: Path) -> None:
     assert JobConfig.model_validate(sent) == package.job
 
 
-def test_what_the_cluster_sees_is_passed_as_it_is(tmp_path: Path) -> None:
+def test_addresses_visible_to_the_cluster_are_unchanged(tmp_path: Path) -> None:
     package = pack(write(tmp_path, model="s3://models/mine", manifest="https://host/m.jsonl?version=3"))
     assert package.files == {}
     assert (package.job.manifest, package.job.output) == ("https://host/m.jsonl?version=3", JOB["output"])
@@ -166,30 +168,30 @@ def test_shared_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (job.model.id, job.model.precision) == (str(tmp_path / "model"), "float32")
 
 
-def test_the_cluster_must_be_named_and_there(
+def test_a_missing_or_unreachable_cluster(
     tmp_path: Path, paliscribe: Paliscribe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
-    refused(paliscribe("submit", write(tmp_path)), "--address http://HOST:8265", "RAY_API_SERVER_ADDRESS")
-    refused(paliscribe("jobs", "list"), "--address http://HOST:8265")
-    refused(paliscribe("jobs", "list", "--address", "ray://host:10001"), "not a dashboard's")
-    refused(paliscribe("jobs", "list", "--address", "http://me:pw@host:8265"), "without user and password")
+    rejected(paliscribe("submit", write(tmp_path)), "--address http://HOST:8265", "RAY_API_SERVER_ADDRESS")
+    rejected(paliscribe("jobs", "list"), "--address http://HOST:8265")
+    rejected(paliscribe("jobs", "list", "--address", "ray://host:10001"), "not a dashboard URL")
+    rejected(paliscribe("jobs", "list", "--address", "http://me:pw@host:8265"), "remove user and password")
     [port] = free_ports(1)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"127.0.0.1:{port}")
     for command in (["submit", write(tmp_path)], ["jobs", "list"], ["jobs", "status", "x"], ["jobs", "stop", "x"]):
         said = paliscribe(*command)
         assert said.code == 1
-        assert said.err == f"paliscribe: no Ray dashboard answers at http://127.0.0.1:{port}: Connection refused\n"
+        assert said.err == f"paliscribe: no Ray dashboard responds at http://127.0.0.1:{port}: Connection refused\n"
 
 
-def test_a_server_that_is_no_dashboard(hub: str, tmp_path: Path, paliscribe: Paliscribe) -> None:
+def test_a_server_that_is_not_a_dashboard(hub: str, tmp_path: Path, paliscribe: Paliscribe) -> None:
     said = paliscribe("submit", write(tmp_path), "--address", hub)
     assert said.code == 1 and said.err.startswith(f"paliscribe: the dashboard at {hub}: ")
     assert len(said.err.splitlines()) == 1
 
 
 def test_the_hubs_token_by_reference(tmp_path: Path) -> None:
-    """What --env HF_TOKEN is refused for works: the file that HF_TOKEN_PATH names is what the hub is asked with."""
+    """The alternative to the rejected --env HF_TOKEN works: the hub client reads the file at HF_TOKEN_PATH."""
     (tmp_path / "token").write_text("hf_by_reference\n")
     code = "from paliscribe.cli.doctor import _hugging_face; print(_hugging_face().found)"
     settings = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}

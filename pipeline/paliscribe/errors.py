@@ -1,14 +1,14 @@
-"""Errors, named by their fate: by what happens next, not by what went wrong.
+"""Exceptions, classified by their consequence: what happens next, not what went wrong.
 
     PaliscribeError
-    ├── RowError        the request becomes a dead letter; the run goes on
-    ├── RequestError    an online call is refused (4xx, 429, 504)
-    ├── ReplicaError    the replica is restarted and the call repeated
-    └── RunError        the run stops with one clear line
-        ├── PassingError  the same run can go on once that has passed
-        └── UsageError  the request itself was wrong: exit code 2
+    ├── RowError            the request becomes a dead letter; the run continues
+    ├── RequestError        an HTTP request is rejected (4xx, 5xx)
+    ├── ReplicaError        the replica is restarted and the call retried
+    └── RunError            the run stops with a one-line message: exit code 1
+        ├── TemporaryError  the run can be resumed when the cause is gone
+        └── UsageError      invalid input: exit code 2
 
-    Stopped (a BaseException)  SIGINT or SIGTERM: the run ends cleanly and can go on
+    Stopped (a BaseException)  SIGINT or SIGTERM: the run ends cleanly and can be resumed
 
 Errors of storage, Pillow, torch and Ray are translated into these in one place each
 (`storage`, `images`, `model`, `pool`). `kind` is a fixed word that programs can match; the message is for people.
@@ -20,30 +20,30 @@ from typing import Literal, get_args
 RowErrorKind = Literal[
     "no_image",  # the manifest row names no image
     "missing",  # the object does not exist
-    "forbidden",  # the credentials may not read it
-    "throttled",  # the store kept asking to slow down
-    "unreachable",  # the network or the store failed, after retries
+    "forbidden",  # access denied
+    "throttled",  # the store kept answering with throttling, after retries
+    "unreachable",  # network or server error, after retries
     "bad_uri",  # an unknown scheme or a malformed address
     "empty",  # the object has no bytes
     "too_large",  # more bytes than allowed
-    "not_an_image",  # no decoder knows the bytes
-    "corrupt",  # an image that cannot be decoded to the end
-    "too_many_pixels",  # a decompression bomb
-    "prompt",  # the template names a column that the row lacks
-    "prompt_too_long",  # the prompt does not fit
-    "expired",  # the request's deadline passed first
-    "replica_lost",  # the request was in flight when replicas died, repeatedly
+    "not_an_image",  # no decoder recognises the bytes
+    "corrupt",  # the image cannot be decoded completely
+    "too_many_pixels",  # more pixels than allowed: a decompression bomb
+    "prompt",  # the prompt cannot be rendered, such as for a missing column
+    "prompt_too_long",  # more tokens or characters than allowed
+    "expired",  # the request's deadline passed
+    "replica_lost",  # replicas repeatedly died with the request in flight
     "model",  # the model failed on this request
 ]
 ROW_ERROR_KINDS: tuple[str, ...] = get_args(RowErrorKind)
 
 
 class PaliscribeError(Exception):
-    """The root of every error that Paliscribe raises on purpose."""
+    """Base class of all errors that Paliscribe raises."""
 
 
 class RowError(PaliscribeError):
-    """One request cannot be answered: it becomes a dead letter of this `kind`."""
+    """One request failed: it becomes a dead letter of this `kind`."""
 
     def __init__(self, kind: RowErrorKind, message: str) -> None:
         super().__init__(kind, message)
@@ -55,9 +55,9 @@ class RowError(PaliscribeError):
 
 
 class RequestError(PaliscribeError):
-    """An online call is refused with this HTTP `status`; `field` names what of it is at fault, if anything is.
+    """An HTTP request is rejected with this `status`.
 
-    `retry_after`: seconds after which it is worth another try, where that is known.
+    `field`: the invalid field, if any. `retry_after`: seconds after which to retry, if known.
     """
 
     def __init__(
@@ -75,24 +75,24 @@ class RequestError(PaliscribeError):
 
 
 class ReplicaError(PaliscribeError):
-    """The replica is unusable (device lost, engine thread dead): restart it and repeat its calls."""
+    """The replica is unusable (device lost, engine thread dead): restart it and retry its calls."""
 
 
 class RunError(PaliscribeError):
-    """The run stops. The message is one line that says what to do."""
+    """The run stops. The message is one line that says what to do. Exit code 1."""
 
     exit_code = 1
 
 
-class PassingError(RunError):
-    """The run stops for what may pass: storage or the cluster failed, or another driver is at work on it."""
+class TemporaryError(RunError):
+    """The run stops for a temporary cause: storage or the cluster failed, or another driver holds the lease."""
 
 
 class Stopped(BaseException):
-    """The run was told to stop. What is committed stays, and the same command goes on from there.
+    """The run was stopped by a signal. Committed shards are kept, and the same command resumes from them.
 
-    No Exception: it is raised wherever the main thread happens to be, and no library may take it for a failure of its
-    own, to be wrapped or tried again.
+    A BaseException, since it is raised wherever the main thread is: a library must not catch it as an error of its own
+    and wrap or retry it.
     """
 
     def __init__(self, signum: int) -> None:
@@ -101,6 +101,6 @@ class Stopped(BaseException):
 
 
 class UsageError(RunError):
-    """The request was wrong: a config key, a missing model, a changed manifest, an unwritable output."""
+    """Invalid input: a config key, a missing model, a changed manifest, an unwritable output. Exit code 2."""
 
     exit_code = 2

@@ -1,4 +1,4 @@
-"""The values that travel: from a manifest row to a request, a prediction, an annotation and a result record."""
+"""Data classes of the pipeline: manifest row, request, prediction, annotation, result record."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 Status = Literal["ok", "invalid", "error"]
 FinishReason = Literal["stop", "length"]
-ONLINE, BATCH = 0, 1  # Request.priority: smaller is served first
+ONLINE, BATCH = 0, 1  # Request.priority; lower values are scheduled first
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A detected box in pixels of the upright original image; `score` is a probability or None."""
+    """A detected box, in pixels of the original image after Exif rotation. `score`: a probability, or None."""
 
     label: str
     x_min: float
@@ -27,10 +27,10 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A segment: its box, its 16 codebook indices (0..127), and, once decoded, its run lengths.
+    """A segmentation mask: its box, 16 codebook indices (0..127) and, once decoded, run lengths.
 
-    `rle` is COCO's uncompressed form over the whole original image: column-major (Fortran order) counts that
-    begin with background; None where no mask decoder was given.
+    `rle`: COCO's uncompressed RLE over the whole original image, column-major (Fortran order) counts starting with
+    background; None without a mask decoder.
     """
 
     label: str
@@ -43,23 +43,23 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """A parsed answer. `invalid` marks output that breaks the task's grammar; the raw text is always kept."""
+    """A parsed answer. Status `invalid`: the output violates the task's grammar. `text` is always the raw output."""
 
     status: Literal["ok", "invalid"]
     text: str
     boxes: tuple[Box, ...] = ()
     masks: tuple[Mask, ...] = ()
-    problem: str | None = None  # what was malformed, where status is invalid
+    problem: str | None = None  # what is malformed, if status is invalid
 
 
 @dataclass(slots=True)
 class Request:
-    """One prompt asked of one image, as the engine sees it.
+    """One prompt for one image, as the engine takes it.
 
-    `pixels`: uint8 [H, W, 3] at the model's resolution. Requests that share `image_key` share one vision pass.
-    `temperature` 0 is greedy; above it the answer is drawn from the `top_p` share of the probability, and equal
-    seeds draw equal answers. The answer ends before any of the `stop` strings. `timeout`: seconds from submission.
-    `spelled` asks for the text of every token.
+    `pixels`: uint8 [H, W, 3] at the model's resolution. `image_key`: requests with equal keys share one pass of the
+    vision encoder. `temperature`: 0 is greedy; above 0 tokens are sampled from the `top_p` nucleus, deterministically
+    for a `seed`. `stop`: generation ends before any of these strings. `timeout`: seconds from submission. `spelled`:
+    also return the text of each token.
     """
 
     id: str
@@ -78,14 +78,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the engine answers: text with special tokens but `<loc>`/`<seg>` removed, or an error of this request.
+    """The engine's answer to a request, or its error.
 
-    `tokens` are the generated ids without end-of-sequence; `logprobs` one natural logarithm per generated step
-    (the end-of-sequence step included), so its mean is the score even of an empty answer. They are those of the
-    model's own distribution, whatever the temperature. `ends`, for an answer with boxes or one that was to be spelled:
-    the length of the text after each token, in characters. `prompt_tokens`: those of the image and the prompt.
-    `first_token` and `seconds`: from submission to the first token and to the whole answer; `replica`: who answered.
-    These three are not part of the answer.
+    `text`: the output without special tokens; `<loc>` and `<seg>` are kept. `tokens`: generated ids without
+    end-of-sequence. `logprobs`: natural logarithms, one a generated step, end-of-sequence included, so that an empty
+    answer has a score too; of the model's own distribution, whatever the temperature. `ends`: length of the text after
+    each token, in characters; only for answers with boxes and `spelled` requests. `prompt_tokens`: tokens of image and
+    prompt. `first_token`, `seconds`: latency from submission to the first token and to the whole answer. `replica`:
+    the replica that answered. The last three are not compared.
     """
 
     id: str
@@ -102,9 +102,9 @@ class Prediction:
     replica: str = field(default="", compare=False)
 
     def score(self, start: int = 0, end: int | None = None) -> float | None:
-        """Mean probability of the tokens that wrote `text[start:end]`; without bounds that of every step.
+        """Mean probability of the tokens of `text[start:end]`; without `end`, of all steps.
 
-        Rounded to 4 digits, the rest being noise of the arithmetic. None where `ends` are not known.
+        Rounded to 4 digits; the rest is numerical noise. None where `ends` are not known.
         """
         steps: Sequence[int] = range(len(self.logprobs))
         if end is not None:
@@ -117,9 +117,9 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of an answer under way: what a token callback is given. The pieces joined are the prediction's.
+    """A part of a streamed answer. The pieces concatenated equal the prediction.
 
-    `spelling`: the text of each of its tokens, if the request asked for it.
+    `spelling`: the text of each token, for `spelled` requests.
     """
 
     text: str
@@ -130,7 +130,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One image of the frozen manifest. `row` counts from 0 over the whole manifest; `image` may be None."""
+    """One image of the frozen manifest. `row`: index in the whole manifest, from 0. `image`: its address, or None."""
 
     row: int
     id: str
@@ -140,7 +140,7 @@ class ManifestRow:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row under one task, as it is published: see `results.schema` for units and meanings."""
+    """The published result of one row under one task. See `results.schema` for units and meanings."""
 
     id: str
     image: str | None

@@ -2,7 +2,9 @@
 
 import time
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from paliscribe.api.display import duration, last_line, line, progress_display
 from paliscribe.batch.progress import Progress
@@ -44,3 +46,20 @@ def test_the_last_line_of_a_log() -> None:
     assert last_line("Running entrypoint\n\n") == "Running entrypoint"
     assert last_line(f"freezing\n{rows}\n2 warnings\n") == rows == "annotating · 200/1,000 rows (20%)"
     assert last_line(f"{rows}\npaliscribe: SIGTERM: stopped.\nmore\n") == "paliscribe: SIGTERM: stopped."
+
+
+CELL = """
+from paliscribe.api.display import progress_display
+from paliscribe.batch.progress import Progress
+with progress_display() as show:
+    for stage in ("freezing", "annotating", "finished"):
+        show(Progress(stage=stage))
+"""
+
+
+def test_a_notebook_shows_one_line_that_changes() -> None:
+    """In a kernel of its own."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    [output] = notebook.cells[0].outputs
+    assert output.output_type == "display_data" and output.data == {"text/plain": "finished"}

@@ -126,7 +126,7 @@ def test_the_last_line_is_the_figures_and_parts_free_what_they_held(
     *table, last = capsys.readouterr().out.splitlines()
     assert len(held) == 6 and [ref() for ref in networks] == [None, None]
     assert any("100.0% of 8 answers" in line for line in table)
-    assert not any("aims" in line for line in table), "there are none for a CPU"
+    assert not any("targets" in line for line in table), "there are none for a CPU"
     found = json.loads(last)
     assert set(found) == {"machine", "figures", "ratios"}
     methods = ("generate-1", "generate-2", "static-2", "best-generate")
@@ -181,7 +181,7 @@ def test_without_all_answers_there_is_no_rate(
 def test_without_all_tokens_of_generate_there_is_no_rate(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     original = baseline.generate
     monkeypatch.setattr(baseline, "generate", lambda *a, **o: [rows[:, 1:] for rows in original(*a, **o)])
-    with pytest.raises(gpu_rates.Refused, match="generate-2: answers are not of 3 tokens each"):
+    with pytest.raises(gpu_rates.NoRate, match="generate-2: answers are not of 3 tokens each"):
         gpu_rates.rates(subject, full_size.requests(224, 2, 3), [2], 0, 1)
 
 
@@ -207,7 +207,7 @@ def test_a_wrong_token_ends_the_bench_and_a_near_tie_does_not(
     capsys: pytest.CaptureFixture[str], tamper: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tamper(tokens=(5, 6))
-    with pytest.raises(SystemExit, match=r"1 of 8 answers are not those of model\.generate.* token 5 instead of"):
+    with pytest.raises(SystemExit, match=r"1 of 8 answers differ from model\.generate.* token 5 instead of"):
         gpu.main([*SMALL, "--parts", "check"])
     assert "images/s" not in capsys.readouterr().out
     monkeypatch.setattr(gpu_checks, "NEAR_TIE", 1e3)
@@ -224,8 +224,8 @@ def test_a_missing_token_or_answer_is_never_a_near_tie(
     tamper(**values)
     wanted = full_size.requests(224, 1, 2)
     references = gpu_checks.references(subject, wanted, 1)
-    with pytest.raises(gpu_checks.Wrong):
-        gpu_checks.judged(wanted, Engine(subject.model).run(wanted), references, 1e9)
+    with pytest.raises(gpu_checks.WrongAnswer):
+        gpu_checks.compare_answers(wanted, Engine(subject.model).run(wanted), references, 1e9)
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma2"])
@@ -244,30 +244,30 @@ def test_first_logits_that_are_off_end_the_bench(subject: Subject, monkeypatch: 
     exact = gpu_checks.first_logits(subject, wanted)
     for off in (exact + 0.001 * exact.std() * torch.randn_like(exact), torch.full_like(exact, torch.nan)):
         monkeypatch.setattr(gpu_checks, "first_logits", lambda *_, off=off: off)
-        with pytest.raises(gpu_checks.Wrong, match=r"first logits are .* off those of float32"):
+        with pytest.raises(gpu_checks.WrongAnswer, match=r"first logits are .* off those of float32"):
             gpu_checks.own_precision(subject, wanted, 2)
 
 
 def test_an_online_request_that_is_refused_leaves_no_time(subject: Subject) -> None:
     batch = [replace(request, pixels=np.zeros((2, 2, 3), np.uint8)) for request in full_size.requests(224, 2, 2)]
-    with pytest.raises(gpu_rates.Refused, match="online: request online-0 was refused: model: pixels are"):
+    with pytest.raises(gpu_rates.NoRate, match="online: request online-0 was refused: model: pixels are"):
         gpu_rates.first_tokens(subject, batch, 2)
 
 
-def test_aims_are_for_the_gpu_and_the_load_that_they_name() -> None:
+def test_targets_apply_to_their_gpu_and_load_only() -> None:
     options = gpu._options([])
     found = {
         "equal": {"images_per_second": {"engine": 300.0}},
         "mixed": {"ratios": {"best-generate": 1.6}},
         "latency": {"saturated": {"worst": 120.0}},
     }
-    lines = gpu.aims("NVIDIA H100 80GB HBM3", options, found)
+    lines = gpu.compare_targets("NVIDIA H100 80GB HBM3", options, found)
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["not reached", "reached", "not reached"]
-    lines = gpu.aims("NVIDIA H100 80GB HBM3", options, {"latency": {"saturated": {"worst": 90.0}}})
+    lines = gpu.compare_targets("NVIDIA H100 80GB HBM3", options, {"latency": {"saturated": {"worst": 90.0}}})
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["not measured", "not measured", "reached"]
-    assert gpu.aims("NVIDIA A100", options, found) == gpu.aims(None, options, found) == []
+    assert gpu.compare_targets("NVIDIA A100", options, found) == gpu.compare_targets(None, options, found) == []
     other = argparse.Namespace(**vars(options) | {"tokens": 21})
-    assert gpu.aims("NVIDIA H100 80GB HBM3", other, found) == []
+    assert gpu.compare_targets("NVIDIA H100 80GB HBM3", other, found) == []
 
 
 def test_a_machine_without_git_or_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -287,5 +287,5 @@ def test_every_answer_has_its_length_and_equals_generate(subject: Subject) -> No
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_without_a_gpu_it_says_so() -> None:
-    with pytest.raises(SystemExit, match="no GPU here"):
+    with pytest.raises(SystemExit, match="no GPU found"):
         gpu.main([])

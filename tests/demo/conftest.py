@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def annotator():
-    """The shipped checkpoint, loaded once."""
+    """The bundled checkpoint, loaded once."""
     import torch
 
     from paliscribe.demo import CHECKPOINT

@@ -12,37 +12,37 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_collection_holds_images_a_manifest_and_the_truth(tmp_path):
+def test_a_collection_has_images_a_manifest_and_ground_truth(tmp_path):
     manifest = write_collection(tmp_path, 12, seed=3)
     rows, truth = lines(manifest), lines(tmp_path / "truth.jsonl")
     assert [row["id"] for row in rows] == [row["id"] for row in truth]
     assert len({row["id"] for row in rows}) == 12
     formats = set()
-    for row, right in zip(rows, truth, strict=True):
+    for row, wanted in zip(rows, truth, strict=True):
         assert set(row) == {"id", "image", "question", "objects"}
-        assert set(right) == {"id", "caption", "answer", "ocr", "detect"}
+        assert set(wanted) == {"id", "caption", "answer", "ocr", "detect"}
         with Image.open(manifest.parent / row["image"]) as image:
             formats.add(image.format)
-            for box in right["detect"]:
+            for box in wanted["detect"]:
                 assert box["label"] in row["objects"]
                 assert 0 <= box["x_min"] < box["x_max"] <= image.width
                 assert 0 <= box["y_min"] < box["y_max"] <= image.height
     assert formats == {"JPEG", "PNG"}
 
 
-def test_a_seed_is_one_collection(tmp_path):
+def test_a_collection_is_deterministic_for_its_seed(tmp_path):
     first, again, other = (write_collection(tmp_path / name, 4, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     assert first.read_text() == again.read_text() != other.read_text()
     image = lines(first)[0]["image"]
     assert (first.parent / image).read_bytes() == (again.parent / image).read_bytes()
 
 
-def test_seeds_out_of_range_are_refused(tmp_path):
+def test_seeds_out_of_range_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="seed must be below"):
         write_collection(tmp_path, 1, seed=-1)
 
 
-def test_writing_one_loads_neither_torch_nor_scikit_learn(tmp_path):
+def test_writing_a_collection_imports_neither_torch_nor_scikit_learn(tmp_path):
     program = (
         "import sys, pathlib, paliscribe.demo.collection as c; c.write_collection(pathlib.Path(sys.argv[1]), 8, 0); "
         "print([name for name in ('torch', 'ray', 'sklearn', 'transformers') if name in sys.modules])"

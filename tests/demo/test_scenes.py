@@ -14,7 +14,7 @@ GREY = Background(1, 1, bytes((128, 128, 128)), True, False)
 
 
 def ink_box(image: Image.Image) -> tuple[int, int, int, int]:
-    """The box around every pixel that is not background."""
+    """Bounding box of the pixels that are not background."""
     different = (np.asarray(image).astype(int) - 128).any(axis=2)
     rows, columns = np.flatnonzero(different.any(axis=1)), np.flatnonzero(different.any(axis=0))
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
@@ -26,14 +26,14 @@ def written(texts: int = 40) -> list[Scene]:
 
 
 @pytest.mark.parametrize("sample", [sample_scene, sample_page])
-def test_a_seed_is_one_scene_and_one_image(sample):
+def test_scenes_and_images_are_deterministic_for_their_seed(sample):
     for seed in SEEDS[:10]:
         assert sample(seed) == sample(seed)
         assert draw(sample(seed)).tobytes() == draw(sample(seed)).tobytes()
     assert len({sample(seed) for seed in SEEDS}) == len(SEEDS)
 
 
-def test_images_are_rgb_of_varied_size():
+def test_images_are_rgb_of_various_sizes():
     images = [draw(sample_scene(seed)) for seed in SEEDS]
     assert {image.mode for image in images} == {"RGB"}
     assert all(160 <= side <= 480 for image in images for side in image.size)
@@ -49,7 +49,7 @@ def test_a_shape_fills_its_box():
             assert np.abs(np.array(ink_box(draw(alone))) - shape.box).max() <= 1.5
 
 
-def test_a_shape_is_painted_in_its_colour():
+def test_a_shape_has_its_colour():
     for seed in SEEDS:
         scene = sample_scene(seed)
         for shape in scene.shapes:
@@ -57,7 +57,7 @@ def test_a_shape_is_painted_in_its_colour():
             assert draw(scene).getpixel(middle) == shape.paint
 
 
-def test_shapes_and_text_lie_apart_and_inside():
+def test_shapes_and_text_do_not_overlap_and_are_inside_the_canvas():
     for seed in SEEDS:
         scene = sample_scene(seed)
         boxes = [shape.box for shape in scene.shapes] + [glyph.box for text in scene.texts for glyph in text.glyphs]
@@ -74,13 +74,13 @@ def test_a_character_stays_in_its_box():
         for glyph in text.glyphs:
             alone = replace(scene, background=GREY, shapes=(), texts=(replace(text, glyphs=(glyph,)),))
             ink = np.array(ink_box(draw(alone)))
-            # Digits have empty margins of their own, and print is as wide as its advance.
+            # Digit images have empty margins, and printed characters are as wide as their advance.
             assert (ink[:2] >= np.floor(glyph.box[:2]) - 1).all() and (ink[2:] <= np.ceil(glyph.box[2:]) + 1).all()
             if text.kind != "handwriting":
                 assert np.abs(ink - glyph.box)[[1, 3]].max() <= 2.5
 
 
-def test_the_seed_names_the_split():
+def test_the_seed_determines_the_split():
     assert [split_of(seed) for seed in (0, DEV_SEEDS, TEST_SEEDS)] == ["train", "dev", "test"]
 
 
@@ -91,7 +91,7 @@ def test_held_out_digits_are_the_last_of_load_digits():
     assert len(digits("train")[1]) + len(digits("dev")[1]) == 1500
 
 
-def test_handwriting_reads_as_its_digits():
+def test_handwriting_uses_images_of_its_digits():
     for scene in written():
         for glyph in scene.texts[0].glyphs:
             if glyph.digit is not None:

@@ -17,7 +17,7 @@ from paliscribe.demo.score import (
 BOX = (0.0, 0.0, 10.0, 10.0)
 
 
-def test_exact_ignores_space_around():
+def test_exact_ignores_surrounding_whitespace():
     assert exact("two", " two ") and not exact("two", "Two")
 
 
@@ -39,7 +39,7 @@ def test_nothing_expected_and_nothing_found_is_perfect():
     assert Matches().f1 == Matches().precision == Matches().recall == 1.0
 
 
-def test_overlap():
+def test_iou():
     assert overlap(BOX, BOX) == 1.0
     assert overlap(BOX, (5.0, 0.0, 15.0, 10.0)) == pytest.approx(1 / 3)
     assert overlap(BOX, (10.0, 0.0, 20.0, 10.0)) == 0.0
@@ -53,7 +53,7 @@ def test_boxes_match_by_label_best_first_and_once():
     assert match_boxes([], []) == Matches()
 
 
-def test_boxes_are_read_in_pixels_and_malformed_ones_are_left_out():
+def test_boxes_are_parsed_to_pixels_and_malformed_ones_ignored():
     text = "<loc0000><loc1023><loc1023><loc1023> red circle ; <loc0001><loc0002> star"
     assert read_boxes(text, 200, 100) == [("red circle", (200.0, 0.0, 200.0, 100.0))]
 
@@ -82,5 +82,5 @@ def test_the_summary_counts_each_task_and_kind():
     assert missed_floors(figures) == ["answer_exact", "ocr_exact"]
 
 
-def test_an_absent_figure_misses_its_floor():
+def test_a_missing_figure_is_below_its_floor():
     assert len(missed_floors({})) == 4

@@ -38,8 +38,8 @@ def hidden(model, features: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def test_plain_rows_are_the_models_own_forward_pass(annotator, examples):
-    """The mask and positions of the last stage are those of PaliGemma itself."""
+def test_plain_rows_equal_the_models_forward_pass(annotator, examples):
+    """The last stage uses PaliGemma's own mask and positions."""
     model, processor = annotator.model, annotator.processor
     item = scene_items(sample_scene(SEED))[0]
     inputs = processor(images=draw(sample_scene(SEED)), text=f"<image>{item.prompt}", return_tensors="pt")
@@ -56,7 +56,7 @@ def test_plain_rows_are_the_models_own_forward_pass(annotator, examples):
 
 
 @torch.inference_mode()
-def test_packed_prompts_do_not_see_each_other(annotator, examples):
+def test_packed_prompts_do_not_attend_to_each_other(annotator, examples):
     features = torch.randn(1, 64, 128, generator=torch.Generator().manual_seed(0))
     alone = packed_rows([examples[1:2]])
     together = packed_rows([[examples[0], examples[1]]])
@@ -65,25 +65,25 @@ def test_packed_prompts_do_not_see_each_other(annotator, examples):
     torch.testing.assert_close(one[:, 64:], both[:, place : place + one.shape[1] - 64], rtol=1e-4, atol=1e-4)
 
 
-def test_rows_ask_for_every_token_of_every_answer(examples):
+def test_rows_have_every_token_of_every_answer_as_a_target(examples):
     rows = packed_rows([examples[:3], examples[3:5]])
     wanted = [token for example in examples[:5] for token in example.answer]
-    assert rows.targets.tolist() == wanted and len(rows.asked) == len(rows.weights) == len(wanted)
+    assert rows.targets.tolist() == wanted and len(rows.answer_places) == len(rows.weights) == len(wanted)
 
 
-def test_choice_favours_written_text(examples):
+def test_choose_favours_ocr(examples):
     rng = np.random.default_rng(0)
     assert all(len(choose(examples, 4, rng)) == 4 for _ in range(5))
     written = [example for example in examples if example.pick > 10]
     assert all(set(map(id, written)) <= set(map(id, choose(examples, 4, rng))) for _ in range(5))
 
 
-def test_coarse_bins_are_near_and_few():
+def test_coarse_bins():
     assert max(abs(coarse_bin(value) - value) for value in range(1024)) <= 4
     assert len({coarse_bin(value) for value in range(1024)}) == 129
 
 
-def test_patch_targets_name_every_shape_and_character():
+def test_patch_targets_cover_every_shape_and_character():
     for seed in range(30):
         scene = sample_page(seed)
         labels, boxes = patch_targets(scene)
@@ -101,7 +101,7 @@ def test_muon_steps_are_orthogonal():
     assert singular.min() > 0.6 and singular.max() < 1.3
 
 
-def test_rates_warm_up_and_fall_to_their_floor():
+def test_learning_rates_warm_up_and_decay_to_their_floor():
     for stage in STAGES:
         rates = [stage.rate(step) for step in range(stage.steps)]
         assert rates[0] < max(rates) <= 1 and rates[-1] < stage.floor + 0.01
@@ -122,8 +122,8 @@ def set_threads():
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=[stage.name for stage in STAGES])
-def test_a_stopped_stage_goes_on_exactly(stage, annotator, pools, set_threads, tmp_path, capsys):
-    """However many threads the callers have. The first step of a stage is the same however many follow."""
+def test_a_resumed_stage_is_bit_identical(stage, annotator, pools, set_threads, tmp_path, capsys):
+    """For any number of threads of the caller. Shortening a stage does not change its first step."""
     stage = replace(stage, scenes=8, pages=min(8, stage.pages))
     ends = []
     for threads, stops in ((1, [2]), (3, [1, 2])):
@@ -139,14 +139,14 @@ def test_a_stopped_stage_goes_on_exactly(stage, annotator, pools, set_threads, t
     assert capsys.readouterr().out == ""
 
 
-def test_a_state_of_other_arithmetic_is_told(tmp_path, capsys):
+def test_resuming_from_other_hardware_prints_a_message(tmp_path, capsys):
     torch.save({"arithmetic": "an abacus"}, tmp_path / "tower.pt")
     load_state(tmp_path / "tower.pt")
-    assert "tower.pt: made by an abacus, not torch" in capsys.readouterr().out
+    assert "tower.pt: saved with an abacus, not torch" in capsys.readouterr().out
 
 
-def test_the_recipe_runs_and_goes_on(tmp_path):
-    """The whole job in miniature, then its last stage once more from the states it left."""
+def test_the_recipe_runs_and_resumes(tmp_path):
+    """The whole recipe in miniature, then its last stage again from the saved states."""
     folders = ["--work", str(tmp_path), "--out", str(tmp_path / "out")]
     command = [sys.executable, "-m", "jobs.train_demo", *folders, "--steps-scale", "0.0008"]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
@@ -157,9 +157,9 @@ def test_the_recipe_runs_and_goes_on(tmp_path):
     assert list(train(tmp_path, tmp_path / "again", STAGES[-1].name, 0.0008)) == [STAGES[-1].name]
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
     torch.testing.assert_close(load_state(state)["learner"], trained, rtol=0, atol=0)  # float32, unlike the checkpoint
-    with pytest.raises(ValueError, match="there is no stage 'first'"):
+    with pytest.raises(ValueError, match="unknown stage 'first'"):
         train(tmp_path, tmp_path, "first")
     for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         assert (tmp_path / "out" / name).read_text() == (CHECKPOINT / name).read_text(), name
     made, shipped = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", CHECKPOINT))
-    assert made | {"transformers_version": None} == shipped | {"transformers_version": None}  # of the library, not ours
+    assert made | {"transformers_version": None} == shipped | {"transformers_version": None}  # of the installed one

@@ -95,7 +95,7 @@ def say(precision: str, family: str, model: Model, count: int, max_tokens: int, 
         "requests": len(wanted),
         "answers": len({answer.tokens for answer in answers.values()}),
         "differing": sum(len(differing(each, answers)) for each in found),
-        "shapes": model.shapes.words(),
+        "shapes": model.shapes.describe(),
     }
     print(json.dumps(said), flush=True)
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paliscribe.model import attention as attention_module
 from paliscribe.model import probe
-from paliscribe.model.kv_cache import Slots, rounded
+from paliscribe.model.kv_cache import Slots, round_up
 from paliscribe.model.paligemma import DTYPES, Model
 from paliscribe.model.shapes import Shapes, Sizes
 
@@ -90,6 +90,18 @@ def test_a_thousand_answers_are_those_alone_on_every_path(
 ) -> None:
     lines = on_path(name, value, tmp_path, "thousand", f"{precision}:{threads}")
     assert sum(line["requests"] for line in lines) == 1000 and len(lines) == len(FAMILIES)
+
+
+@full
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_is_so_where_parts_are_compiled(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`pool.compile`, on few sizes, as each of them is compiled by itself."""
+    few_sizes(monkeypatch, str(tmp_path))
+    model, wanted = small("gemma", precision), load("gemma", 12, max_tokens=6)
+    model.compile()
+    answers = alone(model, wanted)
+    for slots in (7, 40):
+        assert not differing(together(model, wanted, slots, seed=slots), answers)
 
 
 # Not by luck: products whose order of summation follows from their shape, or even from a row's place in them.
@@ -229,7 +241,7 @@ def test_what_slots_held_before_does_not_matter(family: str, precision: str) -> 
         dirty = engine(model, slots=5)
         slots = dirty._decoder.slots
         slots._memory.fill_(rubbish)
-        slots._known = [0] * slots.count
+        slots._valid = [0] * slots.count
         assert dirty.run(wanted) == clean
 
 
@@ -284,8 +296,8 @@ def test_rows_that_change_places_change_nothing_else(family: str, precision: str
         held = torch.tensor([model.image_tokens + len(model.tokenize(request.prompt)) for request in requests(8)])
         for slots, where in ((kept, torch.arange(8)), (moved, place)):
             slots.tokens[where] = first.argmax(-1)
-            slots.reach(8, slots.capacity)
-        lengths = rounded(int(held.max()) + 1, model.chunk), kept.capacity
+            slots.zero_unwritten(8, slots.capacity)
+        lengths = round_up(int(held.max()) + 1, model.chunk), kept.capacity
         steps = []
         for slots, where in ((kept, torch.arange(8)), (moved, place)):
             positions = torch.zeros(8, dtype=torch.int64).index_copy_(0, where, held)

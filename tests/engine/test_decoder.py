@@ -47,12 +47,12 @@ def test_a_gpu_is_warmed_up_in_the_engines_thread_largest_first() -> None:
     warmed = Engine(model)
     recordings = warmed._decoder._graphs = Recordings()  # type: ignore[assignment]
     embedded: list[int] = []
-    see = model.see
+    see = model.encode_images
     try:
-        model.see = lambda pixels: (embedded.append(len(pixels)), see(pixels))[1]  # type: ignore[method-assign]
+        model.encode_images = lambda pixels: (embedded.append(len(pixels)), see(pixels))[1]  # type: ignore[method-assign]
         warmed.start()
     finally:
-        model.see = see  # type: ignore[method-assign]
+        model.encode_images = see  # type: ignore[method-assign]
         warmed._decoder._graphs = None
         warmed.close()
     assert recordings.thread == "engine"
@@ -78,7 +78,7 @@ def test_a_step_whose_tokens_cannot_be_sent_changes_nothing(monkeypatch: pytest.
     wanted = requests(4, max_tokens=8)
     alone = [answer.tokens for answer in Engine(demo_model()).run(wanted)]
     busy = engine(demo_model(), slots=4)
-    sent, calls = Decoder._sent, []
+    sent, calls = Decoder._copy_to_host, []
 
     def failing(self: Decoder, *arguments: object) -> object:
         calls.append(1)
@@ -86,5 +86,5 @@ def test_a_step_whose_tokens_cannot_be_sent_changes_nothing(monkeypatch: pytest.
             raise RuntimeError("cannot be copied")
         return sent(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Decoder, "_sent", failing)
+    monkeypatch.setattr(Decoder, "_copy_to_host", failing)
     assert [answer.tokens for answer in busy.run(wanted)] == alone and len(calls) > 4

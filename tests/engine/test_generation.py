@@ -32,7 +32,7 @@ def generation(pieces: list[Piece] | None = None, **options: object) -> Generati
 def say(running: Generation, text: str | list[int], end: bool = True) -> Prediction | None:
     for token in [*(map(ord, text) if isinstance(text, str) else text), *([0] if end else [])]:
         if running.finish is None:
-            running.book(token, -0.5, END)
+            running.add_token(token, -0.5, END)
     if running.finish is None:
         return None
     running.answer()

@@ -9,7 +9,7 @@ from models import engine, images, random_model, requests, scene_requests
 
 from paliscribe.config import ModelSpec
 from paliscribe.engine import Engine, engine_sizes
-from paliscribe.engine.sizing import beside_slots
+from paliscribe.engine.sizing import workspace_bytes
 from paliscribe.model import paligemma as model_module
 from paliscribe.model.paligemma import Model
 
@@ -111,6 +111,6 @@ def test_what_steps_need_beside_slots_was_not_guessed_too_low() -> None:
     running.start()
     try:
         running.submit([replace(request, temperature=0.8) for request in requests(300, max_tokens=8)])[-1].result(300)
-        assert torch.cuda.memory_reserved() - before < beside_slots(model) + 2**30
+        assert torch.cuda.memory_reserved() - before < workspace_bytes(model) + 2**30
     finally:
         running.close()

@@ -98,10 +98,10 @@ def test_draws_are_those_of_sorting(dtype: torch.dtype) -> None:
         assert pick(logits, draws)[0].tolist() == wanted
 
 
-@pytest.mark.parametrize("at_once", [sampling.AT_ONCE, 3 * 70001])
+@pytest.mark.parametrize("at_once", [sampling.MAX_ELEMENTS, 3 * 70001])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_company_changes_no_bit(dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "AT_ONCE", at_once)
+    monkeypatch.setattr(sampling, "MAX_ELEMENTS", at_once)
     logits = (torch.randn(12, 70001, generator=torch.Generator().manual_seed(3)) * 4).to(dtype)
     draws = mixed(12)
     threads = torch.get_num_threads()

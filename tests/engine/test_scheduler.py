@@ -112,7 +112,7 @@ def test_a_shrunk_engine_still_takes_batch() -> None:
 def test_a_full_queue_takes_nothing_of_a_call() -> None:
     scheduler = Scheduler(Limits(slots=8, reserve=2, batch_queue=3, online_queue=1))
     scheduler.add(items(8, 8))
-    with pytest.raises(QueueFull, match="2 requests wait and at most 3 may"):
+    with pytest.raises(QueueFull, match="2 requests are queued, the limit is 3"):
         scheduler.add([*items(8, 8, first=2), *items(8, first=4, priority=ONLINE)])
     assert (scheduler.waiting(BATCH), scheduler.waiting(ONLINE)) == (2, 0)
     scheduler.add([*items(8, first=2), *items(8, first=4, priority=ONLINE)])
@@ -169,5 +169,5 @@ def test_every_request_runs_once_within_the_limits(calls: Calls, slots: int, pre
     "wrong", [{"slots": 2, "reserve": 2}, {"gather": 30}, {"prefill_tokens": 0}, {"batch_floor": 1}]
 )
 def test_limits_are_checked(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"must be|do not fit"):
+    with pytest.raises(ValueError, match="must be"):
         Limits(**wrong)

@@ -5,21 +5,28 @@ import torch
 from models import demo_model, random_model
 
 from paliscribe.config import PoolConfig
-from paliscribe.engine.sizing import CONTEXT, MOST_SLOTS, ONLINE_SLOTS, beside_slots, keep_to_share, slots_in_memory
+from paliscribe.engine.sizing import (
+    CONTEXT,
+    MAX_SLOTS,
+    ONLINE_SLOTS,
+    limit_memory_to_share,
+    slots_in_memory,
+    workspace_bytes,
+)
 
 GIB = 2**30
 
 
 def slots(free: float, share: float, weights: float, each: float = 0.0625, total: float = 24, beside: float = 0) -> int:
     """All in GiB."""
-    sizes = {"free": free, "total": total, "weights": weights, "beside": beside, "each": each}
+    sizes = {"free": free, "total": total, "weights": weights, "workspace": beside, "slot_bytes": each}
     return slots_in_memory(share=share, **{name: int(size * GIB) for name, size in sizes.items()})
 
 
 def test_a_whole_device_is_filled_by_what_is_free() -> None:
     assert slots(18, 1.0, 6) == 172 - 8, "six tenths of 18 GiB"
     assert slots(10, 1.0, 6) == 96 - 8, "others have taken a part of it"
-    assert slots(1000, 1.0, 6, total=1006) == MOST_SLOTS
+    assert slots(1000, 1.0, 6, total=1006) == MAX_SLOTS
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25])
@@ -43,14 +50,14 @@ def test_what_steps_need_beside_slots_is_left_to_them() -> None:
 
 
 def test_a_step_of_all_slots_fills_whole_tiles() -> None:
-    assert MOST_SLOTS + ONLINE_SLOTS == 256
+    assert MAX_SLOTS + ONLINE_SLOTS == 256
 
 
 def test_logits_count_by_the_vocabulary() -> None:
-    small = beside_slots(demo_model())
+    small = workspace_bytes(demo_model())
     assert small > 1.5 * GIB
     wide = random_model(0, vocab_size=100_000)[0]
-    assert beside_slots(wide) - small == 256 * (100_000 - 1638) * 12, (
+    assert workspace_bytes(wide) - small == 256 * (100_000 - 1638) * 12, (
         "logits in float32, and twice their log-probabilities"
     )
 
@@ -60,7 +67,7 @@ def test_a_share_leaves_room_for_its_process(monkeypatch: pytest.MonkeyPatch) ->
     shares: list[float] = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (20 * GIB, 24 * GIB))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
-    keep_to_share("cuda", PoolConfig(gpus_per_replica=0.5))
-    keep_to_share("cpu", PoolConfig(gpus_per_replica=0.5))
-    keep_to_share("cuda", PoolConfig(gpus_per_replica=1))
+    limit_memory_to_share("cuda", PoolConfig(gpus_per_replica=0.5))
+    limit_memory_to_share("cpu", PoolConfig(gpus_per_replica=0.5))
+    limit_memory_to_share("cuda", PoolConfig(gpus_per_replica=1))
     assert len(shares) == 1 and 2 * (shares[0] * 24 * GIB + CONTEXT) <= 24 * GIB

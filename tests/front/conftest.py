@@ -81,6 +81,18 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_collection(tmp_path_factory.mktemp("collection"), 24, seed=7)
 
 
+HOSTILE = ("pipeline.py", "jobs/__init__.py", "config.py", "results.py", "utils.py", "cli.py", "model/__init__.py")
+
+
+def hostile(folder: Path) -> Path:
+    """A folder of a user whose own modules have names that must not get in the way: importing one of them raises."""
+    for name in HOSTILE:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"raise RuntimeError('the user's {name} was imported')\n")
+    return folder
+
+
 def replicas(application: str, parent: psutil.Process | None = None) -> list[psutil.Process]:
     """The replica processes of applications with this prefix, below this process (or `parent`)."""
     found = []

@@ -109,7 +109,7 @@ def test_each_fault_is_a_dead_letter_of_its_kind(
 
 
 def check_retry(manifest: Path, output: Path, rows: list[dict[str, Any]], good: Path, paliscribe: Paliscribe) -> None:
-    """Mend half, retry; mend the rest, the manifest's own faults too, retry: nothing else changes."""
+    """Fix half, retry; fix the rest, including errors in the manifest, retry: nothing else changes."""
     before = {key: body for key, body in published(output).items() if key.startswith("annotations/")}
     for name in ("missing.jpg", "truncated.jpg", "empty.jpg"):
         shutil.copy(good, manifest.parent / name)

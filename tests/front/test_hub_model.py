@@ -65,7 +65,9 @@ def test_auto_precision_on_gpus_takes_their_branch(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(precision, "locate", locate)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": 1.0})
     monkeypatch.setattr(precision, "served_pool", lambda *_: None)
-    monkeypatch.setattr("paliscribe.pool.placement.is_own", lambda: False)  # the Ray of other tests, which has no GPU
+    monkeypatch.setattr(
+        "paliscribe.pool.placement.started_here", lambda: False
+    )  # the Ray of other tests, which has no GPU
     begun: Any = Begun(job, file, open_store(str(tmp_path)))
     settled = precision.settle_precision(begun)
     assert settled.fingerprint.revision == settled.model.revision == "commit-of-bfloat16"

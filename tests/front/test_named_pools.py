@@ -85,10 +85,10 @@ def test_a_run_without_a_name_takes_any(endpoint: Endpoint, job: Path, tmp_path:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"pool": {"name": "huge"}}, ["no pool 'huge' of demo in float32", "there is", "'big', 'small'"]),
+        ({"pool": {"name": "huge"}}, ["no pool 'huge' of demo in float32", "pools of this model", "'big', 'small'"]),
         (
             {"pool": {"name": "big"}, "model": {"id": "demo", "precision": "bfloat16"}},
-            ["no pool 'big' of demo in bfloat16", "of this model there is none", "precisions", "'big', 'small'"],
+            ["no pool 'big' of demo in bfloat16", "no pool of this model is served", "precisions", "'big', 'small'"],
         ),
         ({"pool": {"name": "big", "replicas": 2}}, ["taken as it is", "(replicas)"]),
     ],

@@ -19,7 +19,7 @@ from paliscribe.model.weights import locate
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import PoolAddress, open_pool, start_pool
 from paliscribe.pool.replica import Replica
-from paliscribe.pool.temporary import HEADLESS
+from paliscribe.pool.temporary import TEMPORARY
 from paliscribe.records import Prediction, Request
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import test modules
@@ -36,7 +36,7 @@ def test_a_batch_attaches_to_a_served_pool() -> None:
     with open_pool(SPEC, PoolConfig(), "some-run") as pool:
         assert pool.application == "served-demo"
         assert PoolClient(pool).facts().image_size == 112
-    assert not replicas(HEADLESS + "some-run")
+    assert not replicas(TEMPORARY + "some-run")
     assert len(replicas("served-demo")) == 1, "a served pool outlives the batches that use it"
 
 
@@ -67,7 +67,7 @@ def test_a_pool_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     missing = ModelSpec(id=str(tmp_path / "nothing"), precision="float32")
     with pytest.raises(RunError, match=r"no replica came up: .*no such folder"), open_pool(missing, PoolConfig(), "x"):
         raise AssertionError("opened")
-    assert not replicas(HEADLESS + "x")
+    assert not replicas(TEMPORARY + "x")
 
 
 def test_a_model_that_loads_and_cannot_answer_is_no_replica(tmp_path: Path) -> None:
@@ -75,21 +75,21 @@ def test_a_model_that_loads_and_cannot_answer_is_no_replica(tmp_path: Path) -> N
     words = r"^no replica came up: ReplicaError: the model cannot answer: RuntimeError: The size of tensor a"
     with pytest.raises(RunError, match=words), open_pool(broken, PoolConfig(threads=1), "y"):
         raise AssertionError("opened")
-    assert not replicas(HEADLESS + "y")
+    assert not replicas(TEMPORARY + "y")
 
 
 @pytest.mark.parametrize(
     ("pool", "lack"),
     [
         ({"gpus_per_replica": 1}, "a node with 0.5 CPU, 1 GPU"),
-        ({"accelerator_type": "L4"}, "a node with 0.5 CPU, 1 GPU, GPUs of kind L4"),
+        ({"accelerator_type": "L4"}, "a node with 0.5 CPU, 1 GPU, accelerator type L4"),
         ({"resources": {"disk": 1}}, "a node with 0.5 CPU, 1 disk"),
         ({"cpus_per_replica": 64}, "a node with 64 CPU"),
     ],
 )
 def test_what_a_machine_alone_will_never_have_is_not_waited_for(pool: dict[str, object], lack: str) -> None:
     another = SPEC.model_copy(update={"precision": "float16"})  # nobody serves it
-    with pytest.raises(UsageError, match=f"a replica asks for {lack}, which this machine is not"):
+    with pytest.raises(UsageError, match=f"a replica needs {lack}; this machine lacks it"):
         start_pool(another, PoolConfig.model_validate(pool), "never")
 
 

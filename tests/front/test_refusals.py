@@ -38,7 +38,7 @@ def change(job: Path, **values: object) -> Path:
     [
         ({"maxtokens": 5}, ["unknown key 'maxtokens'", "did you mean 'max_tokens'?"]),
         ({"shard_rows": "ten"}, ["'shard_rows'", "valid integer"]),
-        ({"tasks": ["ocr", "ocr"]}, ["given twice", "'ocr'"]),
+        ({"tasks": ["ocr", "ocr"]}, ["duplicate tasks", "'ocr'"]),
         ({"tasks": ["answer en {question.x}"]}, ["placeholder"]),
         ({"manifest": "/nowhere/at-all.jsonl"}, ["manifest /nowhere/at-all.jsonl: no such file"]),
         ({"image_column": "url"}, ["no column 'url'", "'image'", "--image-column"]),

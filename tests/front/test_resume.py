@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from front.conftest import TASKS, Paliscribe, published, read_rows, task_flags, write_rows
+from front.conftest import TASKS, Paliscribe, hostile, published, read_rows, task_flags, write_rows
 
 pytestmark = pytest.mark.cluster
 SHARD_ROWS = "4"
@@ -38,6 +38,7 @@ def start(manifest: Path, output: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        cwd=hostile(output.parent / "theirs"),
     )
 
 
@@ -110,7 +111,7 @@ def test_told_to_stop(manifest: Path, tmp_path: Path, paliscribe: Paliscribe, nu
     assert driver.returncode == 128 + number
     last = err.strip().splitlines()[-1]
     assert last.startswith(f"paliscribe: {number.name}: stopped. ")
-    assert "run the same command again to go on" in last
+    assert "run the same command again to resume" in last
     assert "Traceback" not in err
     assert not (output / "_run" / "lease.json").exists()
     wait_until_gone(children)
@@ -128,7 +129,7 @@ def test_a_second_driver_is_refused(served: None, manifest: Path, tmp_path: Path
             time.sleep(0.05)
         said = paliscribe(*command(manifest, output), "--quiet")
         assert said.code == 1
-        assert said.err.startswith(f"paliscribe: another driver is at work on {output}: process {driver.pid} on ")
+        assert said.err.startswith(f"paliscribe: another driver holds the lease of {output}: process {driver.pid} on ")
         assert len(said.err.splitlines()) == 1
     finally:
         kill(driver)

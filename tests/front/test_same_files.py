@@ -14,7 +14,7 @@ from front.conftest import TASKS, read_rows, replicas, write_rows
 from front.test_resume import SHARD_ROWS, kill, markers, start, wait_for_markers
 
 from paliscribe.demo.collection import write_collection
-from paliscribe.pool.temporary import HEADLESS
+from paliscribe.pool.temporary import TEMPORARY
 
 pytestmark = [
     pytest.mark.cluster,
@@ -39,7 +39,7 @@ def under_way(manifest: Path, output: Path, done: int, setting: str | None) -> I
     driver = start(manifest, output)
     try:
         wait_for_markers(driver, output, done)
-        [replica] = replicas(HEADLESS, psutil.Process(driver.pid))
+        [replica] = replicas(TEMPORARY, psutil.Process(driver.pid))
         assert replica.environ().get("MKL_CBWR") == setting
         yield driver
     finally:

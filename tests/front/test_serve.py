@@ -19,7 +19,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
-from front.conftest import replicas
+from front.conftest import hostile, replicas
 from front.test_resume import wait_until_gone
 from gateway.conftest import data_url, encoded
 
@@ -55,6 +55,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        cwd=hostile(tmp_path_factory.mktemp("theirs")),
     )
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -122,7 +123,7 @@ def test_streams_cut_by_a_kill_end_in_words_and_plain_calls_are_answered(serving
         assert [call.result() for call in plains] == [CAPTION] * 32
         ended = [call.result() for call in streams]
         for text, words in ended:
-            assert text == CAPTION if not words else CAPTION.startswith(text) and "lost in mid-answer" in words
+            assert text == CAPTION if not words else CAPTION.startswith(text) and "lost mid-stream" in words
         assert plain() == CAPTION and victim.pid not in [found.pid for found in replicas("paliscribe:replica", driver)]
         if any(words for _, words in ended):
             return
@@ -168,7 +169,7 @@ def test_it_stops_when_told_to(serving: Serving) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--host", "0.0.0.0"], "needs API keys"),
+        (["--host", "0.0.0.0"], "requires API keys"),
         (["--port", "70000"], "'port': input should be less than or equal to 65535"),
         (["--model", "/no/such/folder"], "no such folder"),
         (["--keys", "/no/such/file"], "cannot be read"),

@@ -1,4 +1,4 @@
-"""The page in a real Chromium without a window."""
+"""The web page in headless Chromium."""
 
 import base64
 import json
@@ -43,14 +43,14 @@ PASTE = (
 
 
 class Page:
-    """The page as its user sees and moves it."""
+    """The page as a user operates it."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
 
     def open(self, address: str, key: str | None = None) -> None:
-        """A fresh page whose tab remembers this key alone, and whose logs begin here."""
-        self.driver.get(f"{address}/health")  # its own origin, without the page
+        """Load the page with this key in session storage and with empty logs."""
+        self.driver.get(f"{address}/health")  # the same origin, without the page
         store = "sessionStorage.clear(); if (arguments[0]) sessionStorage.setItem('paliscribe-key', arguments[0]);"
         self.driver.execute_script(store, key)
         self.requests(), self.complaints()
@@ -73,14 +73,14 @@ class Page:
         return [str(element.text) for element in self.driver.find_elements(By.CSS_SELECTOR, selector)]
 
     def rectangles(self, selector: str) -> list[list[float]]:
-        """Left, top, right and bottom of elements, in pixels of the window."""
+        """Left, top, right and bottom of elements, in window pixels."""
         script = """return [...document.querySelectorAll(arguments[0])].map((element) => {
             const { left, top, right, bottom } = element.getBoundingClientRect();
             return [left, top, right, bottom]; })"""
         return list(self.run(script, selector))
 
     def choose(self, path: Path) -> None:
-        """By the file input; returns when the page has judged the file."""
+        """Select a file by the file input; returns when the page has loaded or rejected it."""
         self["file"].send_keys(str(path))
         self.wait(lambda: path.name in self.text("name") + self.text("error"))
 
@@ -107,23 +107,23 @@ class Page:
         self.wait(lambda: self["answer"].get_attribute("aria-busy") == "false")
 
     def complaints(self) -> list[str]:
-        """What the console holds since the last call, but for the browser's remarks on refusals by status."""
+        """Console errors and warnings since the last call, without those for HTTP error statuses."""
         found = [entry for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
         return [entry["message"] for entry in found if "the server responded with a status of" not in entry["message"]]
 
     def requests(self) -> list[str]:
-        """Every address that has been asked for since the last call."""
+        """URLs requested since the last call."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
         return [params["request"]["url"] for params in sent]
 
     def command(self, name: str, **values: Any) -> Any:
-        """One command of Chromium's own protocol."""
+        """Execute a command of the Chrome DevTools Protocol."""
         return self.driver.execute_cdp_cmd(name, values)
 
 
 def chromium(folder: Path) -> Iterator[Page]:
-    """Debian's Chromium, with nothing downloaded. Where it is missing tests are skipped, unless NEED_BROWSER is set."""
+    """The installed Chromium. Without it tests are skipped, or fail if NEED_BROWSER is set. Nothing is downloaded."""
     paths = [shutil.which("chromium"), shutil.which("chromedriver")]
     if None in paths:
         words = "needs chromium and chromedriver (Debian: chromium, chromium-driver)"

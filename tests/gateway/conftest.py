@@ -1,4 +1,4 @@
-"""The endpoint over an engine in this process, behind a real HTTP server on loopback."""
+"""Fixtures: the endpoint over an in-process engine, behind a real HTTP server on loopback."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ CONFIG = ServeConfig(
 
 @dataclass
 class EngineBackend:
-    """The engine itself where the pool would be."""
+    """A backend that calls the engine directly instead of a pool."""
 
     engine: Engine
 
@@ -48,7 +48,7 @@ class EngineBackend:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where it listens, and the engine behind it."""
+    """Address of the endpoint, its engine and its keys."""
 
     address: str
     engine: Engine
@@ -109,7 +109,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture
 def page(browser: Page) -> Iterator[Page]:
-    """At its usual size."""
+    """The browser page, reset to its default size afterwards."""
     yield browser
     browser.command("Emulation.clearDeviceMetricsOverride")
     browser.command("Emulation.setEmulatedMedia", features=[])

@@ -1,4 +1,4 @@
-"""An endpoint whose answers are written down beforehand: slow ones, broken ones, and ones that no small model gives."""
+"""An endpoint with scripted answers: slow, failing, or beyond what the demo model can produce."""
 
 import asyncio
 import contextlib
@@ -16,17 +16,20 @@ from paliscribe.records import Piece, Prediction, Request
 
 @dataclass
 class Scripted:
-    """Streams `parts`: a text is a piece, an event is waited for, an exception is raised."""
+    """A backend that streams `parts`: a text becomes a piece, an event is waited for, an exception is raised.
+
+    `prompts`: those of the requests received. `ended`: set when a stream ends or is cancelled.
+    """
 
     parts: Sequence[str | threading.Event | BaseException] = ("fine",)
-    asked: list[str] = field(default_factory=list)
-    left: threading.Event = field(default_factory=threading.Event)  # a stream is over, whoever ended it
+    prompts: list[str] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     async def predict(self, requests: Sequence[Request]) -> list[Prediction]:
         raise NotImplementedError
 
     async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
-        self.asked.append(request.prompt)
+        self.prompts.append(request.prompt)
         texts: list[str] = []
         try:
             for part in self.parts:
@@ -42,12 +45,12 @@ class Scripted:
             logprobs = (-0.1,) * len(texts)
             yield Prediction(request.id, "".join(texts), (1,) * len(texts), logprobs, "stop", ends=ends)
         finally:
-            self.left.set()
+            self.ended.set()
 
 
 @contextlib.contextmanager
 def scripted(backend: Scripted, masks: MaskDecoder | None = None, name: str = "scripted") -> Iterator[str]:
-    """Its address. It needs no key."""
+    """Serve a scripted backend without API keys; yields its address."""
     server, thread = listen(Service(CONFIG, [Served(name, "1", 112, backend)], masks), Keys([]))
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""What all routes share: keys, limits, request ids, the shape of errors, the documentation."""
+"""Behaviour of all routes: API keys, limits, request ids, error bodies, OpenAPI document."""
 
 import logging
 import socket
@@ -13,7 +13,7 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", KEY, f"Basic {KEY}", "Bearer", f"Bearer {KEY}x", "Bearer é"])
-def test_without_a_valid_key_nothing_is_answered(endpoint: Endpoint, header: str | None) -> None:
+def test_requests_without_a_valid_key_are_rejected(endpoint: Endpoint, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header.encode()}
     for method, path in (("GET", "/v1/models"), ("POST", "/v1/annotate"), ("POST", "/v1/chat/completions")):
         found = httpx.request(method, endpoint.address + path, headers=headers)  # type: ignore[arg-type]
@@ -21,14 +21,14 @@ def test_without_a_valid_key_nothing_is_answered(endpoint: Endpoint, header: str
         assert found.headers["www-authenticate"] == "Bearer"
 
 
-def test_health_and_documentation_are_open(endpoint: Endpoint) -> None:
+def test_health_and_docs_need_no_key(endpoint: Endpoint) -> None:
     assert httpx.get(f"{endpoint.address}/health").json() == {"status": "ok"}
     document = httpx.get(f"{endpoint.address}/openapi.json").json()
     assert {"/v1/chat/completions", "/v1/annotate", "/v1/annotate/upload", "/v1/models"} <= set(document["paths"])
     assert httpx.get(f"{endpoint.address}/docs").status_code == 200
 
 
-def test_examples_of_the_documentation_work(endpoint: Endpoint) -> None:
+def test_examples_of_the_openapi_document_work(endpoint: Endpoint) -> None:
     schemas = httpx.get(f"{endpoint.address}/openapi.json").json()["components"]["schemas"]
     for path, name in (("/v1/chat/completions", "ChatRequest"), ("/v1/annotate", "AnnotateRequest")):
         example = schemas[name]["example"]
@@ -36,7 +36,7 @@ def test_examples_of_the_documentation_work(endpoint: Endpoint) -> None:
         assert found.status_code == 200, found.text
 
 
-def test_every_reply_carries_its_id(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_reply_has_a_request_id(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "paliscribe.access"):
         own = httpx.get(f"{endpoint.address}/v1/models", headers=HEADERS | {"x-request-id": "my-call-1"})
         odd = httpx.get(f"{endpoint.address}/v1/models", headers=HEADERS | {"x-request-id": "a b\tc"})
@@ -50,12 +50,12 @@ def test_every_reply_carries_its_id(endpoint: Endpoint, caplog: pytest.LogCaptur
     assert not any(KEY in line for line in lines)
 
 
-def test_bodies_are_bounded_whether_they_say_their_length_or_not(endpoint: Endpoint) -> None:
+def test_body_size_is_limited_with_and_without_content_length(endpoint: Endpoint) -> None:
     large = b"x" * (CONFIG.max_body + 1)
-    said = httpx.post(f"{endpoint.address}/v1/annotate", content=large, headers=HEADERS)
+    declared = httpx.post(f"{endpoint.address}/v1/annotate", content=large, headers=HEADERS)
     parts = (large[i : i + 65536] for i in range(0, len(large), 65536))
     chunked = httpx.post(f"{endpoint.address}/v1/annotate", content=parts, headers=HEADERS)
-    for found in (said, chunked):
+    for found in (declared, chunked):
         assert (found.status_code, found.json()["error"]["code"]) == (413, "too_large")
     forged = socket.create_connection(("127.0.0.1", int(endpoint.address.rpartition(":")[2])), timeout=10)
     head = ["POST /v1/annotate HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}", "Content-Length: 99999999999"]
@@ -64,8 +64,8 @@ def test_bodies_are_bounded_whether_they_say_their_length_or_not(endpoint: Endpo
     forged.close()
 
 
-def test_bodies_that_come_too_slowly_are_given_up(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODY_SECONDS", 0.2)
+def test_slow_bodies_time_out(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "BODY_TIMEOUT", 0.2)
     slow = socket.create_connection(("127.0.0.1", int(endpoint.address.rpartition(":")[2])), timeout=10)
     head = ["POST /v1/annotate HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}", "Content-Length: 100"]
     slow.sendall("\r\n".join([*head, "", "{"]).encode())
@@ -81,7 +81,7 @@ def test_malformed_bodies_are_400(endpoint: Endpoint, content: bytes) -> None:
         assert found.status_code == 400 and found.json()["error"]["message"]
 
 
-def test_a_full_queue_is_429_and_says_when_to_come_back(
+def test_a_full_queue_is_429_with_retry_after(
     endpoint: Endpoint, picture: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduler = endpoint.engine._scheduler
@@ -92,7 +92,7 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(
     assert found.json()["error"]["type"] == "rate_limit_error"
 
 
-def test_what_takes_too_long_is_504(endpoint: Endpoint, picture: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_is_504(endpoint: Endpoint, picture: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(CONFIG), "timeout", property(lambda _: 0.0), raising=False)
     body = {"images": [data_url(picture)], "tasks": ["ocr"]}
     found = httpx.post(f"{endpoint.address}/v1/annotate", json=body, headers=HEADERS, timeout=60)

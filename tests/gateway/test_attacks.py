@@ -1,4 +1,4 @@
-"""Hostile calls: each is refused in OpenAI's shape or answered, says nothing it should not, and harms no other call."""
+"""Malicious requests: each is rejected in OpenAI's shape or answered, leaks nothing, and affects no other request."""
 
 import hashlib
 import json
@@ -25,26 +25,26 @@ SECRET = re.compile(
 
 
 @pytest.fixture(autouse=True)
-def a_good_call_is_answered_afterwards(endpoint: Endpoint, picture: bytes) -> Iterator[None]:
+def valid_requests_still_work(endpoint: Endpoint, picture: bytes) -> Iterator[None]:
     yield
-    assert send(endpoint, CHAT, asked(picture)).status_code == 200
+    assert send(endpoint, CHAT, chat_body(picture)).status_code == 200
 
 
-def asked(picture: bytes, prompt: str = "caption en", **options: Any) -> dict[str, Any]:
+def chat_body(picture: bytes, prompt: str = "caption en", **options: Any) -> dict[str, Any]:
     image = {"type": "image_url", "image_url": {"url": data_url(picture)}}
     content = [image, {"type": "text", "text": prompt}]
     return {"model": "demo", "messages": [{"role": "user", "content": content}], "max_tokens": 4, **options}
 
 
 def send(endpoint: Endpoint, path: str, body: Any, **headers: str) -> httpx.Response:
-    """A call with this body: raw, or made JSON."""
+    """Send a body: bytes as they are, other values as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", **HEADERS} | {k.replace("_", "-"): v for k, v in headers.items()}
     return httpx.post(endpoint.address + path, content=content, headers=headers, timeout=60)
 
 
-def refused(reply: httpx.Response, *codes: str) -> str:
-    """Check that a reply is a refusal as it should be. Returns its code."""
+def rejected(reply: httpx.Response, *codes: str) -> str:
+    """Check that a reply is a well-formed 4xx error; returns its code."""
     assert 400 <= reply.status_code < 500, reply.text
     error = reply.json()["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["message"] and reply.headers["x-request-id"]
@@ -54,7 +54,7 @@ def refused(reply: httpx.Response, *codes: str) -> str:
 
 
 def raw(endpoint: Endpoint, *pieces: bytes) -> bytes:
-    """What the server answers to these bytes, up to its first 64 KiB."""
+    """Send raw bytes; returns the first 64 KiB of the response."""
     with socket.create_connection(("127.0.0.1", int(endpoint.address.rpartition(":")[2])), timeout=10) as connection:
         for piece in pieces:
             connection.sendall(piece)
@@ -62,7 +62,7 @@ def raw(endpoint: Endpoint, *pieces: bytes) -> bytes:
 
 
 def form(*parts: tuple[str, bytes], charset: str = "utf-8") -> tuple[bytes, str]:
-    """A form of these parts, each the rest of its `Content-Disposition` and its content."""
+    """A multipart form. `parts`: parameters of `Content-Disposition`, and content."""
     body = b"".join(b"--B\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + content + b"\r\n"
                     for head, content in parts)  # fmt: skip
     return body + b"--B--\r\n", f"multipart/form-data; boundary=B; charset={charset}"
@@ -92,22 +92,22 @@ def form(*parts: tuple[str, bytes], charset: str = "utf-8") -> tuple[bytes, str]
 )
 def test_forged_keys(endpoint: Endpoint, header: str) -> None:
     reply = httpx.get(f"{endpoint.address}/v1/models", headers={"Authorization": header.encode()})  # type: ignore[dict-item]
-    assert reply.status_code == 401 and refused(reply) == "invalid_api_key"
+    assert reply.status_code == 401 and rejected(reply) == "invalid_api_key"
 
 
-def test_a_key_has_one_place(endpoint: Endpoint) -> None:
+def test_keys_are_read_from_one_header_only(endpoint: Endpoint) -> None:
     twice = [("Authorization", f"Bearer {KEY}"), ("Authorization", "Bearer another")]
     for headers in (twice, twice[::-1], [("X-Api-Key", KEY)], [("Cookie", f"key={KEY}; api_key={KEY}")]):
-        assert refused(httpx.get(f"{endpoint.address}/v1/models", headers=headers)) == "invalid_api_key"
+        assert rejected(httpx.get(f"{endpoint.address}/v1/models", headers=headers)) == "invalid_api_key"
     for query in (f"key={KEY}", f"api_key={KEY}", f"Authorization=Bearer%20{KEY}"):
-        assert refused(httpx.get(f"{endpoint.address}/v1/models?{query}")) == "invalid_api_key"
+        assert rejected(httpx.get(f"{endpoint.address}/v1/models?{query}")) == "invalid_api_key"
 
 
 @pytest.mark.parametrize(
     "path",
     ["//v1/models", "/health/../v1/models", "/health%2f..%2fv1/models", "/docs/x", "/HEALTH", "/health;/v1/models"],
 )
-def test_no_path_leads_around_the_key(endpoint: Endpoint, path: str) -> None:
+def test_no_path_bypasses_authentication(endpoint: Endpoint, path: str) -> None:
     found = raw(endpoint, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert found.startswith(b"HTTP/1.1 401 "), found
 
@@ -115,23 +115,21 @@ def test_no_path_leads_around_the_key(endpoint: Endpoint, path: str) -> None:
 def test_methods_and_upgrades(endpoint: Endpoint) -> None:
     for method in ("DELETE", "TRACE", "OPTIONS", "PUT"):
         reply = httpx.request(method, f"{endpoint.address}/v1/models", headers=HEADERS)
-        assert refused(reply) == "invalid_request" and reply.headers["allow"] == "GET"
+        assert rejected(reply) == "invalid_request" and reply.headers["allow"] == "GET"
     upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n"
     found = raw(endpoint, f"GET /v1/models HTTP/1.1\r\nHost: x\r\n{upgrade}\r\n".encode())
     assert re.match(rb"HTTP/1.1 4\d\d ", found), found
 
 
-def test_a_path_with_a_slash_too_many_redirects_nobody(endpoint: Endpoint) -> None:
+def test_a_trailing_slash_does_not_redirect(endpoint: Endpoint) -> None:
     reply = httpx.get(f"{endpoint.address}/v1/models/", headers=HEADERS | {"Host": "evil.example"})
-    assert reply.status_code == 404 and refused(reply)
+    assert reply.status_code == 404 and rejected(reply)
 
 
 # The log.
 
 
-def test_what_a_caller_writes_stays_on_its_line_of_the_log(
-    endpoint: Endpoint, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_log_injection(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "paliscribe.access"):
         paths = ["/%0Aid=forged%20status=200", "/%1b[2J", "/%E2%80%A8x", "/" + "a" * 20_000, "/%00", "/%ff", "/a b"]
         for path in paths:
@@ -147,15 +145,15 @@ def test_what_a_caller_writes_stays_on_its_line_of_the_log(
         assert re.fullmatch(r"id=[\w%.~-]+ method=\S+ path=\S+ status=\d+ ms=[\d.]+", line), line
 
 
-def test_a_header_that_ends_early_adds_none(endpoint: Endpoint) -> None:
+def test_header_injection(endpoint: Endpoint) -> None:
     found = raw(endpoint, b"GET /health HTTP/1.1\r\nHost: x\r\nX-Request-Id: a\rX-Evil: b\r\n\r\n")
     assert b"X-Evil" not in found and b"x-evil" not in found
 
 
-# What fails inside.
+# Internal errors.
 
 
-def test_what_fails_inside_says_nothing_and_carries_its_id(
+def test_internal_errors_expose_nothing_and_have_a_request_id(
     endpoint: Endpoint, picture: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object, **__: object) -> Any:
@@ -164,7 +162,7 @@ def test_what_fails_inside_says_nothing_and_carries_its_id(
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "paliscribe.access"):
         patch.setattr(type(endpoint.engine), "submit", fails)
         for options in ({}, {"stream": True}):
-            reply = send(endpoint, CHAT, asked(picture, **options), x_request_id="broken-1")
+            reply = send(endpoint, CHAT, chat_body(picture, **options), x_request_id="broken-1")
             assert reply.status_code == 500 and reply.headers["x-request-id"] == "broken-1"
             assert reply.json()["error"]["code"] == "internal_error" and "10.0.0.7" not in reply.text
     assert (
@@ -173,7 +171,7 @@ def test_what_fails_inside_says_nothing_and_carries_its_id(
     )
 
 
-def test_a_model_that_fails_names_no_inside(
+def test_model_failures_expose_no_internals(
     endpoint: Endpoint, picture: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> Any:
@@ -181,7 +179,7 @@ def test_a_model_that_fails_names_no_inside(
 
     with monkeypatch.context() as patch:
         patch.setattr(endpoint.engine, "_embed", fails)
-        replies = [send(endpoint, CHAT, asked(picture, stream=stream)) for stream in (False, True)]
+        replies = [send(endpoint, CHAT, chat_body(picture, stream=stream)) for stream in (False, True)]
         replies.append(send(endpoint, ANNOTATE, {"images": [data_url(picture)], "tasks": ["ocr", "caption en"]}))
     for reply in replies:
         assert "the model failed on this request" in reply.text and "10.0.0.7" not in reply.text
@@ -217,18 +215,18 @@ def test_a_model_that_fails_names_no_inside(
     ids=lambda change: re.sub(r"[^ -~]", "?", str(change))[:40],
 )
 def test_values_out_of_range(endpoint: Endpoint, picture: bytes, change: dict[str, Any]) -> None:
-    refused(send(endpoint, CHAT, asked(picture) | change))
+    rejected(send(endpoint, CHAT, chat_body(picture) | change))
 
 
-def test_bodies_that_are_no_good_json(endpoint: Endpoint, picture: bytes) -> None:
-    body = json.dumps(asked(picture))[:-1]
+def test_malformed_json(endpoint: Endpoint, picture: bytes) -> None:
+    body = json.dumps(chat_body(picture))[:-1]
     bad = [
         "[" * 100_000,
         '{"a":' * 100_000,
         body + ', "seed": ' + "9" * 5000 + "}",
         body + ', "temperature": 1e999}',
         body + ', "x": ' + "[" * 500 + "]" * 500 + "}",
-        body + ', "model": "other"}',  # the last of two counts, as in every parser of Python's
+        body + ', "model": "other"}',  # of duplicate keys the last one counts, as in Python's parsers
         body,
         body + "}}",
         '"' + "x" * 1000,
@@ -236,16 +234,16 @@ def test_bodies_that_are_no_good_json(endpoint: Endpoint, picture: bytes) -> Non
         "9" * 5000,
     ]
     for text in bad:
-        refused(send(endpoint, CHAT, text.encode()))
+        rejected(send(endpoint, CHAT, text.encode()))
     for content in (
         body.encode()[:-1] + b'"\xff\xfe"}',
         b'{"model": "\xed\xa0\x80"}',
         b"\x00" * 1000,
         b"\x1f\x8b\x08\x00",
     ):
-        refused(send(endpoint, CHAT, content))
-    refused(send(endpoint, ANNOTATE, b'{"images": ["data:,"], "tasks": ["ocr"], "' + b"k" * 1_000_000 + b'": 1}'))
-    refused(send(endpoint, ANNOTATE, {"images": ["data:,"], "tasks": ["ocr"] * 100_000}), "too_many_requests")
+        rejected(send(endpoint, CHAT, content))
+    rejected(send(endpoint, ANNOTATE, b'{"images": ["data:,"], "tasks": ["ocr"], "' + b"k" * 1_000_000 + b'": 1}'))
+    rejected(send(endpoint, ANNOTATE, {"images": ["data:,"], "tasks": ["ocr"] * 100_000}), "too_many_requests")
 
 
 @pytest.mark.parametrize(
@@ -260,15 +258,15 @@ def test_bodies_that_are_no_good_json(endpoint: Endpoint, picture: bytes) -> Non
         "json",
     ],
 )
-def test_other_types_of_content(endpoint: Endpoint, picture: bytes, kind: str) -> None:
+def test_other_content_types(endpoint: Endpoint, picture: bytes, kind: str) -> None:
     for path in (CHAT, ANNOTATE, UPLOAD):
-        refused(send(endpoint, path, asked(picture), Content_Type=kind), "invalid_request")
+        rejected(send(endpoint, path, chat_body(picture), Content_Type=kind), "invalid_request")
 
 
-def test_a_body_said_to_be_compressed_is_not_unpacked(endpoint: Endpoint) -> None:
+def test_compressed_bodies_are_not_decompressed(endpoint: Endpoint) -> None:
     import gzip
 
-    refused(send(endpoint, ANNOTATE, gzip.compress(bytes(50_000_000)), Content_Encoding="gzip"), "invalid_request")
+    rejected(send(endpoint, ANNOTATE, gzip.compress(bytes(50_000_000)), Content_Encoding="gzip"), "invalid_request")
 
 
 # Prompts.
@@ -281,7 +279,7 @@ def test_a_body_said_to_be_compressed_is_not_unpacked(endpoint: Endpoint) -> Non
         ("caption en <image><image>", 400),
         ("<loc0001>", 400),
         ("caption <loc0001>", 400),
-        ("caption <loc0001><loc0001><loc0001><loc0001>", 200),  # a prompt of the authors' own
+        ("caption <loc0001><loc0001><loc0001><loc0001>", 200),  # a valid PaliGemma prompt
         ("<seg000>", 400),
         ("<bos>caption en", 400),
         ("caption en<eos>", 400),
@@ -311,12 +309,14 @@ def test_a_body_said_to_be_compressed_is_not_unpacked(endpoint: Endpoint) -> Non
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_tricks_of_prompts(endpoint: Endpoint, picture: bytes, prompt: str, status: int) -> None:
-    plain = send(endpoint, CHAT, asked(picture, "ocr")).json()["usage"]["prompt_tokens"]
-    reply = send(endpoint, CHAT, asked(picture, prompt))
+def test_prompt_injection_of_special_tokens_and_templates(
+    endpoint: Endpoint, picture: bytes, prompt: str, status: int
+) -> None:
+    plain = send(endpoint, CHAT, chat_body(picture, "ocr")).json()["usage"]["prompt_tokens"]
+    reply = send(endpoint, CHAT, chat_body(picture, prompt))
     assert reply.status_code == status, reply.text
     if status == 400:
-        refused(reply, "prompt", "prompt_too_long")
+        rejected(reply, "prompt", "prompt_too_long")
         return
     model = endpoint.engine.model
     words = model.tokenize(" ".join(prompt.split()))
@@ -336,14 +336,14 @@ def test_charsets_of_forms(endpoint: Endpoint, picture: bytes, charset: str) -> 
         body, kind = form((f'name="image"; filename="{name}"', picture), ('name="task"', b"ocr"), charset=charset)
         reply = send(endpoint, UPLOAD, body, Content_Type=kind)
         if reply.status_code != 200:
-            refused(reply)
+            rejected(reply)
         body, kind = form(('name="image"; filename="a"', picture), ('name="task"', name.encode()), charset=charset)
         reply = send(endpoint, UPLOAD, body, Content_Type=kind)
         if reply.status_code != 200:
-            refused(reply)
+            rejected(reply)
 
 
-def test_names_of_files_are_only_names(endpoint: Endpoint, picture: bytes) -> None:
+def test_file_names_are_never_used_as_paths(endpoint: Endpoint, picture: bytes) -> None:
     for name in ("../../etc/passwd", "a\0b", "a\x1b[2J", "\u202egnp.exe", "x" * 4000, "s3://bucket/a", "a; b=c"):
         body, kind = form((f'name="image"; filename="{name}"', picture), ('name="task"', b"ocr"))
         reply = send(endpoint, UPLOAD, body, Content_Type=kind)
@@ -351,7 +351,7 @@ def test_names_of_files_are_only_names(endpoint: Endpoint, picture: bytes) -> No
         assert reply.json()["annotations"][0]["id"] == name
 
 
-def test_forms_that_are_none(endpoint: Endpoint, picture: bytes) -> None:
+def test_malformed_forms(endpoint: Endpoint, picture: bytes) -> None:
     image, task = ('name="image"; filename="a"', picture), ('name="task"', b"ocr")
     whole, kind = form(image, task)
     bad = [
@@ -372,26 +372,26 @@ def test_forms_that_are_none(endpoint: Endpoint, picture: bytes) -> None:
         form(('name="image"; filename="a"\r\n' + "X-A: b\r\n" * 5000 + "X-B: c", picture), task),
     ]
     for body, content_type in bad:
-        refused(send(endpoint, UPLOAD, body, Content_Type=content_type))
+        rejected(send(endpoint, UPLOAD, body, Content_Type=content_type))
 
 
 # Bodies and connections.
 
 
-def test_lengths_that_lie(endpoint: Endpoint) -> None:
+def test_wrong_content_lengths_and_request_smuggling(endpoint: Endpoint) -> None:
     head = f"POST {ANNOTATE} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
     for length in ("-1", "0x10", "+5", "1e3", "²", "9" * 5000, "5\r\nContent-Length: 6", "5, 6"):
         found = raw(endpoint, f"{head}Content-Length: {length}\r\n\r\n{{}}".encode())
         assert re.match(rb"HTTP/1.1 4\d\d ", found), found
     second = "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
     both = f"{head}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{second}"
-    assert not re.search(rb"HTTP/1.1 2\d\d ", raw(endpoint, both.encode())), "a second call hidden in the first"
+    assert not re.search(rb"HTTP/1.1 2\d\d ", raw(endpoint, both.encode())), "request smuggling"
     chunk = f"{head}Transfer-Encoding: chunked\r\n\r\n"
     for size in ("-1", "zz", "f" * 30):
         assert re.match(rb"HTTP/1.1 4\d\d ", raw(endpoint, (chunk + f"{size}\r\nx").encode()))
 
 
-def test_headers_are_bounded(endpoint: Endpoint) -> None:
+def test_header_size_is_limited(endpoint: Endpoint) -> None:
     try:
         found = raw(endpoint, b"GET /v1/models HTTP/1.1\r\nHost: x\r\n", b"X-A: " + b"y" * 5_000_000 + b"\r\n\r\n")
     except (ConnectionResetError, BrokenPipeError):
@@ -399,8 +399,8 @@ def test_headers_are_bounded(endpoint: Endpoint) -> None:
     assert re.match(rb"HTTP/1.1 4\d\d |$", found)
 
 
-def test_all_bodies_together_are_bounded(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODIES", 2)
+def test_the_total_size_of_buffered_bodies_is_limited(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "MAX_BODIES", 2)
     head = f"POST {ANNOTATE} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
     head += f"Content-Length: {CONFIG.max_body}\r\n\r\n"
     address = ("127.0.0.1", int(endpoint.address.rpartition(":")[2]))
@@ -411,18 +411,18 @@ def test_all_bodies_together_are_bounded(endpoint: Endpoint, monkeypatch: pytest
         until = time.monotonic() + 10
         while (found := send(endpoint, ANNOTATE, b"x" * 100_000)).status_code != 429 and time.monotonic() < until:
             time.sleep(0.05)
-        assert refused(found, "overloaded") and found.headers["retry-after"] == "1"
+        assert rejected(found, "overloaded") and found.headers["retry-after"] == "1"
     until = time.monotonic() + 10
     while send(endpoint, ANNOTATE, b"x" * 100_000).status_code == 429 and time.monotonic() < until:
         time.sleep(0.05)
-    assert refused(send(endpoint, ANNOTATE, b"x" * 100_000), "invalid_request")
+    assert rejected(send(endpoint, ANNOTATE, b"x" * 100_000), "invalid_request")
 
 
-def test_many_slow_connections_leave_room_for_others(endpoint: Endpoint, picture: bytes) -> None:
+def test_slow_connections_do_not_block_others(endpoint: Endpoint, picture: bytes) -> None:
     address = ("127.0.0.1", int(endpoint.address.rpartition(":")[2]))
     head = f"POST {ANNOTATE} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n"
     with ExitStack() as stack:
         for number in range(200):
             slow = stack.enter_context(socket.create_connection(address, timeout=10))
             slow.sendall(head.encode() + (b"\r\n{" if number % 2 else b"X-A: "))
-        assert send(endpoint, CHAT, asked(picture)).status_code == 200
+        assert send(endpoint, CHAT, chat_body(picture)).status_code == 200

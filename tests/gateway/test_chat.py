@@ -1,4 +1,4 @@
-"""Chat completions through OpenAI's own client."""
+"""Chat completions with OpenAI's client."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def messages(picture: bytes, prompt: str) -> Any:
     return [{"role": "user", "content": [image, {"type": "text", "text": prompt}]}]
 
 
-def test_models_are_listed(client: openai.OpenAI) -> None:
+def test_list_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["demo"]
 
 
@@ -37,10 +37,10 @@ def test_a_plain_answer(client: openai.OpenAI, scene: Scene, picture: bytes) -> 
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-def test_a_streamed_answer_is_the_plain_one(client: openai.OpenAI, picture: bytes) -> None:
-    asked: Any = {"model": "demo", "messages": messages(picture, "detect circle ; square ; triangle")}
-    plain = client.chat.completions.create(**asked)
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+def test_a_stream_equals_the_plain_answer(client: openai.OpenAI, picture: bytes) -> None:
+    call: Any = {"model": "demo", "messages": messages(picture, "detect circle ; square ; triangle")}
+    plain = client.chat.completions.create(**call)
+    chunks = list(client.chat.completions.create(**call, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == plain.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].usage == plain.usage
     finishes = [c.choices[0].finish_reason for c in chunks if c.choices]
@@ -48,16 +48,16 @@ def test_a_streamed_answer_is_the_plain_one(client: openai.OpenAI, picture: byte
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_logprobs_spell_the_answer(client: openai.OpenAI, picture: bytes) -> None:
-    asked: Any = {"model": "demo", "messages": messages(picture, "caption en"), "logprobs": True}
-    plain = client.chat.completions.create(**asked)
+def test_logprobs_have_the_text_of_each_token(client: openai.OpenAI, picture: bytes) -> None:
+    call: Any = {"model": "demo", "messages": messages(picture, "caption en"), "logprobs": True}
+    plain = client.chat.completions.create(**call)
     content = plain.choices[0].logprobs.content
     assert "".join(token.token for token in content) == plain.choices[0].message.content
     assert all(token.logprob <= 0 and bytes(token.bytes).decode() == token.token for token in content)
     assert plain.usage is not None and len(content) == plain.usage.completion_tokens
     streamed = [
         (token.token, token.logprob)
-        for chunk in client.chat.completions.create(**asked, stream=True)
+        for chunk in client.chat.completions.create(**call, stream=True)
         if chunk.choices and chunk.choices[0].logprobs
         for token in chunk.choices[0].logprobs.content
     ]
@@ -91,31 +91,31 @@ def test_options_reach_the_engine(client: openai.OpenAI, picture: bytes) -> None
         ({"messages": [{"role": "user", "content": "hello"}]}, "messages[0].content"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(
+def test_unsupported_parameters_are_rejected_by_name(
     client: openai.OpenAI, picture: bytes, change: dict[str, Any], field: str
 ) -> None:
-    asked: Any = {"model": "demo", "messages": messages(picture, "caption en")} | change
+    call: Any = {"model": "demo", "messages": messages(picture, "caption en")} | change
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(**asked)
+        client.chat.completions.create(**call)
     assert refused.value.param == field and refused.value.type == "invalid_request_error"
 
 
-def test_turns_and_system_prompts_are_refused(client: openai.OpenAI, picture: bytes) -> None:
+def test_turns_and_system_prompts_are_rejected(client: openai.OpenAI, picture: bytes) -> None:
     for role in ("system", "assistant", "user"):
-        asked: Any = [{"role": role, "content": "Be brief."}, *messages(picture, "caption en")]
+        conversation: Any = [{"role": role, "content": "Be brief."}, *messages(picture, "caption en")]
         with pytest.raises(openai.BadRequestError, match="neither turns nor a system prompt"):
-            client.chat.completions.create(model="demo", messages=asked)
+            client.chat.completions.create(model="demo", messages=conversation)
 
 
-def test_errors_have_the_client_s_own_types(client: openai.OpenAI, endpoint: Endpoint, picture: bytes) -> None:
-    with pytest.raises(openai.NotFoundError, match="there is demo"):
+def test_errors_map_to_the_clients_exceptions(client: openai.OpenAI, endpoint: Endpoint, picture: bytes) -> None:
+    with pytest.raises(openai.NotFoundError, match="available: demo"):
         client.chat.completions.create(model="gpt", messages=messages(picture, "caption en"))
     stranger = openai.OpenAI(base_url=f"{endpoint.address}/v1", api_key="wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError):
         stranger.models.list()
     with pytest.raises(openai.BadRequestError, match="no image format"):
         client.chat.completions.create(model="demo", messages=messages(b"no picture", "caption en"))
-    with pytest.raises(openai.BadRequestError, match="is no part of a prompt"):
+    with pytest.raises(openai.BadRequestError, match="is a special token"):
         client.chat.completions.create(model="demo", messages=messages(picture, "caption <image>"))
     with pytest.raises(openai.BadRequestError, match="tokens beside the image"):
         client.chat.completions.create(model="demo", messages=messages(picture, "answer en " + "why " * 490))
@@ -123,7 +123,9 @@ def test_errors_have_the_client_s_own_types(client: openai.OpenAI, endpoint: End
     assert braces.choices[0].message.content is not None
 
 
-def test_who_goes_away_frees_his_slot(client: openai.OpenAI, endpoint: Endpoint, picture: bytes) -> None:
+def test_a_disconnect_cancels_the_request_and_frees_its_slot(
+    client: openai.OpenAI, endpoint: Endpoint, picture: bytes
+) -> None:
     import time
 
     model = endpoint.engine.model

@@ -1,4 +1,4 @@
-"""Keys are read, hashed and compared; rates are kept for each."""
+"""API keys: parsing, hashing, constant-time comparison, rate limits."""
 
 import hashlib
 from pathlib import Path
@@ -21,7 +21,7 @@ def test_keys_of_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.
     assert sorted(read_keys(str(file))) == sorted(HASHES)
 
 
-def test_a_key_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_compared_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = "a-key-of-16-chars#and-more"
     (tmp_path / "keys").write_text(f"\ufeff{whole}\n  # a comment\n\t#another\nschlüssel-für-alle\n", encoding="utf-8")
     keys = Keys(read_keys(str(tmp_path / "keys")))
@@ -35,9 +35,9 @@ def test_a_key_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# none yet\n"])
-def test_a_file_without_keys_does_not_open_the_endpoint(tmp_path: Path, text: str) -> None:
+def test_a_file_without_keys_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "keys").write_text(text)
-    with pytest.raises(UsageError, match="holds no key"):
+    with pytest.raises(UsageError, match="contains no key"):
         read_keys(str(tmp_path / "keys"))
 
 
@@ -46,12 +46,12 @@ def test_bad_keys(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "keys").write_text(text)
     with pytest.raises(UsageError, match=words) as refused:
         read_keys(str(tmp_path / "keys"))
-    assert text not in str(refused.value).replace("sha256: has", "")
+    assert text not in str(refused.value).replace("sha256: must", "")
     with pytest.raises(UsageError, match="cannot be read"):
         read_keys(str(tmp_path / "nothing"))
 
 
-def test_a_key_has_a_rate_of_its_own() -> None:
+def test_each_key_has_its_own_rate_limit() -> None:
     now = [0.0]
     keys = Keys(HASHES, rate=0.5, clock=lambda: now[0])
     for _ in range(5):
@@ -66,16 +66,16 @@ def test_a_key_has_a_rate_of_its_own() -> None:
         keys.admit(f"Bearer {ONE}")
 
 
-def test_buckets_are_those_of_known_keys_alone() -> None:
+def test_unknown_keys_have_no_bucket() -> None:
     keys = Keys(HASHES, rate=1000)
     for number in range(1000):
         with pytest.raises(RequestError):
-            keys.admit(f"Bearer a-key-that-is-none-{number}")
+            keys.admit(f"Bearer an-unknown-key-{number}")
         keys.admit(f"Bearer {ONE if number % 2 else TWO}")
-    assert len(keys._left) == 2
+    assert len(keys._buckets) == 2
 
 
-def test_every_known_hash_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_known_hash_is_compared_against_timing_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[str] = []
 
     def compare(known: str, given: str) -> bool:
@@ -87,7 +87,7 @@ def test_every_known_hash_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compared == list(HASHES)
 
 
-def test_without_keys_all_callers_share_one_rate() -> None:
+def test_without_keys_all_callers_share_one_rate_limit() -> None:
     keys = Keys([], rate=0.1, clock=lambda: 0.0)
     keys.admit("Bearer whatever")
     with pytest.raises(RequestError) as refused:
@@ -95,7 +95,7 @@ def test_without_keys_all_callers_share_one_rate() -> None:
     assert refused.value.status == 429 and refused.value.retry_after == 10.0
 
 
-def test_without_keys_everybody_may_call() -> None:
+def test_without_keys_no_authentication_is_required() -> None:
     Keys([]).admit(None)
     with pytest.raises(RequestError) as refused:
         Keys(HASHES).admit(None)

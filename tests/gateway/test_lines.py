@@ -1,4 +1,4 @@
-"""Lines of a batch: each problem is named with its line, and records become the replies of live calls."""
+"""Lines of a batch: problems are reported by line number; records become replies like those of live requests."""
 
 import json
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from gateway.conftest import CONFIG
 
-from paliscribe.images.untrusted import Pictures
+from paliscribe.images.untrusted import UntrustedImages
 from paliscribe.online.background import lines
-from paliscribe.online.chat import PICTURE
+from paliscribe.online.chat import EXAMPLE_IMAGE
 
 
-def line(name: str = "a", prompt: str = "caption en", url: str = PICTURE, **body: Any) -> dict[str, Any]:
+def line(name: str = "a", prompt: str = "caption en", url: str = EXAMPLE_IMAGE, **body: Any) -> dict[str, Any]:
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
     call = {"model": "demo", "messages": [{"role": "user", "content": content}]} | body
     return {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": call}
@@ -19,20 +19,20 @@ def line(name: str = "a", prompt: str = "caption en", url: str = PICTURE, **body
 
 def read(*given: Any) -> lines.Lines:
     file = [raw if isinstance(raw, bytes) else json.dumps(raw).encode() for raw in given]
-    return lines.read_lines(file, ["demo", "other"], Pictures(CONFIG.images), CONFIG.max_prompt)
+    return lines.read_lines(file, ["demo", "other"], UntrustedImages(CONFIG.images), CONFIG.max_prompt)
 
 
 def test_a_line_becomes_a_row() -> None:
     found = read(line("first", max_tokens=7, temperature=0.5, seed=3, stop="x"), b"  \n", line("second", "ocr"))
     assert found.model == "demo" and not found.problems
     first, second = found.rows
-    assert (first.id, first.image, first.ask) == ("first", PICTURE, "caption en")
+    assert (first.id, first.image, first.ask) == ("first", EXAMPLE_IMAGE, "caption en")
     chosen = {"max_tokens": 7, "temperature": 0.5, "top_p": 1.0, "seed": 3, "stop": ["x"]}
     assert json.loads(first.options) == chosen
-    assert json.loads(second.options)["max_tokens"] == 128, "what the kind of the prompt allows"
+    assert json.loads(second.options)["max_tokens"] == 128, "the default of the task's kind"
 
 
-def test_prompts_with_braces_are_asked_as_they_are() -> None:
+def test_braces_in_prompts_are_literal() -> None:
     assert (
         read(line(prompt="answer en what is {this} and {that}?")).rows[0].ask == "answer en what is {this} and {that}?"
     )
@@ -68,7 +68,7 @@ def test_prompts_with_braces_are_asked_as_they_are() -> None:
         (line(prompt="two\nlines"), "prompt", "body"),
     ],
 )
-def test_what_cannot_be_asked_is_named(bad: Any, code: str, param: str | None) -> None:
+def test_invalid_lines_are_reported(bad: Any, code: str, param: str | None) -> None:
     found = read(line("ok"), bad)
     assert [(p["code"], p["param"], p["line"]) for p in found.problems] == [(code, param, 2)]
     assert found.problems[0]["message"]
@@ -76,13 +76,13 @@ def test_what_cannot_be_asked_is_named(bad: Any, code: str, param: str | None) -
 
 def test_an_empty_file_and_too_many_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p["code"] for p in read(b"\n").problems] == ["empty_file"]
-    monkeypatch.setattr(lines, "MOST", 2)
+    monkeypatch.setattr(lines, "MAX_LINES", 2)
     found = read(line("a"), line("b"), line("c"), line("d"))
     assert [(p["code"], p["line"]) for p in found.problems] == [("too_many_requests", 3)]
 
 
-def test_problems_are_named_up_to_a_number() -> None:
-    assert len(read(*[b"no"] * 150).problems) == lines.NAMED
+def test_the_number_of_reported_problems_is_limited() -> None:
+    assert len(read(*[b"no"] * 150).problems) == lines.MAX_PROBLEMS
 
 
 RECORD = {
@@ -99,8 +99,8 @@ RECORD = {
 }
 
 
-def test_a_record_becomes_the_reply_of_a_live_call() -> None:
-    answered, text = lines.answer("batch_ab", RECORD, "demo", 17)
+def test_a_record_becomes_a_chat_completion() -> None:
+    answered, text = lines.reply_line("batch_ab", RECORD, "demo", 17)
     found = json.loads(text)
     assert answered and found["custom_id"] == "mine" and found["error"] is None
     assert found["response"]["status_code"] == 200
@@ -110,15 +110,15 @@ def test_a_record_becomes_the_reply_of_a_live_call() -> None:
 
 
 @pytest.mark.parametrize(("kind", "status"), [("missing", 400), ("unreachable", 502), ("model", 500)])
-def test_a_dead_letter_becomes_a_refusal(kind: str, status: int) -> None:
-    failed = {"status": "error", "text": None, "error_kind": kind, "error_message": "said inside"}
-    answered, text = lines.answer("batch_ab", RECORD | failed, "demo", 17)
+def test_a_dead_letter_becomes_an_error(kind: str, status: int) -> None:
+    failed = {"status": "error", "text": None, "error_kind": kind, "error_message": "internal detail"}
+    answered, text = lines.reply_line("batch_ab", RECORD | failed, "demo", 17)
     found = json.loads(text)["response"]
     assert not answered and found["status_code"] == status and found["body"]["error"]["code"] == kind
-    assert ("said inside" in text) == (kind != "model"), "what a model says of its inside stays there"
+    assert ("internal detail" in text) == (kind != "model"), "messages of model failures are not exposed"
 
 
-def test_what_was_not_answered_in_time_says_so() -> None:
-    [text] = lines.expired("batch_ab", [(4, "late")])
+def test_unanswered_lines_of_an_expired_batch() -> None:
+    [text] = lines.expired_lines("batch_ab", [(4, "late")])
     found = json.loads(text)
     assert found["custom_id"] == "late" and found["response"] is None and found["error"]["code"] == "batch_expired"

@@ -1,4 +1,4 @@
-"""Our own interface: the records that a batch writes, from JSON and from a form."""
+"""The native API: records like those of a run, from JSON and from a multipart form."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def test_records_of_every_image_under_every_task(endpoint: Endpoint, scene: Scen
     assert records[0]["revision"] == found["revision"] == endpoint.engine.model.located.revision
 
 
-def test_boxes_are_those_of_a_batch(endpoint: Endpoint, scene: Scene, picture: bytes, tmp_path: Path) -> None:
+def test_records_equal_those_of_a_run(endpoint: Endpoint, scene: Scene, picture: bytes, tmp_path: Path) -> None:
     from paliscribe.api.ask import ask
     from paliscribe.results import record_values
 
@@ -44,10 +44,10 @@ def test_boxes_are_those_of_a_batch(endpoint: Endpoint, scene: Scene, picture: b
     path = tmp_path / "scene.png"
     path.write_bytes(picture)
     [record] = annotate(endpoint, images=[data_url(picture)], tasks=[item.prompt]).json()["annotations"]
-    batch = record_values(ask(path, item.prompt))
-    assert record["boxes"] == batch["boxes"] and record["boxes"][0]["score"] > 0
-    assert {key: record[key] for key in batch if key in record and key not in ("id", "image")} == {
-        key: value for key, value in batch.items() if key in record and key not in ("id", "image")
+    wanted = record_values(ask(path, item.prompt))
+    assert record["boxes"] == wanted["boxes"] and record["boxes"][0]["score"] > 0
+    assert {key: record[key] for key in wanted if key in record and key not in ("id", "image")} == {
+        key: value for key, value in wanted.items() if key in record and key not in ("id", "image")
     }
 
 
@@ -66,17 +66,17 @@ def test_a_plain_curl_uploads_files(endpoint: Endpoint, picture: bytes, tmp_path
 
 
 def events(reply: httpx.Response) -> list[Any]:
-    """What follows `data: `, decoded but for the last event, which must be `[DONE]`."""
+    """The decoded events of a stream. The last one must be `[DONE]` and is left out."""
     *data, last, rest = reply.text.split("\n\n")
     assert (last, rest) == ("data: [DONE]", "")
     return [json.loads(event.removeprefix("data: ")) for event in data]
 
 
 @pytest.mark.parametrize("task", ["caption en", "detect circle ; square ; triangle"])
-def test_a_stream_is_the_plain_answer_in_pieces(endpoint: Endpoint, picture: bytes, task: str) -> None:
-    asked = {"images": [data_url(picture)], "tasks": [task]}
-    plain = annotate(endpoint, **asked).json()
-    streamed = annotate(endpoint, **asked, stream=True)
+def test_a_stream_equals_the_plain_answer(endpoint: Endpoint, picture: bytes, task: str) -> None:
+    body = {"images": [data_url(picture)], "tasks": [task]}
+    plain = annotate(endpoint, **body).json()
+    streamed = annotate(endpoint, **body, stream=True)
     assert streamed.status_code == 200 and streamed.headers["content-type"].startswith("text/event-stream")
     *pieces, last = events(streamed)
     assert len(pieces) > 3 and all(list(piece) == ["text"] for piece in pieces)
@@ -84,13 +84,13 @@ def test_a_stream_is_the_plain_answer_in_pieces(endpoint: Endpoint, picture: byt
     assert last == {"annotation": plain["annotations"][0], "model": "demo", "revision": plain["revision"]}
 
 
-def test_a_stream_takes_max_tokens(endpoint: Endpoint, picture: bytes) -> None:
+def test_a_stream_supports_max_tokens(endpoint: Endpoint, picture: bytes) -> None:
     reply = annotate(endpoint, images=[data_url(picture)], tasks=["caption en"], stream=True, max_tokens=2)
     assert events(reply)[-1]["annotation"]["finish_reason"] == "length"
 
 
 @pytest.mark.parametrize(("images", "tasks"), [(2, 1), (1, 2)])
-def test_a_stream_is_of_one_image_and_one_task(endpoint: Endpoint, picture: bytes, images: int, tasks: int) -> None:
+def test_a_stream_requires_one_image_and_one_task(endpoint: Endpoint, picture: bytes, images: int, tasks: int) -> None:
     found = annotate(endpoint, images=[data_url(picture)] * images, tasks=["ocr"] * tasks, stream=True)
     assert (found.status_code, found.json()["error"]["param"]) == (400, "stream")
 
@@ -103,19 +103,19 @@ def test_a_stream_is_of_one_image_and_one_task(endpoint: Endpoint, picture: byte
         ({"images": ["data:,"], "tasks": ["ocr"], "model": "other"}, 404, "model_not_found"),
     ],
 )
-def test_what_goes_wrong_before_a_stream_begins_has_its_status(
+def test_errors_before_a_stream_starts_have_a_status(
     endpoint: Endpoint, body: dict[str, Any], status: int, code: str
 ) -> None:
     found = annotate(endpoint, **body, stream=True)
     assert (found.status_code, found.json()["error"]["code"]) == (status, code)
 
 
-def test_a_prompt_that_the_engine_refuses_has_a_status_in_a_stream_too(endpoint: Endpoint, picture: bytes) -> None:
+def test_a_prompt_rejected_by_the_engine_has_a_status_in_a_stream_too(endpoint: Endpoint, picture: bytes) -> None:
     found = annotate(endpoint, images=[data_url(picture)], tasks=["answer en " + "why " * 490], stream=True)
     assert (found.status_code, found.json()["error"]["code"]) == (400, "prompt_too_long")
 
 
-def test_what_goes_wrong_in_a_stream_is_its_last_event(picture: bytes) -> None:
+def test_an_error_during_a_stream_is_its_last_event(picture: bytes) -> None:
     with scripted(Scripted(["a purple", RequestError(503, "replica_lost", "the replica was lost")])) as address:
         body = {"images": [data_url(picture)], "tasks": ["ocr"], "stream": True}
         found = httpx.post(f"{address}/v1/annotate", json=body, timeout=60)
@@ -125,7 +125,7 @@ def test_what_goes_wrong_in_a_stream_is_its_last_event(picture: bytes) -> None:
     assert (error["message"], error["type"], error["code"]) == ("the replica was lost", "server_error", "replica_lost")
 
 
-def test_who_leaves_a_stream_frees_his_slot(
+def test_a_disconnect_cancels_the_stream_and_frees_its_slot(
     endpoint: Endpoint, picture: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint.engine.model, "end_tokens", frozenset())
@@ -156,12 +156,12 @@ def test_who_leaves_a_stream_frees_his_slot(
         ({"images": ["data:,"], "tasks": ["ocr"], "model": "other"}, 404, "model_not_found"),
     ],
 )
-def test_refusals(endpoint: Endpoint, body: dict[str, Any], status: int, code: str) -> None:
+def test_invalid_requests_are_rejected(endpoint: Endpoint, body: dict[str, Any], status: int, code: str) -> None:
     found = annotate(endpoint, **body)
     assert (found.status_code, found.json()["error"]["code"]) == (status, code)
 
 
-def test_images_are_bounded(endpoint: Endpoint) -> None:
+def test_image_size_is_limited(endpoint: Endpoint) -> None:
     from gateway.conftest import encoded
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""The page at `/`, in a browser: pictures in, prompts, streamed text, boxes, masks, curl, keyboard."""
+"""The web page at `/` in a browser: image input, prompts, streamed text, boxes, masks, curl, keyboard."""
 
 import base64
 import hashlib
@@ -39,7 +39,7 @@ def record(endpoint: Endpoint, picture: bytes, prompt: str, kind: str = "image/p
     return dict(reply.json()["annotations"][0])
 
 
-def test_it_is_answered_to_everybody_under_strict_headers(endpoint: Endpoint) -> None:
+def test_the_page_needs_no_key_and_has_strict_headers(endpoint: Endpoint) -> None:
     found = httpx.get(endpoint.address)
     assert found.status_code == 200 and found.headers["content-type"] == "text/html; charset=utf-8"
     assert found.headers["x-content-type-options"] == "nosniff" and found.headers["referrer-policy"] == "no-referrer"
@@ -61,7 +61,7 @@ def test_it_is_answered_to_everybody_under_strict_headers(endpoint: Endpoint) ->
     }
 
 
-def test_a_chosen_file_is_captioned_piece_by_piece(
+def test_a_file_is_captioned_with_streamed_text(
     page: Page, endpoint: Endpoint, scene: Scene, picture: bytes, file: Path
 ) -> None:
     page.open(endpoint.address, KEY)
@@ -70,13 +70,13 @@ def test_a_chosen_file_is_captioned_piece_by_piece(
     page.run(WATCH)
     page.ask()
     caption = next(item.answer for item in scene_items(scene) if item.task == "caption")
-    states = page.run("return states")  # every text that stood there, however fast they came
+    states = page.run("return states")  # every text that was shown
     assert page.text("text") == states[-1] == caption == record(endpoint, picture, "caption en")["text"]
     assert len(set(states)) > 2 and all(caption.startswith(state) for state in states)
     assert "tokens" in page.text("status") and "score" in page.text("status") and not page.text("error")
 
 
-def test_text_is_shown_while_its_answer_is_under_way(page: Page, file: Path) -> None:
+def test_text_is_shown_while_the_answer_is_streaming(page: Page, file: Path) -> None:
     gate = threading.Event()
     backend = Scripted(["a purple", " circle", gate, " and a star"])
     with scripted(backend) as address:
@@ -85,16 +85,16 @@ def test_text_is_shown_while_its_answer_is_under_way(page: Page, file: Path) -> 
         page.begin()
         page.wait(lambda: page.text("text") == "a purple circle")
         assert page["answer"].get_attribute("aria-busy") == "true" and page["stop"].is_displayed()
-        assert page.text("status") == "Asking …" and not backend.left.is_set()
+        assert page.text("status") == "Asking …" and not backend.ended.is_set()
         gate.set()
         page.wait_for_end()
         assert page.text("text") == "a purple circle and a star" and not page["stop"].is_displayed()
 
 
-def test_pictures_are_dropped_and_pasted(page: Page, endpoint: Endpoint, picture: bytes) -> None:
+def test_images_can_be_dropped_and_pasted(page: Page, endpoint: Endpoint, picture: bytes) -> None:
     page.open(endpoint.address, KEY)
     wanted = record(endpoint, picture, "caption en")["text"]
-    assert page.drop(picture, "dropped.png") == ["over", "", False]  # False: the browser does not open it itself
+    assert page.drop(picture, "dropped.png") == ["over", "", False]  # False: the browser does not open the file
     page.wait(lambda: page.text("name") == "dropped.png")
     page.ask()
     assert page.text("text") == wanted
@@ -127,19 +127,19 @@ def test_every_task_has_its_prompt(page: Page, file: Path, task: str, fields: di
         page.fill(task, **fields)
         shown = {name for name in ("language", "question", "things", "free") if page[name].is_displayed()}
         page.ask()
-        assert backend.asked == [prompt] == [page.text("prompt")]
+        assert backend.prompts == [prompt] == [page.text("prompt")]
         assert parse_task(prompt).kind == ("describe" if task == "free" else task)
         usual = {"caption": {"language"}, "answer": {"question", "language"}, "ocr": set(), "free": {"free"}}
         assert shown == usual.get(task, {"things"})
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_boxes_lie_where_the_record_says(
+def test_boxes_are_drawn_at_the_records_coordinates(
     page: Page, endpoint: Endpoint, scene: Scene, tmp_path: Path, turned: bool
 ) -> None:
     item = next(item for item in scene_items(scene) if item.task == "detect" and item.boxes)
     image, exif = draw(scene).convert("RGB"), Image.Exif()
-    if turned:  # stored on its side, with the tag that puts it up again
+    if turned:  # stored rotated, with the Exif orientation that corrects it
         image, exif[0x0112] = image.transpose(Image.Transpose.ROTATE_90), 6
     path = tmp_path / "scene.jpg"
     image.save(path, quality=95, exif=exif)
@@ -167,7 +167,7 @@ def test_boxes_lie_where_the_record_says(
     ]
 
 
-def test_a_box_is_seen(page: Page, tmp_path: Path) -> None:
+def test_a_box_is_visible(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "white.png"
     path.write_bytes(encoded(Image.new("RGB", (300, 200), "white")))
     with scripted(Scripted(["<loc0256><loc0256><loc0767><loc0767> cat"])) as address:
@@ -177,13 +177,13 @@ def test_a_box_is_seen(page: Page, tmp_path: Path) -> None:
         page.ask()
         shot = np.asarray(Image.open(io.BytesIO(page["stage"].screenshot_as_png)).convert("RGB"))
     blue = (shot == (0x0B, 0x5C, 0xAD)).all(axis=2)
-    assert shot.shape == (200, 300, 3) and not blue[:25].any() and not blue[155:].any()  # its label stands above it
+    assert shot.shape == (200, 300, 3) and not blue[:25].any() and not blue[155:].any()  # the label is above it
     rows, columns = np.nonzero(blue[50:152].sum(axis=1) > 100)[0] + 50, np.nonzero(blue[60:140].all(axis=0))[0]
     assert (rows.min(), rows.max()) == (50, 149) and (columns.min(), columns.max()) == (75, 224)
 
 
 @pytest.mark.parametrize(("width", "height", "scale"), [(90, 60, 1), (700, 2000, 0.8)])
-def test_masks_are_painted_over_the_picture(page: Page, tmp_path: Path, width: int, height: int, scale: float) -> None:
+def test_masks_are_drawn_over_the_image(page: Page, tmp_path: Path, width: int, height: int, scale: float) -> None:
     path = tmp_path / "white.png"
     path.write_bytes(encoded(Image.new("RGB", (width, height), "white")))
     codes = "".join(f"<seg{code:03}>" for code in range(0, 128, 8))
@@ -193,7 +193,7 @@ def test_masks_are_painted_over_the_picture(page: Page, tmp_path: Path, width: i
     counts = masks.fill(annotation.masks[0]).rle
     assert counts is not None
     wanted = decode_rle(counts, height, width)
-    assert 0.02 < wanted.mean() < 0.7, "a mask that could be told from its box and from nothing"
+    assert 0.02 < wanted.mean() < 0.7, "the mask must differ from its box and from an empty one"
     with scripted(Scripted([text]), masks) as address:
         page.open(address)
         page.choose(path)
@@ -215,7 +215,7 @@ def test_masks_are_painted_over_the_picture(page: Page, tmp_path: Path, width: i
     assert (found == wanted[np.ix_(rows, columns)]).all()
 
 
-def test_run_lengths_are_decoded_as_they_are_here(page: Page) -> None:
+def test_rle_is_decoded_as_in_python(page: Page) -> None:
     rng = np.random.default_rng(5)
     with scripted(Scripted()) as address:
         page.open(address)
@@ -227,7 +227,7 @@ def test_run_lengths_are_decoded_as_they_are_here(page: Page) -> None:
         assert page.run(broken) == "A mask covers 3 pixels of 4."
 
 
-def test_without_a_mask_decoder_there_are_boxes(page: Page, file: Path) -> None:
+def test_without_a_mask_decoder_only_boxes_are_drawn(page: Page, file: Path) -> None:
     text = "<loc0100><loc0200><loc0900><loc1000>" + "<seg001>" * 16 + " cat"
     with scripted(Scripted([text])) as address:
         page.open(address)
@@ -237,7 +237,7 @@ def test_without_a_mask_decoder_there_are_boxes(page: Page, file: Path) -> None:
         assert "no mask decoder" in page.text("status") and len(page.rectangles(".box")) == 1
 
 
-def test_what_a_model_says_is_text(page: Page, file: Path) -> None:
+def test_model_output_is_not_interpreted_as_html(page: Page, file: Path) -> None:
     evil = "<img src=x onerror='document.title=1'><b>bold</b>"
     with scripted(Scripted([evil]), name="<i>model</i>") as address:
         page.open(address)
@@ -247,11 +247,11 @@ def test_what_a_model_says_is_text(page: Page, file: Path) -> None:
         assert page.text("text") == evil and page.texts("#model option") == ["<i>model</i>"]
         assert page.text("prompt") == "<u>prompt</u>" and page.run("return document.title") == "Paliscribe"
         assert page.run("return document.querySelectorAll('#answer img, #answer b, main u, main i').length") == 0
-        markup = "try { document.getElementById('text').innerHTML = '<b>'; return 'taken' } catch { return 'refused' }"
-        assert page.run(markup) == "refused"
+        markup = "try { document.getElementById('text').innerHTML = '<b>'; return 'set' } catch { return 'blocked' }"
+        assert page.run(markup) == "blocked"
 
 
-def test_the_curl_line_does_the_same(
+def test_the_curl_command_gives_the_same_answer(
     page: Page, endpoint: Endpoint, scene: Scene, picture: bytes, tmp_path: Path
 ) -> None:
     page.open(endpoint.address, KEY)
@@ -277,11 +277,11 @@ def test_the_curl_line_does_the_same(
         )
         [answer] = httpx.Response(200, content=done.stdout).json()["annotations"]
         assert (answer["prompt"], answer["text"]) == (prompt, page.text("text"))
-        assert answer["id"] == name.replace('"', "%22")  # so curl writes it into a form
+        assert answer["id"] == name.replace('"', "%22")  # as curl encodes it in a form
         assert answer["image_sha256"] == hashlib.sha256(picture).hexdigest()
 
 
-def test_by_keyboard_alone(page: Page, endpoint: Endpoint, picture: bytes, file: Path) -> None:
+def test_keyboard_navigation(page: Page, endpoint: Endpoint, picture: bytes, file: Path) -> None:
     page.open(endpoint.address, KEY)
     page.run(
         "window.dialogues = 0;"
@@ -294,13 +294,13 @@ def test_by_keyboard_alone(page: Page, endpoint: Endpoint, picture: bytes, file:
             const ring = getComputedStyle(on.type === "radio" ? on.nextElementSibling : on);
             return [on.id || on.value || on.localName, ring.outlineStyle, ring.outlineWidth]"""
         where, style, width = page.run(outline)
-        assert (style, width) == ("solid", "3px"), f"no focus is seen at {where}"
+        assert (style, width) == ("solid", "3px"), f"no visible focus at {where}"
         return str(where)
 
     assert [press(Keys.TAB) for _ in range(3)] == ["forget", "a", "choose"]
     press(Keys.ENTER), press(Keys.SPACE)
     assert page.run("return dialogues") == 2
-    page.choose(file)  # stands for the dialogue, which belongs to the system
+    page.choose(file)  # instead of the system's file dialogue
     assert press(Keys.TAB) == "caption"
     assert [press(Keys.ARROW_RIGHT) for _ in range(3)] == ["answer", "ocr", "detect"]
     assert [press(Keys.TAB) for _ in range(3)] == ["things", "model", "ask"]
@@ -319,22 +319,22 @@ def test_by_keyboard_alone(page: Page, endpoint: Endpoint, picture: bytes, file:
     assert page.run(unnamed) == 0
 
 
-def test_nothing_else_is_asked_for_and_nothing_is_complained_of(page: Page, endpoint: Endpoint, file: Path) -> None:
+def test_only_the_endpoint_is_requested_and_the_console_is_clean(page: Page, endpoint: Endpoint, file: Path) -> None:
     page.open(endpoint.address, KEY)
     page.choose(file)
     page.ask()
     page.fill("detect", things="circle ; square")
     page.ask()
-    asked = page.requests()
-    assert asked.count(f"{endpoint.address}/v1/annotate") == 2 and f"{endpoint.address}/v1/models" in asked
-    assert all(url.startswith((f"{endpoint.address}/", "data:", "blob:")) for url in asked)
+    sent = page.requests()
+    assert sent.count(f"{endpoint.address}/v1/annotate") == 2 and f"{endpoint.address}/v1/models" in sent
+    assert all(url.startswith((f"{endpoint.address}/", "data:", "blob:")) for url in sent)
     assert page.complaints() == []
     page.run("new Image().src = 'http://127.0.0.2:1/elsewhere.png'; document.body.setAttribute('style', 'color: red')")
-    page.wait(lambda: page.driver.get_log("browser"))  # so the policy holds, and what breaks it is seen here
+    page.wait(lambda: page.driver.get_log("browser"))  # the policy is enforced, and violations are logged
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_legible_on_a_phone_by_day_and_by_night(page: Page, file: Path, scheme: str) -> None:
+def test_layout_and_contrast_on_a_phone_in_light_and_dark_mode(page: Page, file: Path, scheme: str) -> None:
     page.command("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)
     page.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     with scripted(Scripted(["<loc0100><loc0200><loc0900><loc1000> a cat with a rather long name"])) as address:
@@ -354,7 +354,7 @@ def test_it_is_legible_on_a_phone_by_day_and_by_night(page: Page, file: Path, sc
 
 
 def luminance(color: str) -> float:
-    """Relative luminance by WCAG 2, of `#rgb` or `#rrggbb`."""
+    """Relative luminance (WCAG 2) of `#rgb` or `#rrggbb`."""
     digits = color.strip().lstrip("#")
     digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
     channels = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]

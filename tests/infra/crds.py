@@ -1,6 +1,6 @@
-"""A strict check of manifests against KubeRay's CustomResourceDefinitions, as `kubectl apply --validate=strict` has it.
+"""Strict validation of manifests against KubeRay's CRDs, like `kubectl apply --validate=strict`.
 
-The rules in CEL that the definitions hold beside their schemas (`x-kubernetes-validations`) are not evaluated.
+CEL rules of the CRDs (`x-kubernetes-validations`) are not evaluated.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ import yaml
 from infra.manifests import ROOT
 
 FOLDER = ROOT.parent / "shared/crds"
-METADATA = {"name", "namespace", "labels", "annotations"}  # what a manifest has there
+METADATA = {"name", "namespace", "labels", "annotations"}  # allowed keys of a manifest's metadata
 
 
 def closed(schema: Any) -> Any:
-    """A schema that refuses keys it does not name, where Kubernetes would drop them."""
+    """A copy of the schema that rejects unknown keys, which Kubernetes would drop."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
@@ -34,7 +34,7 @@ def closed(schema: Any) -> Any:
 
 
 def distinct(_: Any, keys: list[str], items: Any, schema: dict[str, Any]) -> Iterator[jsonschema.ValidationError]:
-    """No two items of a list may have the same values of its keys."""
+    """Yield an error if two items of a list have equal key values."""
     optional = schema["items"].get("properties", {})
     seen = [tuple(item.get(key, optional.get(key, {}).get("default")) for key in keys) for item in items]
     if len(set(seen)) != len(seen):
@@ -46,9 +46,9 @@ Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"x-ku
 
 @cache
 def schema_of(kind: str, version: str) -> dict[str, Any]:
-    """The closed schema of one of Ray's kinds."""
+    """The strict schema of a Ray kind."""
     path: Path = FOLDER / f"ray.io_{kind.lower()}s.yaml"
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a megabyte, which takes the plain one seconds
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the pure Python loader needs seconds for this megabyte
     definition = yaml.load(path.read_text(), loader)["spec"]
     [found] = [v for v in definition["versions"] if v["name"] == version and v["served"]]
     schema: dict[str, Any] = closed(found["schema"]["openAPIV3Schema"])
@@ -58,7 +58,7 @@ def schema_of(kind: str, version: str) -> dict[str, Any]:
 
 
 def problems(document: dict[str, Any]) -> list[str]:
-    """What a Kubernetes with KubeRay would find wrong with one of Ray's kinds."""
+    """Validation errors of a document of a Ray kind."""
     group, _, version = document["apiVersion"].partition("/")
     assert group == "ray.io"
     errors = Validator(schema_of(document["kind"], version)).iter_errors(document)

@@ -1,4 +1,4 @@
-"""The files of infra/, read, changed in one place, and looked through."""
+"""Helpers to read, modify and search the files of infra/."""
 
 import copy
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def changed(document: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
-    """A copy with another value at a place such as `spec.containers.0.name`; MISSING takes it out."""
+    """A copy with another value at a path such as `spec/containers/0/name`. MISSING removes it."""
     made = copy.deepcopy(document)
     *inner, last = [int(part) if part.isdigit() else part for part in place.split("/")]
     found: Any = made
@@ -35,7 +35,7 @@ def changed(document: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
 
 
 def values(node: Any, key: str) -> Iterator[Any]:
-    """Every value that a key has anywhere."""
+    """All values of a key, at any depth."""
     if isinstance(node, dict):
         for name, value in node.items():
             if name == key:

@@ -1,4 +1,4 @@
-"""The IAM documents and the bucket's rules: AWS's own list of actions, moto, and what is really called."""
+"""IAM policies and lifecycle rules: against AWS's list of actions, moto, and the calls that are made."""
 
 import fnmatch
 import json
@@ -23,7 +23,7 @@ from paliscribe import results
 from paliscribe.storage import check_writable, open_store, s3
 
 POLICIES = ("reader", "writer", "head")
-# What S3 asks for by IAM where a call has another name than its action.
+# API calls whose IAM action has another name.
 ACTIONS = {"HeadObject": "GetObject", "ListObjectsV2": "ListBucket"} | dict.fromkeys(
     ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"), "PutObject"
 )
@@ -43,7 +43,7 @@ def many(value: str | list[str]) -> list[str]:
 
 
 def problems(policy: dict[str, Any]) -> list[str]:
-    """What is wrong with a policy by its grammar and by AWS's list of actions."""
+    """Errors of a policy by its grammar and AWS's list of actions."""
     found = [] if policy.get("Version") == "2012-10-17" else ["version"]
     found += [f"unknown {key}" for key in policy.keys() - {"Version", "Statement"}]
     for statement in policy["Statement"]:
@@ -53,9 +53,9 @@ def problems(policy: dict[str, Any]) -> list[str]:
         for action in many(statement.get("Action", [])):
             data = get_action_data(*action.split(":", 1)) if "*" not in action else False
             if not data:
-                found.append(f"{action} is no action")
+                found.append(f"unknown action {action}")
             elif not any(fits(row, resource) for row in rows(data) for resource in many(statement.get("Resource", []))):
-                found.append(f"{action} has no such resource")
+                found.append(f"wrong resource type for {action}")
     return found
 
 
@@ -64,7 +64,7 @@ def rows(data: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def fits(row: dict[str, Any], resource: str) -> bool:
-    """Whether a resource is of a kind that the action acts on, by the number and words of its ARN's parts."""
+    """Whether an ARN has the format of a resource type of the action."""
     shape = row["resource_arn_format"]
     if "*" in (shape, resource):
         return shape == resource
@@ -72,7 +72,7 @@ def fits(row: dict[str, Any], resource: str) -> bool:
 
 
 def allows(policy: dict[str, Any], action: str, resource: str) -> bool:
-    """Whether a statement without conditions allows a call."""
+    """Whether any statement without conditions allows a call."""
     return any(
         action in many(statement["Action"])
         and any(fnmatch.fnmatchcase(resource, pattern) for pattern in many(statement["Resource"]))
@@ -82,7 +82,7 @@ def allows(policy: dict[str, Any], action: str, resource: str) -> bool:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_policies_are_sound(name: str) -> None:
+def test_policies_are_valid(name: str) -> None:
     assert problems(read(f"{name}-policy")) == []
 
 
@@ -92,7 +92,7 @@ def test_policies_are_sound(name: str) -> None:
         ("Statement/0/Action/0", "s3:GetObjekt"),
         ("Statement/0/Action/0", "s3:*"),
         ("Statement/0/Action/0", "s3:Get*"),
-        ("Statement/1/Action/0", "s3:PutObject"),  # on buckets, where there are no objects
+        ("Statement/1/Action/0", "s3:PutObject"),  # an object action on a bucket
         ("Statement/0/Resource", "arn:aws:s3:::bucket"),
         ("Statement/0/Resource", MISSING),
         ("Statement/0/Ressource", ["*"]),
@@ -100,17 +100,17 @@ def test_policies_are_sound(name: str) -> None:
         ("Version", "2012"),
     ],
 )
-def test_a_wrong_policy_is_noticed(place: str, value: Any) -> None:
+def test_invalid_policies_are_detected(place: str, value: Any) -> None:
     assert problems(changed(read("writer-policy"), place, value)) != []
 
 
-def test_nothing_is_granted_everywhere_but_to_look_at_nodes() -> None:
+def test_only_describe_instances_is_granted_on_all_resources() -> None:
     for name in POLICIES:
         for statement in read(f"{name}-policy")["Statement"]:
             assert many(statement["Resource"]) != ["*"] or statement["Action"] == ["ec2:DescribeInstances"]
 
 
-def test_the_reader_writes_nothing() -> None:
+def test_the_reader_is_read_only() -> None:
     levels = {
         row["access_level"]
         for statement in read("reader-policy")["Statement"]
@@ -121,7 +121,7 @@ def test_the_reader_writes_nothing() -> None:
 
 
 @pytest.mark.usefixtures("no_aws")
-def test_iam_takes_the_documents() -> None:
+def test_iam_accepts_the_policies() -> None:
     with mock_aws():
         iam = boto3.client("iam")
         for name in POLICIES:
@@ -133,7 +133,7 @@ def test_iam_takes_the_documents() -> None:
             iam.create_policy(PolicyName="wrong", PolicyDocument=json.dumps(wrong))
 
 
-def test_only_the_service_accounts_of_the_manifests_take_the_role() -> None:
+def test_only_the_service_accounts_of_the_manifests_may_assume_the_role() -> None:
     [statement] = read("trust-eks")["Statement"]
     trusted = statement["Condition"]["StringEquals"]["YOUR-CLUSTERS-ISSUER:sub"]
     kinds = documents(INFRA / "kuberay/common.yaml")
@@ -144,8 +144,8 @@ def test_only_the_service_accounts_of_the_manifests_take_the_role() -> None:
 
 
 @pytest.mark.usefixtures("no_aws")
-def test_the_head_may_do_just_what_the_autoscaler_does() -> None:
-    """The nodes of cluster.yaml are started, tagged, looked at and ended by Ray's provider, on moto."""
+def test_the_heads_policy_equals_the_autoscalers_calls() -> None:
+    """Ray's provider starts, tags, describes and terminates the nodes of cluster.yaml on moto."""
     calls: set[str] = set()
     profiles = {"head": "paliscribe-head", "gpu": "paliscribe-writer", "cpu": "paliscribe-writer"}
     with mock_aws():
@@ -165,8 +165,8 @@ def test_the_head_may_do_just_what_the_autoscaler_does() -> None:
         provider.terminate_nodes(nodes)
     policy = read("head-policy")
     granted = {action for statement in policy["Statement"] for action in statement["Action"]}
-    asked_by_run_instances = {"iam:PassRole", "ssm:GetParameters"}  # the profile, and `resolve:ssm:` of the image
-    assert granted == {f"ec2:{call}" for call in calls} | asked_by_run_instances
+    needed_by_run_instances = {"iam:PassRole", "ssm:GetParameters"}  # the profile, and `resolve:ssm:` of the image
+    assert granted == {f"ec2:{call}" for call in calls} | needed_by_run_instances
     tag = {"aws:ResourceTag/ray-cluster-name": described["cluster_name"]}
     for statement in policy["Statement"]:
         if "ec2:TerminateInstances" in statement["Action"]:
@@ -175,7 +175,7 @@ def test_the_head_may_do_just_what_the_autoscaler_does() -> None:
 
 @pytest.fixture
 def calls(bucket: str) -> Iterator[set[Call]]:
-    """What this process asks S3 for while the test runs, as actions on the policies' buckets."""
+    """S3 calls of this process during the test, as actions on the policies' buckets."""
     seen: set[Call] = set()
 
     def note(model: Any, params: dict[str, Any], context: dict[str, Any], **_: Any) -> None:
@@ -188,8 +188,8 @@ def calls(bucket: str) -> Iterator[set[Call]]:
     yield seen
 
 
-def test_a_run_needs_just_what_the_writer_has(bucket: str, calls: set[Call], tmp_path: Path) -> None:
-    """A whole run's calls to S3: probe, lease, shards, parts, a retry, the sweep, and a large file in parts."""
+def test_the_writers_policy_equals_the_calls_of_a_run(bucket: str, calls: set[Call], tmp_path: Path) -> None:
+    """All S3 calls of a run: write test, lease, shards, parts, a retry, the sweep, and a multipart upload."""
     store = open_store(f"s3://{bucket}/run-1")
     check_writable(store)
     job = Job([{}] * 6)
@@ -205,17 +205,17 @@ def test_a_run_needs_just_what_the_writer_has(bucket: str, calls: set[Call], tmp
     store.put_file("annotations/large", large)
     with store.open("annotations/large") as file:
         assert len(file.read()) == 9 << 20
-    asked = set(calls)
+    made = set(calls)
     upload = s3.client().create_multipart_upload(Bucket=bucket, Key="run-1/given-up")
     s3.client().abort_multipart_upload(Bucket=bucket, Key="run-1/given-up", UploadId=upload["UploadId"])
-    asked |= calls  # what boto3 does itself after an upload that failed
+    made |= calls  # boto3 aborts a failed upload itself
     policy = read("writer-policy")
-    assert {call for call in asked if not allows(policy, *call)} == set()
+    assert {call for call in made if not allows(policy, *call)} == set()
     granted = {action for statement in policy["Statement"] for action in statement["Action"]}
-    assert granted == {action for action, _ in asked}
+    assert granted == {action for action, _ in made}
 
 
-def test_results_are_read_with_what_the_reader_has(bucket: str, calls: set[Call]) -> None:
+def test_the_readers_policy_is_enough_to_read_results(bucket: str, calls: set[Call]) -> None:
     store = open_store(f"s3://{bucket}/run-1")
     job = Job([{}] * 3)
     job.annotate(store)
@@ -254,7 +254,7 @@ def lifecycle_problems(rules: dict[str, Any]) -> str:
     return report
 
 
-def test_s3_takes_the_rules(bucket: str, s3_server: Any) -> None:
+def test_s3_accepts_the_lifecycle_rules(bucket: str, s3_server: Any) -> None:
     rules = read("lifecycle")
     assert lifecycle_problems(rules) == ""
     server = s3_server.client()
@@ -272,5 +272,5 @@ def test_s3_takes_the_rules(bucket: str, s3_server: Any) -> None:
         ("Rules", MISSING),
     ],
 )
-def test_a_wrong_rule_is_noticed(place: str, value: Any) -> None:
+def test_invalid_lifecycle_rules_are_detected(place: str, value: Any) -> None:
     assert lifecycle_problems(changed(read("lifecycle"), place, value)) != ""

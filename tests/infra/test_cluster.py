@@ -1,4 +1,4 @@
-"""cluster.yaml and on-premises.yaml: Ray's schema, Ray's own checks and preparations, and the commands in them."""
+"""cluster.yaml and on-premises.yaml: Ray's schema, validation and bootstrap, and their commands."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def check(config: dict[str, Any]) -> dict[str, Any]:
-    """Ray's schema, then what `ray up` does to a file before it speaks to a provider: defaults, and its checks."""
+    """Validate by Ray's schema, then as `ray up` does before it contacts a provider; returns the file with defaults."""
     jsonschema.validate(config, SCHEMA)
     prepared = prepare_config(config)
     validate_config(prepared)
@@ -44,7 +44,7 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def aws_node_problems(config: dict[str, Any]) -> str:
-    """What EC2's own description of RunInstances finds wrong with the nodes; Ray's schema leaves them open."""
+    """Errors of the nodes by EC2's API model of RunInstances, which Ray's schema does not check."""
     model = boto3.session.Session()._session.get_service_model("ec2").operation_model("RunInstances")
     shape, found = model.input_shape, ""
     for kind in config["available_node_types"].values():
@@ -56,7 +56,7 @@ def aws_node_problems(config: dict[str, Any]) -> str:
 
 
 @FILES
-def test_ray_takes_it(path: Path) -> None:
+def test_ray_accepts_the_files(path: Path) -> None:
     prepared = check(described(path))
     kinds = prepared["available_node_types"]
     assert kinds[prepared["head_node_type"]]["min_workers"] == (0 if path == AWS else 3)
@@ -85,18 +85,18 @@ def test_ray_takes_it(path: Path) -> None:
         (LOCAL, "file_mounts", []),
     ],
 )
-def test_a_wrong_field_is_refused(path: Path, place: str, value: Any) -> None:
+def test_invalid_fields_are_rejected(path: Path, place: str, value: Any) -> None:
     with pytest.raises((jsonschema.ValidationError, ValueError)):
         check(changed(described(path), place, value))
 
 
 @pytest.mark.parametrize("field", ["head_ip", "worker_ips"])
-def test_a_machine_that_is_left_out_is_missed(field: str) -> None:
+def test_missing_addresses_are_rejected(field: str) -> None:
     with pytest.raises(Exception, match=r"head_ip|worker_ips|Exiting|not supported"):
         check(changed(described(LOCAL), f"provider/{field}", MISSING))
 
 
-def test_ec2_would_understand_the_nodes() -> None:
+def test_ec2_accepts_the_nodes() -> None:
     assert aws_node_problems(described(AWS)) == ""
 
 
@@ -111,15 +111,15 @@ def test_ec2_would_understand_the_nodes() -> None:
         ("BlockDeviceMappings/0/Ebs/VolumeSize", "100"),
     ],
 )
-def test_what_ec2_would_refuse_is_noticed(place: str, value: Any) -> None:
+def test_invalid_nodes_are_detected(place: str, value: Any) -> None:
     wrong = changed(described(AWS), f"available_node_types/gpu/node_config/{place}", value)
-    check(wrong)  # Ray itself would find out on AWS
+    check(wrong)  # Ray itself does not detect it
     assert aws_node_problems(wrong) != ""
 
 
 @pytest.fixture
 def no_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials of nobody, and a home of its own for the ssh key that Ray makes."""
+    """Fake credentials, and a temporary home for the ssh key that Ray creates."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -127,19 +127,19 @@ def no_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_aws")
-def test_ray_prepares_aws_for_it() -> None:
-    """`ray up`, up to where the head is started, against moto: key pair, subnets, security group, GPUs of a type."""
+def test_ray_bootstraps_aws() -> None:
+    """`ray up` on moto until the head is started: key pair, subnets, security group, GPUs of the instance type."""
     with mock_aws():
         found = _bootstrap_config(described(AWS), no_config_cache=True)
     kinds = found["available_node_types"]
     assert kinds["gpu"]["resources"].items() >= {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}.items()
     assert kinds["head"]["resources"] == {"CPU": 0} and kinds["head"]["max_workers"] == 0
     for kind in kinds.values():
-        assert len(kind["node_config"]["SubnetIds"]) == 3, "one a zone"
+        assert len(kind["node_config"]["SubnetIds"]) == 3, "one per zone"
         assert kind["node_config"]["SecurityGroupIds"] and kind["node_config"]["KeyName"]
 
 
-def test_ray_prepares_machines_that_are_there() -> None:
+def test_ray_bootstraps_existing_machines() -> None:
     found = _bootstrap_config(described(LOCAL), no_config_cache=True)
     [kind] = found["available_node_types"].values()
     assert kind["min_workers"] == kind["max_workers"] == len(found["provider"]["worker_ips"])
@@ -150,7 +150,7 @@ def commands(config: dict[str, Any]) -> list[str]:
 
 
 @FILES
-def test_commands_are_ones_that_bash_and_ray_know(path: Path) -> None:
+def test_bash_and_ray_parse_the_commands(path: Path) -> None:
     config = described(path)
     for line in commands(config):
         done = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True, check=False)
@@ -162,22 +162,22 @@ def test_commands_are_ones_that_bash_and_ray_know(path: Path) -> None:
 
 
 def ray_start(line: str) -> click.Context:
-    """The `ray start` in a command, parsed as Ray parses it and not run. Raises click.UsageError."""
+    """Parse the `ray start` of a command without running it. Raises click.UsageError."""
     words = shlex.split(line.rpartition("ray start ")[2])
     return start.make_context("start", words)
 
 
-def test_an_option_that_ray_lacks_is_noticed() -> None:
+def test_unknown_options_of_ray_start_are_detected() -> None:
     with pytest.raises(click.UsageError):
         ray_start(described(AWS)["head_start_ray_commands"][-1].replace("--dashboard-host", "--dashbord-host"))
 
 
 @FILES
-def test_the_head_is_closed_and_has_no_tasks(path: Path) -> None:
+def test_the_head_is_not_exposed_and_runs_no_tasks(path: Path) -> None:
     config = described(path)
     line = config["head_start_ray_commands"][-1]
     params = ray_start(line).params
-    assert params["dashboard_host"] == "127.0.0.1", "reached through ssh alone"
+    assert params["dashboard_host"] == "127.0.0.1", "accessible through ssh only"
     assert int(re.search(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", line)[1]) >= 60  # type: ignore[index]
     if path == AWS:
         assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
@@ -186,7 +186,7 @@ def test_the_head_is_closed_and_has_no_tasks(path: Path) -> None:
 
 
 @FILES
-def test_the_token_is_on_and_written_nowhere(path: Path) -> None:
+def test_the_token_is_required_and_not_written_in_the_file(path: Path) -> None:
     config = described(path)
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert "export RAY_AUTH_MODE=token" in config[key][-1]
@@ -195,8 +195,8 @@ def test_the_token_is_on_and_written_nowhere(path: Path) -> None:
     assert "RAY_AUTH_TOKEN" not in path.read_text()
 
 
-def test_ray_looks_for_the_token_where_it_is_put(tmp_path: Path) -> None:
-    """The file alone is enough for Ray, and `ray get-auth-token --generate` makes it there."""
+def test_ray_reads_the_token_where_it_is_copied(tmp_path: Path) -> None:
+    """`ray get-auth-token --generate` creates the file, and Ray reads it without further settings."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
     program = Path(sys.executable).parent / "ray"
     made = subprocess.run([program, "get-auth-token", "--generate"], env=environment, capture_output=True, check=True)
@@ -204,7 +204,7 @@ def test_ray_looks_for_the_token_where_it_is_put(tmp_path: Path) -> None:
 
 
 @FILES
-def test_versions_are_pinned_and_agree(path: Path) -> None:
+def test_versions_are_pinned_and_consistent(path: Path) -> None:
     config = described(path)
     wheel = f"paliscribe-{__version__}-py3-none-any.whl"
     mounted = {remote: local for remote, local in config["file_mounts"].items() if not local.startswith("~")}
@@ -215,8 +215,8 @@ def test_versions_are_pinned_and_agree(path: Path) -> None:
     assert f"ray=={version('ray')}\n" in (ROOT / "infra/requirements.txt").read_text()
 
 
-def test_files_are_what_a_person_would_write() -> None:
-    """No key comes twice, which YAML takes in silence."""
+def test_keys_are_unique() -> None:
+    """YAML silently accepts duplicate keys."""
     for path in (AWS, LOCAL):
         node = yaml.compose(path.read_text())
         keys = [key.value for key, _ in node.value]

@@ -1,4 +1,4 @@
-"""The image and the compose file: linted, held against their schema, and run as far as that goes without Docker."""
+"""Container image and compose file: linted, validated by schema, and partly run without Docker."""
 
 import importlib.metadata
 import json
@@ -39,12 +39,12 @@ PINS = dict(line.split("==") for line in (INFRA / "requirements.txt").read_text(
 
 
 def lint(path: Path) -> list[str]:
-    """The rules of hadolint that a Dockerfile breaks."""
+    """Codes of the hadolint rules that a Dockerfile violates."""
     found = subprocess.run([PROGRAMS / "hadolint", "--format=json", path], capture_output=True, check=False)
     return [item["code"] for item in json.loads(found.stdout)]
 
 
-def test_hadolint_finds_nothing() -> None:
+def test_hadolint_passes() -> None:
     assert lint(DOCKERFILE) == []
 
 
@@ -62,10 +62,10 @@ def test_hadolint_finds_nothing() -> None:
         ("EXPOSE 8000", "EXPOSED 8000", "DL1000"),
     ],
 )
-def test_hadolint_finds_what_is_wrong(line: str, instead: str, rule: str, tmp_path: Path) -> None:
-    right = DOCKERFILE.read_text()
-    assert line in right
-    (tmp_path / "Dockerfile").write_text(right.replace(line, instead))
+def test_hadolint_detects_errors(line: str, instead: str, rule: str, tmp_path: Path) -> None:
+    text = DOCKERFILE.read_text()
+    assert line in text
+    (tmp_path / "Dockerfile").write_text(text.replace(line, instead))
     assert rule in lint(tmp_path / "Dockerfile")
 
 
@@ -74,13 +74,13 @@ def instructions(name: str) -> list[str]:
     return [line.split(maxsplit=1)[1] for line in joined.splitlines() if line.split(maxsplit=1)[:1] == [name]]
 
 
-def test_the_base_is_one_pinned_python_that_the_project_runs_on() -> None:
+def test_the_base_image_is_a_pinned_supported_python() -> None:
     bases = {line.split()[0] for line in instructions("FROM")}
     [python] = [re.fullmatch(r"python:(\d+\.\d+\.\d+)-slim-\w+", base) for base in bases]
     assert python and python[1] in SpecifierSet(PROJECT["requires-python"])
 
 
-def test_dependencies_come_before_the_code() -> None:
+def test_dependencies_are_installed_before_the_code() -> None:
     stage = DOCKERFILE.read_text().rpartition("FROM ")[2]
     order = [stage.index(words) for words in ("pip install --requirement", "--from=wheel", "USER 10001")]
     assert order == sorted(order) and instructions("USER") == ["10001:10001"]
@@ -88,7 +88,7 @@ def test_dependencies_come_before_the_code() -> None:
     assert users == {10001}
 
 
-def test_pins_are_what_the_project_asks_for() -> None:
+def test_pins_satisfy_pyproject() -> None:
     for line in PROJECT["dependencies"]:
         wanted = Requirement(line)
         assert PINS[canonicalize_name(wanted.name)] in wanted.specifier, line
@@ -100,8 +100,8 @@ def values_of_clusters() -> list[dict[str, Any]]:
     return [*kinds, rays("RayCluster")["spec"]]
 
 
-def test_pins_are_closed() -> None:
-    """What a pinned package needs, as far as that very version is installed here, is pinned and fits."""
+def test_pins_are_complete_and_consistent() -> None:
+    """Requirements of pinned packages, if that version is installed, are pinned and satisfied."""
     checked = 0
     for name, pin in PINS.items():
         if importlib.metadata.version(name).split("+")[0] != pin:
@@ -117,7 +117,7 @@ def test_pins_are_closed() -> None:
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a path out: the last line that meets it, or a folder it is in, decides."""
+    """Whether .dockerignore excludes a path: the last line that matches it or one of its parents decides."""
     verdict = False
     parents = [path, *map(str, Path(path).parents)][:-1]
     for line in (ROOT / ".dockerignore").read_text().splitlines():
@@ -139,7 +139,7 @@ def copied() -> list[str]:
     return found
 
 
-def test_what_is_copied_is_there_and_nothing_secret_is() -> None:
+def test_copied_files_exist_and_secrets_are_ignored() -> None:
     assert copied() == ["pyproject.toml", "README.md", "LICENSE", "pipeline", "infra/requirements.txt"]
     for source in copied():
         assert (ROOT / source).exists() and not ignored(source), source
@@ -158,8 +158,8 @@ def test_what_is_copied_is_there_and_nothing_secret_is() -> None:
     )
 
 
-def test_the_wheel_is_whole_when_made_of_what_is_copied(tmp_path: Path) -> None:
-    """The first stage, run here on the files that reach it."""
+def test_the_wheel_built_from_the_copied_files_is_complete(tmp_path: Path) -> None:
+    """The first build stage, run locally on the files that it copies."""
     for source in copied():
         if source.startswith("infra"):
             continue
@@ -186,7 +186,7 @@ def test_the_wheel_is_whole_when_made_of_what_is_copied(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = ("py.typed", "online/page.html", "demo/checkpoint/model.safetensors")
     assert {f"paliscribe/{name}" for name in wanted} <= names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"paliscribe"}, "a guest in site-packages"
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"paliscribe"}, "nothing else in site-packages"
 
 
 def compose(name: str = "compose.yaml") -> dict[str, Any]:
@@ -194,14 +194,14 @@ def compose(name: str = "compose.yaml") -> dict[str, Any]:
     return found
 
 
-def take(config: dict[str, Any]) -> PyCompose:
-    """A compose file as its specification has it. Raises ValueError. Merge keys are resolved first, as compose does."""
+def validated(config: dict[str, Any]) -> PyCompose:
+    """Validate a compose file by its specification, after resolving merge keys. Raises ValueError."""
     return PyCompose.from_yaml(yaml.safe_dump(config))
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
-def test_compose_would_take_it(name: str) -> None:
-    assert set(take(compose(name)).service_names()) <= {"s3", "bucket", "head", "endpoint"}
+def test_compose_files_are_valid(name: str) -> None:
+    assert set(validated(compose(name)).service_names()) <= {"s3", "bucket", "head", "endpoint"}
 
 
 @pytest.mark.parametrize(
@@ -219,12 +219,12 @@ def test_compose_would_take_it(name: str) -> None:
         ("services/s3/env_file", {"path": ".env"}),
     ],
 )
-def test_a_wrong_field_of_compose_is_refused(place: str, value: Any) -> None:
+def test_invalid_compose_fields_are_rejected(place: str, value: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
-        take(changed(compose(), place, value))
+        validated(changed(compose(), place, value))
 
 
-def test_compose_is_pinned_closed_and_holds_no_secret() -> None:
+def test_compose_is_pinned_on_loopback_and_without_secrets() -> None:
     services = compose()["services"]
     assert {service["image"] for service in services.values()} == {IMAGE, "chrislusf/seaweedfs:4.48"}
     for service in services.values():
@@ -237,7 +237,7 @@ def test_compose_is_pinned_closed_and_holds_no_secret() -> None:
     assert subprocess.run(["git", "check-ignore", "-q", FOLDER / ".env"], cwd=ROOT, check=False).returncode == 0
 
 
-def test_what_compose_names_is_there() -> None:
+def test_references_in_compose_exist() -> None:
     config = compose()
     head = config["services"]["head"]
     command = shlex.split(head["command"])
@@ -256,7 +256,7 @@ def test_what_compose_names_is_there() -> None:
 
 @pytest.fixture
 def s3_service(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The `s3` service, by its own command, on loopback with ports of ours; the settings that lead to it."""
+    """Run the command of the `s3` service on loopback with free ports; yields the environment to access it."""
     keys = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "a secret of somebody's"}
     service = compose()["services"]["s3"]
     line = service["command"].replace("-dir=/data", f"-dir={tmp_path}").replace("-ip=s3", "-ip=127.0.0.1")
@@ -302,7 +302,7 @@ def healthy(address: str) -> bool:
 
 
 def test_the_s3_server_and_its_bucket(s3_service: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both services' own commands: the keys of .env work and others do not, and the bucket is made once."""
+    """The commands of both services: keys of .env work, others do not, and creating the bucket is idempotent."""
     script = compose()["services"]["bucket"]["command"]
     assert script[:2] == ["python", "-c"]
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The manifests for Kubernetes: KubeRay's schemas, Kubernetes' own, Ray's, ours, and that they fit one another."""
+"""Kubernetes manifests: schemas of KubeRay, Kubernetes, Ray and paliscribe, and consistency."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -23,7 +23,7 @@ KUBERNETES = "1.34"
 ALL = [document for path in sorted(FOLDER.glob("*.yaml")) for document in documents(path)]
 RAYS = [document for document in ALL if document["apiVersion"].startswith("ray.io/")]
 OTHERS = [document for document in ALL if document not in RAYS]
-HAVE_CRDS = pytest.mark.skipif(not crds.FOLDER.is_dir(), reason=f"KubeRay's definitions are not in {crds.FOLDER}")
+HAVE_CRDS = pytest.mark.skipif(not crds.FOLDER.is_dir(), reason=f"KubeRay's CRDs are not in {crds.FOLDER}")
 
 
 def name_of(document: Any) -> str:
@@ -42,7 +42,7 @@ def cluster_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def groups_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Group name -> the group, the head among them."""
+    """Group name -> group, including the head."""
     cluster = cluster_of(document)
     return {"head": cluster["headGroupSpec"]} | {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
 
@@ -57,7 +57,7 @@ each_group = partial(pytest.mark.parametrize, ("document", "name", "group"), GRO
 
 @HAVE_CRDS
 @pytest.mark.parametrize("document", RAYS, ids=name_of)
-def test_kuberay_would_take_it(document: dict[str, Any]) -> None:
+def test_kuberay_accepts_the_manifests(document: dict[str, Any]) -> None:
     assert crds.problems(document) == []
 
 
@@ -95,7 +95,7 @@ WORKER = "workerGroupSpecs/0"
         (f"{WORKER}/template/metadata/label", {}),
     ],
 )
-def test_a_wrong_field_of_a_cluster_is_refused(kind: str, place: str, value: Any) -> None:
+def test_invalid_cluster_fields_are_rejected(kind: str, place: str, value: Any) -> None:
     assert crds.problems(changed(rays(kind), f"{CLUSTERS[kind]}/{place}", value)) != []
 
 
@@ -115,17 +115,17 @@ def test_a_wrong_field_of_a_cluster_is_refused(kind: str, place: str, value: Any
         ("RayCluster", "spec", MISSING),
     ],
 )
-def test_a_wrong_field_of_a_kind_is_refused(kind: str, place: str, value: Any) -> None:
+def test_invalid_fields_are_rejected(kind: str, place: str, value: Any) -> None:
     assert crds.problems(changed(rays(kind), place, value)) != []
 
 
 @pytest.mark.parametrize("document", OTHERS, ids=name_of)
-def test_kubernetes_would_take_it(document: dict[str, Any]) -> None:
+def test_kubernetes_accepts_the_manifests(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
 @each_group()
-def test_kubernetes_would_take_its_pods(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
+def test_kubernetes_accepts_the_pods(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
     template = group["template"]
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]}
     kubernetes_validate.validate(pod, KUBERNETES, strict=True)
@@ -143,15 +143,15 @@ def test_kubernetes_would_take_its_pods(document: dict[str, Any], name: str, gro
         ("Namespace", "metadata/labels", ["restricted"]),
     ],
 )
-def test_a_wrong_field_of_another_kind_is_refused(kind: str, place: str, value: Any) -> None:
+def test_invalid_fields_of_other_kinds_are_rejected(kind: str, place: str, value: Any) -> None:
     document = next(document for document in OTHERS if document["kind"] == kind)
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(changed(document, place, value), KUBERNETES, strict=True)
 
 
 @each_group()
-def test_ray_start_knows_the_params(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
-    """KubeRay makes `--key=value` of each."""
+def test_ray_start_accepts_the_params(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
+    """KubeRay passes each as `--key=value`."""
     words = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
     context = start.make_context("ray start", words)
     if name == "head":
@@ -161,16 +161,18 @@ def test_ray_start_knows_the_params(document: dict[str, Any], name: str, group: 
 
 
 @each_group()
-def test_a_pod_is_confined_and_sized(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
+def test_pods_are_restricted_and_have_limits_and_probes(
+    document: dict[str, Any], name: str, group: dict[str, Any]
+) -> None:
     spec = group["template"]["spec"]
     [container] = spec["containers"]
     assert spec["securityContext"]["runAsNonRoot"] is True and spec["securityContext"]["runAsUser"] > 0
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     confined = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert container["securityContext"] == cluster_of(document)["autoscalerOptions"]["securityContext"] == confined
-    asked, most = container["resources"]["requests"], container["resources"]["limits"]
-    assert asked["memory"] == most["memory"] and {"cpu", "ephemeral-storage"} <= asked.keys()
-    assert ("nvidia.com/gpu" in most) is (name == "gpu")
+    requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+    assert requests["memory"] == limits["memory"] and {"cpu", "ephemeral-storage"} <= requests.keys()
+    assert ("nvidia.com/gpu" in limits) is (name == "gpu")
     probes = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")}
     assert probes == {"/api/healthz"}
     ready = container["readinessProbe"]["httpGet"]
@@ -179,7 +181,7 @@ def test_a_pod_is_confined_and_sized(document: dict[str, Any], name: str, group:
 
 
 @each_group()
-def test_a_pod_lives_until_its_replicas_have_drained(document: Any, name: str, group: dict[str, Any]) -> None:
+def test_pods_wait_until_their_replicas_have_drained(document: Any, name: str, group: dict[str, Any]) -> None:
     spec = group["template"]["spec"]
     drain = environment(spec)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]["value"]
     assert DRAIN <= float(drain) < spec["terminationGracePeriodSeconds"]
@@ -192,7 +194,7 @@ def environment(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @each_group()
-def test_what_a_pod_names_is_there(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
+def test_references_in_pods_exist(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
     spec = group["template"]["spec"]
     assert {m["name"] for m in spec["containers"][0]["volumeMounts"]} == {v["name"] for v in spec["volumes"]}
     accounts = {kind["metadata"]["name"] for kind in ALL if kind["kind"] == "ServiceAccount"}
@@ -202,7 +204,7 @@ def test_what_a_pod_names_is_there(document: dict[str, Any], name: str, group: d
     assert document["metadata"]["namespace"] == "paliscribe"
 
 
-def test_secrets_are_named_and_never_written() -> None:
+def test_secrets_are_referenced_and_never_written() -> None:
     assert not [document for document in ALL if document["kind"] == "Secret"]
     words = (FOLDER / "common.yaml").read_text()
     for document in RAYS:
@@ -221,8 +223,8 @@ def test_images_are_pinned_to_this_version() -> None:
     assert len(images) == len(GROUPS) and {image.rpartition("/")[2] for image in images} == {IMAGE}
 
 
-def test_who_may_reach_what() -> None:
-    """The ports that are open to other namespaces, and that the policies meet every pod."""
+def test_network_policies() -> None:
+    """Ports open to other namespaces; the policies select every pod."""
     opened: dict[int, set[str]] = {}
     for policy in [document["spec"] for document in ALL if document["kind"] == "NetworkPolicy"]:
         wanted = policy["podSelector"]["matchLabels"].items()
@@ -241,7 +243,7 @@ def test_who_may_reach_what() -> None:
 
 
 def serve_config(path: Path) -> dict[str, Any]:
-    """A Serve config file, checked as `serve deploy` and the endpoint check it. Raises."""
+    """Read a Serve config file and validate it as `serve deploy` and the endpoint do."""
     [found] = documents(path)
     return check_serve(found)
 
@@ -249,14 +251,14 @@ def serve_config(path: Path) -> dict[str, Any]:
 def check_serve(config: dict[str, Any]) -> dict[str, Any]:
     known = ServeDeploySchema.model_validate(config).model_dump(exclude_unset=True)
     if dropped := list(lost(config, known)):
-        raise UsageError(f"unknown to Ray, which says nothing of it: {dropped}")
+        raise UsageError(f"keys that Ray ignores: {dropped}")
     for application in config["applications"]:
         parse_serve(application["args"])
     return config
 
 
 def lost(given: Any, kept: Any, at: str = "") -> Iterator[str]:
-    """Keys that Ray's models have dropped."""
+    """Paths of keys that Ray's models have dropped."""
     if isinstance(given, dict) and isinstance(kept, dict):
         for key, value in given.items():
             if key in kept:
@@ -274,8 +276,8 @@ def of_the_service() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("origin", ["kuberay", "docker"])
-def test_the_endpoint_is_that_of_serve_yaml(origin: str) -> None:
-    """The same application, but for where it listens, its keys and its models."""
+def test_the_endpoint_equals_serve_yaml(origin: str) -> None:
+    """The same application, except for host, proxy location, keys and models."""
     other = of_the_service() if origin == "kuberay" else serve_config(INFRA / "docker/serve.yaml")
     check_serve(other)
     plain = serve_config(INFRA / "serve.yaml")
@@ -300,19 +302,19 @@ def test_the_endpoint_is_that_of_serve_yaml(origin: str) -> None:
         ("applications/0/args/models/0/pool/min_replicas", "one", UsageError),
     ],
 )
-def test_a_wrong_field_of_the_endpoint_is_refused(place: str, value: Any, error: type[Exception]) -> None:
+def test_invalid_fields_of_the_endpoint_are_rejected(place: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         check_serve(changed(of_the_service(), place, value))
 
 
-def test_the_keys_are_where_the_endpoint_looks() -> None:
+def test_the_keys_are_mounted_where_the_endpoint_reads_them() -> None:
     spec = groups_of(rays("RayService"))["gpu"]["template"]["spec"]
     [mount] = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "keys"]
     assert of_the_service()["applications"][0]["args"]["keys"] == f"{mount['mountPath']}/keys"
     assert "--from-file=keys=" in (FOLDER / "common.yaml").read_text()
 
 
-def test_the_job_is_one_and_is_where_it_is_looked_for() -> None:
+def test_the_job_file_is_valid_and_mounted_where_it_is_read() -> None:
     [config] = [document for document in OTHERS if document["kind"] == "ConfigMap"]
     job = parse(yaml.safe_load(config["data"]["job.yaml"]))
     spec = rays("RayJob")["spec"]

@@ -1,4 +1,4 @@
-"""A head and a worker, started as the RayService's pods would be, with its endpoint on them."""
+"""A head and a worker, started like the RayService's pods, with its endpoint."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ KEY = "a-key-of-a-caller"
 
 
 class Nodes:
-    """Ray nodes of one machine, each with ports of its own."""
+    """Ray nodes on one machine, with separate ports."""
 
     def __init__(self) -> None:
         self.gcs, self.dashboard = free_ports(2)
@@ -35,7 +35,7 @@ class Nodes:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, group: dict[str, Any], *more: str) -> tuple[int, int]:
-        """`ray start` with a group's params and variables; the ports of its agent and its exporter."""
+        """Run `ray start` with a group's parameters and variables; returns the ports of agent and metrics exporter."""
         agent, metrics = free_ports(2)
         params = {"dashboard-agent-listen-port": agent, "metrics-export-port": metrics} | group["rayStartParams"]
         params["dashboard-host"] = "127.0.0.1"
@@ -74,22 +74,22 @@ def status(address: str, **headers: str) -> int:
 
 
 def test_probes_token_and_endpoint(nodes: Nodes, tmp_path: Path) -> None:
-    """The probes' paths answer without the token, nothing else does, and replicas keep off the head."""
+    """Probe paths work without the token, others do not, and no replica runs on the head."""
     groups = groups_of(rays("RayService"))
     agent, metrics = nodes.start(groups["head"], "--head", f"--port={nodes.gcs}", f"--dashboard-port={nodes.dashboard}")
     dashboard = f"http://127.0.0.1:{nodes.dashboard}"
     wait_for(f"{dashboard}/api/version")
-    assert status(f"http://127.0.0.1:{agent}/api/healthz") == 200, "the probe of every pod but those that serve"
+    assert status(f"http://127.0.0.1:{agent}/api/healthz") == 200, "the probe of all pods that do not serve"
     bearer = {"Authorization": f"Bearer {TOKEN['RAY_AUTH_TOKEN']}"}
     assert status(f"{dashboard}/api/jobs/") == 401 and status(f"{dashboard}/api/jobs/", **bearer) == 200
     until = time.monotonic() + 60
-    while status(f"http://127.0.0.1:{metrics}/metrics") != 200:  # what Prometheus reads; it has no token
+    while status(f"http://127.0.0.1:{metrics}/metrics") != 200:  # scraped by Prometheus without a token
         assert time.monotonic() < until
         time.sleep(0.5)
 
     config, [port] = of_the_service(), free_ports(1)
     (tmp_path / "keys").write_text(f"{KEY}\n")
-    config |= {"proxy_location": "HeadOnly"}  # two proxies of one machine would want one port
+    config |= {"proxy_location": "HeadOnly"}  # two proxies on one machine would conflict
     config["http_options"] |= {"host": "127.0.0.1", "port": port}
     models = [{"name": "demo", "pool": {"gpus_per_replica": 0, "min_replicas": 1, "max_replicas": 1, "threads": 1}}]
     config["applications"][0]["args"] |= {"keys": str(tmp_path / "keys"), "models": models}
@@ -113,4 +113,4 @@ def test_probes_token_and_endpoint(nodes: Nodes, tmp_path: Path) -> None:
     served = httpx.get(f"{dashboard}/api/serve/applications/", headers=bearer, timeout=10).json()["applications"]
     hosts = {r["node_id"] for d in served["paliscribe"]["deployments"].values() for r in d["replicas"]}
     known = httpx.get(f"{dashboard}/api/v0/nodes", headers=bearer, timeout=10).json()["data"]["result"]["result"]
-    assert hosts == {node["node_id"] for node in known if not node["is_head_node"]}, "the head has no work"
+    assert hosts == {node["node_id"] for node in known if not node["is_head_node"]}, "no replica on the head"

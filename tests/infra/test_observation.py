@@ -1,6 +1,6 @@
-"""The dashboard and the alerts: their form, and that every alert says what to do.
+"""Grafana dashboard and Prometheus alerts: format, runbook sections, unit tests.
 
-That their metrics are those of a running pool is held by tests/front/test_join.py, which starts one.
+tests/front/test_join.py compares their metrics with those of a running pool.
 """
 
 import json
@@ -21,7 +21,7 @@ from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "infra/prometheus"
-# Ray exports these on a node that has a GPU only, so no exporter of a test shows them.
+# Exported by Ray on nodes with a GPU only, so not available in tests.
 GPU_NODES = {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available"}
 
 
@@ -69,14 +69,14 @@ def panels() -> list[dict[str, Any]]:
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Every expression of the dashboard with its legend."""
+    """All expressions of the dashboard with their legends."""
     for panel in panels():
         for target in panel["targets"]:
             yield target["expr"], target["legendFormat"]
 
 
 def named() -> list[promql.Use]:
-    """Every metric that the dashboard and the alerts name, but for those of GPU nodes."""
+    """All metrics used by dashboard and alerts, except those of GPU nodes."""
     found = [use for alert in alerts() for use in promql.uses(alert.expr)]
     found += [use for expression, _ in queries() for use in promql.uses(expression)]
     for variable in dashboard()["templating"]["list"]:
@@ -85,22 +85,22 @@ def named() -> list[promql.Use]:
     return [use for use in found if use.metric not in GPU_NODES]
 
 
-def test_alerts_are_whole_and_have_names_of_their_own() -> None:
+def test_alerts_have_unique_names_and_existing_labels() -> None:
     names = [alert.alert for alert in alerts()]
     assert len(set(names)) == len(names) >= 10
     for alert in alerts():
         labels = set(re.findall(r"\$labels\.(\w+)", alert.annotations.summary))
-        assert labels <= promql.uses(alert.expr)[0].labels, f"{alert.alert}: its summary names a label that is gone"
+        assert labels <= promql.uses(alert.expr)[0].labels, f"{alert.alert}: unknown label in its summary"
 
 
-def test_a_wrong_field_of_an_alert_is_noticed() -> None:
+def test_invalid_alert_fields_are_detected() -> None:
     rules = yaml.safe_load((PROMETHEUS / "rules.yaml").read_text())
     rules["groups"][0]["rules"][0]["lables"] = {}
     with pytest.raises(ValueError, match="lables"):
         Rules.model_validate(rules)
 
 
-def test_every_alert_has_its_section_and_every_section_its_alert() -> None:
+def test_every_alert_has_a_runbook_section() -> None:
     text = (ROOT / "docs/operations.md").read_text()
     sections = re.findall(r"^### (Paliscribe\w+)$", text, re.MULTILINE)
     assert sorted(sections) == sorted(alert.alert for alert in alerts())
@@ -110,7 +110,7 @@ def test_every_alert_has_its_section_and_every_section_its_alert() -> None:
         assert len(body.split()) > 20, f"{alert.alert}: what it means and what to do"
 
 
-def test_prometheus_reads_the_rules_and_rays_discovery() -> None:
+def test_prometheus_config_has_the_rules_and_rays_service_discovery() -> None:
     config = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())
     assert [(PROMETHEUS / name).exists() for name in config["rule_files"]] == [True]
     [scrape] = config["scrape_configs"]
@@ -124,7 +124,7 @@ def test_panels_are_described_and_do_not_overlap() -> None:
     for panel in panels():
         assert panel["title"] and panel["fieldConfig"]["defaults"]["unit"] and panel["targets"]
         assert len(panel["description"]) > 20, panel["title"]
-        assert panel["datasource"]["uid"] == "${datasource}", "a data source of its own would be another installation's"
+        assert panel["datasource"]["uid"] == "${datasource}", "data sources must not be hard-coded"
         assert all(target["datasource"] == panel["datasource"] for target in panel["targets"])
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
     for one, other in combinations(found, 2):
@@ -134,32 +134,32 @@ def test_panels_are_described_and_do_not_overlap() -> None:
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in found)
 
 
-def test_an_on_call_person_reads_from_top_to_bottom() -> None:
+def test_dashboard_rows() -> None:
     rows = [panel["title"] for panel in dashboard()["panels"] if panel["type"] == "row"]
     assert rows == ["Is it answering?", "How fast?", "How full?", "What fails?", "What hardware?"]
 
 
-def test_variables_of_the_dashboard_are_those_that_it_has() -> None:
+def test_dashboard_variables_are_defined_and_used() -> None:
     known = {variable["name"] for variable in dashboard()["templating"]["list"]} | {"__rate_interval"}
     used = set(re.findall(r"\$\{?(\w+)", json.dumps([panel["targets"] for panel in panels()])))
     assert used == known
 
 
-def test_legends_name_labels_that_are_there() -> None:
+def test_labels_in_legends_exist() -> None:
     for expression, legend in queries():
         labels = set(re.findall(r"\{\{(\w+)\}\}", legend))
         assert all(labels <= use.labels for use in promql.uses(expression)), (expression, legend)
 
 
-def test_metrics_of_gpu_nodes_are_rays() -> None:
+def test_metrics_of_gpu_nodes_exist_in_ray() -> None:
     from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
     assert {name.removeprefix("ray_") for name in GPU_NODES} <= set(METRICS_GAUGES)
     used = {use.metric for expression, _ in queries() for use in promql.uses(expression)}
-    assert used >= GPU_NODES, "a name that no panel needs is no exception"
+    assert used >= GPU_NODES, "unused exception"
 
 
-def test_the_checker_finds_what_is_not_exported() -> None:
+def test_the_checker_finds_missing_metrics() -> None:
     text = (
         '# TYPE a_total counter\na_total{x="1",empty="",y="2"} 3\n# TYPE h histogram\nh_bucket{le="1"} 1\nh_count 1\n'
     )
@@ -185,25 +185,25 @@ def test_the_checker_finds_what_is_not_exported() -> None:
 
 @pytest.fixture
 def promtool() -> str:
-    """Prometheus' own tool, in Debian's package `prometheus`; not needed where it is not installed."""
+    """Path of promtool (Debian package `prometheus`). Skips if it is not installed, unless NEED_PROMTOOL is set."""
     if (found := shutil.which("promtool")) is None:
         assert not os.environ.get("NEED_PROMTOOL"), "promtool is not installed"
         pytest.skip("promtool is not installed")
     return found
 
 
-def test_prometheus_own_tool_takes_the_files(promtool: str) -> None:
+def test_promtool_accepts_the_files(promtool: str) -> None:
     for words in (["config", str(PROMETHEUS / "prometheus.yaml")], ["rules", str(PROMETHEUS / "rules.yaml")]):
         done = subprocess.run([promtool, "check", *words], capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_alerts_fire_when_they_should_and_only_then(promtool: str) -> None:
-    scenes = Path(__file__).parent / "alerts.yaml"
-    asked = [case for scene in yaml.safe_load(scenes.read_text())["tests"] for case in scene["alert_rule_test"]]
+    path = Path(__file__).parent / "alerts.yaml"
+    tested = [case for test in yaml.safe_load(path.read_text())["tests"] for case in test["alert_rule_test"]]
     for alert in alerts():
-        cases = [case for case in asked if case["alertname"] == alert.alert]
-        assert any(case.get("exp_alerts") for case in cases), f"{alert.alert} is never seen to fire"
-        assert any(not case.get("exp_alerts") for case in cases), f"{alert.alert} is never seen to be silent"
-    done = subprocess.run([promtool, "test", "rules", scenes], capture_output=True, text=True, check=False, timeout=60)
+        cases = [case for case in tested if case["alertname"] == alert.alert]
+        assert any(case.get("exp_alerts") for case in cases), f"{alert.alert}: no test in which it fires"
+        assert any(not case.get("exp_alerts") for case in cases), f"{alert.alert}: no test in which it does not fire"
+    done = subprocess.run([promtool, "test", "rules", path], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paliscribe.errors import UsageError
-from paliscribe.manifest import freeze, load, read, read_mended, read_shard, scan
+from paliscribe.manifest import freeze, load, read, read_shard, read_updated, scan
 from paliscribe.manifest.freezing import INDEX
 from paliscribe.records import ManifestRow
 from paliscribe.storage import open_store
@@ -228,9 +228,9 @@ def test_columns_keep_their_types(tmp_path: Path) -> None:
         ([{"image": "a", "width": 1, "row": 2}], "column 'row', 'width' has the name"),
         ([{"image": "a"}, {"image": "b", "s": "half \ud800"}], "row 2 holds text that is not Unicode"),
         ([{"image": "a", "id": "\udfff"}], "row 1 holds text that is not Unicode"),
-        ([{"url": "a", "id": "1"}, {"url": "b", "more": 1}], "no column 'image' (there is 'url', 'id', 'more')"),
-        ([{"url": "a"}], "name the right one by --image-column"),
-        ([{"url": "a", "more": 1}] * 3000, "no column 'image' (there is 'url', 'more')"),
+        ([{"url": "a", "id": "1"}, {"url": "b", "more": 1}], "no column 'image' (columns: 'url', 'id', 'more')"),
+        ([{"url": "a"}], "set the right one with --image-column"),
+        ([{"url": "a", "more": 1}] * 3000, "no column 'image' (columns: 'url', 'more')"),
     ],
 )
 def test_rows_that_are_refused(rows: Rows, words: str, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_an_image_column_under_another_name_does_not_free_the_reserved_ones(tmp_
         ("m.csv", 'image,s\na,"b\n', "line 2: "),
         ("m.csv", 'image,s\na,"b"c\n', "line 2: "),
         ("m.csv", "image,image\na,b\n", "the header names a column twice"),
-        ("m.csv", "url;s\na;b\n", "no column 'image' (there is 'url;s')"),
+        ("m.csv", "url;s\na;b\n", "no column 'image' (columns: 'url;s')"),
         ("m.csv.gz", b"image\na\n", "cannot be read"),
         ("m.csv.gz", gzip.compress(b"image\n" + bytes(range(65, 91)) * 9)[:-12], "cannot be read"),
         ("m.csv.gz", gzip.compress(b"image\na\n")[:10] + b"\xff" * 30, "cannot be read"),
@@ -263,12 +263,12 @@ def test_an_image_column_under_another_name_does_not_free_the_reserved_ones(tmp_
         ("m.parquet", b"PAR1 no", "cannot be read"),
         ("m.parquet", b"", "cannot be read"),
         ("m.xlsx", b"x", "not a file named .jsonl, .ndjson, .csv, .parquet"),
-        ("m.jsonl", "", "it has 0 rows"),
-        ("m.jsonl", "\n \n", "it has 0 rows"),
-        ("m.jsonl.gz", gzip.compress(b""), "it has 0 rows"),
-        ("m.csv", "", "it has 0 rows"),
-        ("m.csv", "image,s\n", "it has 0 rows"),
-        ("m.txt", "\n", "it has 0 rows"),
+        ("m.jsonl", "", ": no rows"),
+        ("m.jsonl", "\n \n", ": no rows"),
+        ("m.jsonl.gz", gzip.compress(b""), ": no rows"),
+        ("m.csv", "", ": no rows"),
+        ("m.csv", "image,s\n", ": no rows"),
+        ("m.txt", "\n", ": no rows"),
     ],
 )
 def test_files_that_are_refused(name: str, body: bytes | str, words: str, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_files_that_are_refused(name: str, body: bytes | str, words: str, tmp_pa
 
 def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": pa.array([], pa.string())}), tmp_path / "m.parquet")
-    assert "it has 0 rows" in refusal(str(tmp_path / "m.parquet"))
+    assert ": no rows" in refusal(str(tmp_path / "m.parquet"))
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -293,9 +293,9 @@ def test_duplicate_ids_are_named(tmp_path: Path) -> None:
     names = [f"n{number}" for number in range(300)]
     twice = names + names[:8][::-1] + ["n0"]
     message = refusal(jsonl(tmp_path, [{"id": name, "image": "same.png"} for name in twice]))
-    assert "ids are given more than once: 'n0', 'n1', 'n2', 'n3', 'n4' and 3 more." in message
+    assert "duplicate ids: 'n0', 'n1', 'n2', 'n3', 'n4' and 3 more." in message
     message = refusal(jsonl(tmp_path, [{"image": "a.png"}, {"image": "b.png"}, {"image": "a.png"}]))
-    assert "'a.png'. Give each row its own in column 'id'" in message
+    assert "'a.png'. Give each row a unique id in column 'id'" in message
 
 
 def test_freezing_twice_gives_equal_bytes(tmp_path: Path) -> None:
@@ -357,17 +357,17 @@ def test_a_freeze_that_was_cut_short_is_none(tmp_path: Path) -> None:
     assert load(store) is None
 
 
-def test_mended_rows(tmp_path: Path) -> None:
+def test_updated_rows(tmp_path: Path) -> None:
     source = jsonl(tmp_path, [{"id": name, "image": f"{name}.png", "n": 1.5, "s": "x"} for name in "abc"])
     frozen = freeze(source, open_store(str(tmp_path / "run")), shard_rows=2)
     jsonl(tmp_path, [{"id": "c", "image": "new.png", "n": 2, "more": True}, {"id": "a", "image": "a.png"}])
     names = {"image_column": "image", "id_column": "id"}
-    found = read_mended(frozen, {"c": 2, "b": 1}, **names)
+    found = read_updated(frozen, {"c": 2, "b": 1}, **names)
     assert found == [ManifestRow(2, "c", f"{tmp_path}/new.png", {"n": 2.0})]
     assert isinstance(found[0].columns["n"], float), "it fits the column that the run carries"
     jsonl(tmp_path, [{"id": "c", "image": "new.png", "s": 1}])
     with pytest.raises(UsageError, match="column 's' in row 1 is int now; the run carries it as string"):
-        read_mended(frozen, {"c": 2}, **names)
+        read_updated(frozen, {"c": 2}, **names)
 
 
 MEASURE = r"""

@@ -1,4 +1,4 @@
-"""Records, shards and whole outputs made by hand, and a store that fails when it is told to."""
+"""Helpers: synthetic records, shards and outputs, and stores with injected failures."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,12 +14,12 @@ from paliscribe.storage import ObjectInfo, StorageError, Store, open_store
 
 FACTS = ModelFacts("demo", "abc123", "float32")
 TASKS = ("caption en", "answer en what's in a/b = 50%?")
-Values = Sequence[dict[str, Any]]  # carried columns, one mapping a row
+Values = Sequence[dict[str, Any]]  # carried columns, one mapping per row
 Failing = Callable[[int, str], bool]  # whether this row fails under this task
 
 
 def record(row: int, task: str, *, shard: int = 0, failed: bool = False, **columns: Any) -> Record:
-    """A record that is a function of its arguments alone."""
+    """A deterministic record."""
     box = Box("cat", 1.5, 2.25, 30.0, 40.0, 0.5)
     answered = not failed
     return Record(
@@ -48,7 +48,7 @@ def record(row: int, task: str, *, shard: int = 0, failed: bool = False, **colum
 
 
 class Job:
-    """A run over made-up records: `values` are the carried columns, three rows a shard."""
+    """A run over synthetic records. `values`: carried columns, one mapping per row."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Job:
         ]
 
     def table(self, records: Sequence[Record]) -> pa.Table:
-        """Records as they are published."""
+        """Records as a table of the run's schema."""
         return results.to_table(records, FACTS, self.schema)
 
     def annotate(self, store: Store, failing: Failing = lambda row, task: False, attempt: str = "a") -> None:
@@ -86,7 +86,7 @@ class Job:
             results.commit(store, results.write_shard(store, shard, attempt, self.table(self.shard(shard, failing))))
 
     def retry(self, store: Store, generation: int, failing: Failing, attempt: str = "a") -> None:
-        """Commit what ended in an error in the generation before."""
+        """Commit a retry of the previous generation's dead letters."""
         base = results.generation_base(generation)
         for part in range(self.layout.parts):
             before = results.read_part(store, part, generation - 1)
@@ -105,17 +105,17 @@ class Job:
 
 
 def published(output: str) -> dict[str, bytes]:
-    """What readers see of an output: key -> bytes."""
+    """The published objects of an output: key -> bytes."""
     store = open_store(output)
     return {found.key: store.get(found.key) for found in store.list() if not found.key.startswith("_run/")}
 
 
 class Crash(Exception):
-    """The process died."""
+    """A simulated crash of the process."""
 
 
 class Crashing:
-    """A store that dies before its n-th write; 0 never does."""
+    """A store that raises Crash before its n-th write; never with 0."""
 
     def __init__(self, store: Store, at: int = 0) -> None:
         self._store, self._at = store, at
@@ -167,16 +167,16 @@ class Crashing:
 
 
 class Unreachable(Crashing):
-    """A store whose writes fail while it is `down`; an `unheard` one takes place and fails nevertheless."""
+    """A store whose writes fail while `down`. With `lost_response` the next write succeeds but raises an error."""
 
     down = False
-    unheard = False
+    lost_response = False
 
     def _write(self, action: Callable[[], Any]) -> Any:
         if self.down:
             raise StorageError("unreachable", self.uri, "the network is down")
         found = action()
-        if self.unheard:
-            self.unheard = False
+        if self.lost_response:
+            self.lost_response = False
             raise StorageError("unreachable", self.uri, "the answer was lost")
         return found

@@ -1,4 +1,4 @@
-"""A shard is committed once, whoever else tries."""
+"""Commit of shards: exactly one of concurrent attempts wins."""
 
 import threading
 from pathlib import Path
@@ -20,44 +20,44 @@ def table(attempt: int = 0) -> pa.Table:
 
 
 def race(store: Store, attempts: int) -> tuple[list[Marker], list[Marker]]:
-    """Commit one shard from many threads at once: what each wrote, what each was told."""
+    """Commit one shard from many threads at once; returns the markers written and the markers returned."""
     written = [results.write_shard(store, 7, f"attempt{n}", table(n)) for n in range(attempts)]
-    told: list[Marker | None] = [None] * attempts
+    returned: list[Marker | None] = [None] * attempts
     ready = threading.Barrier(attempts)
 
     def attempt(number: int) -> None:
         ready.wait()
-        told[number] = results.commit(store, written[number])
+        returned[number] = results.commit(store, written[number])
 
     threads = [threading.Thread(target=attempt, args=(number,)) for number in range(attempts)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return written, [marker for marker in told if marker is not None]
+    return written, [marker for marker in returned if marker is not None]
 
 
 def check_race(store: Store) -> None:
-    written, told = race(store, 8)
-    assert len(told) == 8 and len({marker.file for marker in told}) == 1
-    assert told[0] in written
-    assert results.read_marker(store, 7) == told[0]
+    written, returned = race(store, 8)
+    assert len(returned) == 8 and len({marker.file for marker in returned}) == 1
+    assert returned[0] in written
+    assert results.read_marker(store, 7) == returned[0]
     assert results.done(store) == {7}
-    winner = written.index(told[0])
-    assert results.read_committed(store, told[0]).equals(table(winner))
+    winner = written.index(returned[0])
+    assert results.read_committed(store, returned[0]).equals(table(winner))
     assert sum(1 for _ in store.list("_run/shards/")) == 8, "no attempt deletes another's file"
 
 
-def test_of_many_attempts_one_wins(tmp_path: Path) -> None:
+def test_one_of_many_attempts_wins(tmp_path: Path) -> None:
     for turn in range(10):
         check_race(open_store(str(tmp_path / str(turn))))
 
 
-def test_of_many_attempts_one_wins_on_s3(bucket: str) -> None:
+def test_one_of_many_attempts_wins_on_s3(bucket: str) -> None:
     check_race(open_store(f"s3://{bucket}/output"))
 
 
-def test_a_marker_counts_what_it_vouches_for(tmp_path: Path) -> None:
+def test_a_marker_counts_its_records(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     marker = results.write_shard(store, 3, "a", table())
     assert results.done(store) == set(), "nothing counts until it is committed"
@@ -68,11 +68,11 @@ def test_a_marker_counts_what_it_vouches_for(tmp_path: Path) -> None:
     assert marker.size == (tmp_path / marker.file).stat().st_size
     assert Marker.from_json(marker.as_json()) == marker
     assert results.commit(store, marker) == marker
-    assert results.commit(store, marker) == marker, "once more changes nothing"
+    assert results.commit(store, marker) == marker, "commit is idempotent"
     assert (tmp_path / marker_key(3)).is_file()
 
 
-def test_generations_are_apart(tmp_path: Path) -> None:
+def test_generations_are_separate(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     base = results.generation_base(1)
     results.commit(store, results.write_shard(store, 0, "a", table()))
@@ -81,11 +81,11 @@ def test_generations_are_apart(tmp_path: Path) -> None:
     assert results.done(store, base) == {123_456}
 
 
-def test_a_file_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
+def test_a_modified_file_is_rejected(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     marker = results.commit(store, results.write_shard(store, 0, "a", table()))
     store.put(marker.file, encode(table(1)))
-    with pytest.raises(RunError, match=r"shard-00000\.a\.arrow is not what was committed"):
+    with pytest.raises(RunError, match=r"shard-00000\.a\.arrow does not match its marker"):
         results.read_committed(store, marker)
 
 
@@ -95,7 +95,7 @@ def test_equal_tables_give_equal_bytes() -> None:
     assert decode(encode(table())).equals(table(), check_metadata=True)
 
 
-def test_state_is_no_parquet(tmp_path: Path) -> None:
+def test_state_files_are_not_parquet(tmp_path: Path) -> None:
     job = Job([{}] * 4)
     job.annotate(open_store(str(tmp_path)))
     assert list(tmp_path.rglob("*.arrow")) and not list(tmp_path.rglob("*.parquet"))

@@ -1,4 +1,4 @@
-"""What readers see: every row under every task once, whatever died while it was written."""
+"""Published files: every row under every task exactly once, even after crashes at any write."""
 
 import json
 import shutil
@@ -77,14 +77,14 @@ def check(output: str, job: Job, failing: Failing, readers: dict[str, Callable[[
 
 
 def snapshot(output: str) -> Rows:
-    """What a reader sees who looks now. Empty where nothing is published yet."""
+    """The records that a reader sees now. Empty if nothing is published yet."""
     tables = [pq.ParquetFile(path).read() for path in sorted(Path(output).rglob("*.parquet"))]
     return [record for table in tables for record in table.to_pylist()]
 
 
-def check_no_doubles(output: str) -> None:
+def check_no_duplicates(output: str) -> None:
     keys = [(record["id"], record["task"]) for record in snapshot(output)]
-    assert len(keys) == len(set(keys)), "a record is seen twice"
+    assert len(keys) == len(set(keys)), "duplicate record"
 
 
 @pytest.mark.parametrize("name", [name[:8] for name in CARRIED])
@@ -100,7 +100,7 @@ def test_every_reader_sees_every_record_once(name: str, more: tuple[str, ...], t
 
 
 @pytest.mark.parametrize("by", [(), ("task",), ("kind",), ("kind", "task")])
-def test_folders_by_what_is_asked(by: tuple[str, ...], tmp_path: Path) -> None:
+def test_folders_by_partition_columns(by: tuple[str, ...], tmp_path: Path) -> None:
     job = Job([{}] * 8, by=by)
     store = open_store(str(tmp_path / "out"))
     job.annotate(store, odd)
@@ -127,13 +127,13 @@ def test_files_have_the_documented_schema_and_size(tmp_path: Path) -> None:
     for path in tmp_path.rglob("*.parquet"):
         file = pq.ParquetFile(path)
         assert file.schema_arrow.equals(job.schema, check_metadata=True)
-        assert file.num_row_groups == 1, "shards are gathered into large row groups"
+        assert file.num_row_groups == 1, "shards are merged into large row groups"
         assert file.metadata.row_group(0).column(0).compression == "ZSTD"
         rows = file.read(["row"])["row"].to_pylist()
         assert rows == sorted(rows), "rows keep the manifest's order"
 
 
-def test_long_names_fit_and_stay_apart(tmp_path: Path) -> None:
+def test_long_names_are_shortened_and_stay_distinct(tmp_path: Path) -> None:
     tasks = tuple(f"detect {' ; '.join(['наушники'] * 60)} ; {last}" for last in ("a", "b"))
     job = Job([{}] * 3, tasks=tasks)
     store = open_store(str(tmp_path))
@@ -162,7 +162,7 @@ def test_large_parts_have_many_row_groups(tmp_path: Path, monkeypatch: pytest.Mo
     check(store.uri, job, never, READERS)
 
 
-def test_shards_fall_into_parts() -> None:
+def test_assignment_of_shards_to_parts() -> None:
     for layout in (
         Layout(10, 100_000, 950_000, TASKS, ()),
         Layout(7, 256, 1700, TASKS, ()),
@@ -187,18 +187,18 @@ def test_other_attempts_publish_equal_bytes(tmp_path: Path) -> None:
     assert published(str(tmp_path / "one")) == published(str(tmp_path / "two"))
 
 
-def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
+def test_publishing_is_idempotent(tmp_path: Path) -> None:
     job = Job([{}] * 5)
     job.annotate(store := open_store(str(tmp_path)), odd)
     summary = job.publish(store)
     before = published(store.uri)
     crashing = Crashing(store)
     assert job.publish(crashing) == summary == results.read_summary(store)
-    assert crashing.writes == 2, "the summary and _SUCCESS alone are written again"
+    assert crashing.writes == 2, "only the summary and _SUCCESS are written again"
     assert published(store.uri) == before
 
 
-def test_the_summary_adds_up(tmp_path: Path) -> None:
+def test_the_summary_is_consistent(tmp_path: Path) -> None:
     job = Job([{}] * 10)
     job.annotate(store := open_store(str(tmp_path)), odd)
     assert results.read_summary(store) is None
@@ -214,13 +214,13 @@ def test_the_summary_adds_up(tmp_path: Path) -> None:
     assert json.loads(store.get("_summary.json")) == summary
 
 
-def test_a_wrong_total_is_refused(tmp_path: Path) -> None:
+def test_a_wrong_number_of_records_is_rejected(tmp_path: Path) -> None:
     job = Job([{}] * 6)
     store = open_store(str(tmp_path))
     for shard in range(2):
         rows = job.shard(shard, never)
         results.commit(store, results.write_shard(store, shard, "a", job.table(rows[: 6 - shard])))
-    with pytest.raises(RunError, match="11 records where 12 should be"):
+    with pytest.raises(RunError, match="11 records, expected 12"):
         job.publish(store)
     assert not store.exists(results.SUCCESS) and results.read_summary(store) is None
 
@@ -228,11 +228,11 @@ def test_a_wrong_total_is_refused(tmp_path: Path) -> None:
 def crash_everywhere(
     prepare: Callable[[str], Any], action: Callable[[Crashing], Any], output: Callable[[str], str]
 ) -> None:
-    """Let `action` die before each of its writes; then repeat it and compare with one that was not disturbed."""
+    """Crash `action` before each of its writes, repeat it, and compare with an undisturbed one."""
     clean = output("clean")
     prepare(clean)
     undisturbed = Crashing(open_store(clean))
-    undisturbed.seen = lambda: check_no_doubles(clean)
+    undisturbed.seen = lambda: check_no_duplicates(clean)
     action(undisturbed)
     expected = published(clean)
     assert undisturbed.writes > 5
@@ -242,13 +242,13 @@ def crash_everywhere(
         with pytest.raises(Crash):
             action(Crashing(open_store(folder), at))
         again = Crashing(open_store(folder))
-        again.seen = lambda folder=folder: check_no_doubles(folder)
+        again.seen = lambda folder=folder: check_no_duplicates(folder)
         action(again)
-        assert published(folder) == expected, f"died at write {at}"
+        assert published(folder) == expected, f"crash at write {at}"
         shutil.rmtree(folder)
 
 
-def test_a_crash_at_any_write_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_at_any_write_leaves_equal_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results.publish, "PART_RECORDS", 12)
     job = Job([{}] * 10)
     assert job.layout.parts == 2
@@ -261,7 +261,7 @@ def test_a_crash_at_any_write_leaves_no_trace(tmp_path: Path, monkeypatch: pytes
 
 
 def moving(retry: bool) -> Job:
-    """A job whose retry finds the failed rows' values mended, so that they belong to other folders."""
+    """A job whose retry finds corrected values in the failed rows, which move them to other folders."""
     values = [{"n": (row + 2 * retry) % 4 if row % 2 else 9} for row in range(10)]
     return Job(values, pa.schema([("n", pa.int64())]), by=("n",))
 
@@ -274,7 +274,7 @@ def last(row: int, task: str) -> bool:
     return row == 9 and task == TASKS[0]
 
 
-def test_a_retry_that_dies_at_any_write_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retry_resumes_after_a_crash_at_any_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results.publish, "PART_RECORDS", 12)
 
     def prepare(folder: str) -> None:
@@ -295,7 +295,7 @@ def test_a_retry_that_dies_at_any_write_is_gone_on_with(tmp_path: Path, monkeypa
     assert found == expected
 
 
-def test_retries_redo_errors_alone_until_none_is_left(tmp_path: Path) -> None:
+def test_retries_redo_dead_letters_only_until_none_is_left(tmp_path: Path) -> None:
     job = Job([{}] * 10)
     store = open_store(str(tmp_path))
     job.annotate(store, odd)
@@ -303,16 +303,16 @@ def test_retries_redo_errors_alone_until_none_is_left(tmp_path: Path) -> None:
     first = {key: body for key, body in published(store.uri).items() if key.startswith("annotations/")}
     for generation, failing in enumerate((still, last, never), start=1):
         assert not results.retry_begun(store, generation)
-        mended = [ManifestRow(9, "id-9", "/elsewhere.png", {"n": 3})]
-        results.begin_retry(store, generation, mended)
+        corrected = [ManifestRow(9, "id-9", "/elsewhere.png", {"n": 3})]
+        results.begin_retry(store, generation, corrected)
         results.begin_retry(store, generation, [])
-        assert results.retry_rows(store, generation) == {9: mended[0]}, "what is noted first stays"
+        assert results.retry_rows(store, generation) == {9: corrected[0]}, "repeated calls do not replace the rows"
         assert results.retry_begun(store, generation) and not store.exists(results.SUCCESS)
         job.retry(store, generation, failing)
         summaries.append(job.publish(store, generation))
         check(store.uri, job, failing, READERS)
         now = published(store.uri)
-        assert all(now[key] == body for key, body in first.items()), "what was answered is not touched"
+        assert all(now[key] == body for key, body in first.items()), "answered records are unchanged"
         assert sorted(summaries[-1]["files"]) == sorted(key for key in now if key.endswith(".parquet"))
         assert store.exists(results.SUCCESS)
     assert [summary["errors"] for summary in summaries] == [10, 3, 1, 0]
@@ -324,7 +324,7 @@ def test_retries_redo_errors_alone_until_none_is_left(tmp_path: Path) -> None:
     assert names == {"part-00000.parquet", *(f"part-00000.retry-00{n}.parquet" for n in (1, 2, 3))}
 
 
-def test_a_retry_that_lost_a_record_is_refused(tmp_path: Path) -> None:
+def test_a_retry_with_a_missing_record_is_rejected(tmp_path: Path) -> None:
     job = Job([{}] * 4, shard_rows=4)
     store = open_store(str(tmp_path))
     job.annotate(store, odd)
@@ -333,12 +333,12 @@ def test_a_retry_that_lost_a_record_is_refused(tmp_path: Path) -> None:
     base = results.generation_base(1)
     some = [record for record in job.records(never) if odd(record.row, record.task)][1:]
     results.commit(store, results.write_shard(store, 0, "a", job.table(some), base), base)
-    with pytest.raises(RunError, match="3 records where 4 should be"):
+    with pytest.raises(RunError, match="3 records, expected 4"):
         job.publish(store, 1)
     assert not store.exists(results.SUCCESS)
 
 
-def test_the_sweep_leaves_what_is_needed(tmp_path: Path) -> None:
+def test_the_sweep_keeps_what_is_needed(tmp_path: Path) -> None:
     job = Job([{}] * 9)
     store = open_store(str(tmp_path))
     for attempt in ("lost", "won", "late"):
@@ -375,5 +375,5 @@ def test_an_output_on_s3(bucket: str) -> None:
     assert not [key for key in found if key.startswith("errors/")]
 
 
-def test_names_of_runs_differ() -> None:
+def test_run_names_are_distinct() -> None:
     assert results.run_name("s3://a/b") == results.run_name("s3://a/b") != results.run_name("s3://a/c")

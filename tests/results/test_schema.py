@@ -1,4 +1,4 @@
-"""Records become columns and columns become records, and the documentation says which."""
+"""Result schema: records to tables and back, and its documentation."""
 
 import pyarrow as pa
 import pytest
@@ -10,7 +10,7 @@ from paliscribe.results.schema import COLUMNS, NAMES, VERSION
 CARRIED = pa.schema([("place", pa.string()), ("year", pa.int64()), ("share", pa.float64()), ("kept", pa.bool_())])
 
 
-def test_records_survive_a_table() -> None:
+def test_records_round_trip_through_a_table() -> None:
     rows = [
         record(4, TASKS[0], place="Köln", year=1923, share=0.1, kept=True),
         record(5, TASKS[1], failed=True),
@@ -32,12 +32,12 @@ def test_records_survive_a_table() -> None:
     assert mask[1]["codes"] == list(range(16)) and mask[1]["rle"] is None and mask[1]["score"] == 0.5
 
 
-def test_no_records_make_an_empty_table() -> None:
+def test_no_records_give_an_empty_table() -> None:
     table = results.to_table([], FACTS, results.schema(CARRIED))
     assert table.num_rows == 0 and table.schema.names[-1] == "kept"
 
 
-def test_a_value_of_another_type_is_refused() -> None:
+def test_a_value_of_another_type_is_rejected() -> None:
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
         results.to_table([record(0, TASKS[0], year="1923")], FACTS, results.schema(CARRIED))
 

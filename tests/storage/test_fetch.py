@@ -55,7 +55,7 @@ def test_redirects_are_followed_and_cookies_are_not_kept(web: Any) -> None:
 
 
 def test_a_server_that_drips_is_given_up(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "PATIENCE", 1)
+    monkeypatch.setattr(http, "MAX_TIMEOUTS", 1)
     began = time.monotonic()
     assert kind(Fetcher(retries=0, timeout=0.4), f"{web.address}/drip") == "unreachable"
     assert time.monotonic() - began < 2

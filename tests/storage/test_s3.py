@@ -48,7 +48,7 @@ def test_credentials(bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatc
         return {refused(call).kind for call in calls}
 
     assert kinds(s3_server.powerless_key, s3_server.powerless_secret) == {"forbidden"}
-    assert "the secret key does not fit" in str(refused(calls[0])) or "access denied" in str(refused(calls[0]))
+    assert "the AWS secret key does not match" in str(refused(calls[0])) or "access denied" in str(refused(calls[0]))
     assert kinds("unknown", "x") == {"forbidden"}
     assert kinds(s3_server.key, "wrong") == {"forbidden"}
     assert kinds(None) == {"forbidden"}

@@ -1,1 +1,1 @@
-"""What `import paliscribe` offers: annotate, ask and load. Its public names are those of `paliscribe`."""
+"""The Python API: annotate, ask and load, exported by `paliscribe`."""

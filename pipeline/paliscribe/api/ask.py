@@ -1,4 +1,4 @@
-"""One image, one prompt, one answer, in this process: the shortest way through images, engine and tasks."""
+"""Answers one prompt about one image in this process, without Ray."""
 
 import functools
 import io
@@ -29,14 +29,15 @@ def ask(
     model: str | dict[str, Any] | ModelSpec = "demo",
     max_tokens: int | None = None,
 ) -> Record:
-    """Answer one prompt about one image; returns the record that a run would publish.
+    """Answer one prompt about one image. Returns the same record as a run.
 
-    `image`: a path or address (s3://, http(s)://, data:), encoded bytes, a PIL image, or an array [height, width, 3] of
-    uint8 (also [height, width], grey). `prompt`: in PaliGemma's grammar, such as `caption en`, `detect cat ; dog`.
-    `model`: an id or folder, or a job file's mapping of a model's settings; the last one that was asked stays loaded.
+    `image`: a path or address (s3://, http(s)://, data:), encoded bytes, a PIL image, or a uint8 array
+    [height, width, 3] or [height, width] (grey). `prompt`: in PaliGemma's grammar, such as `caption en` or
+    `detect cat ; dog`. `model`: an id, a folder, or a dict of model settings as in a job file; the model of the last
+    call stays loaded.
 
-    Boxes are in pixels of the upright image. Raises UsageError for an image that cannot be read or a prompt that cannot
-    be asked, RunError if the model fails on it.
+    Boxes are in pixels of the image after Exif rotation. Raises UsageError for an unreadable image or an invalid
+    prompt, RunError if the model fails.
     """
     from paliscribe.grammar.tasks import parse_task
     from paliscribe.images.decode import decode
@@ -69,7 +70,7 @@ def _engine(spec: ModelSpec) -> "Engine":
 
 
 def _encoded(image: Any) -> bytes:
-    """The encoded image. Raises RowError, UsageError."""
+    """The image as encoded bytes; PIL images and arrays become PNG. Raises RowError, UsageError."""
     if isinstance(image, str | os.PathLike):
         from paliscribe.images.fetch import Fetcher
 
@@ -81,11 +82,13 @@ def _encoded(image: Any) -> bytes:
 
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-            raise UsageError(f"image: an array of uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
+            raise UsageError(f"image: expected a uint8 array [height, width, 3], not {image.dtype} {list(image.shape)}")
         image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
     if not isinstance(image, Image.Image):
-        raise UsageError(f"image: a path, bytes, a PIL image or an array, not {type(image).__name__}")
+        raise UsageError(f"image: expected a path, bytes, a PIL image or an array, not {type(image).__name__}")
+    if not all(image.size):
+        raise UsageError(f"image: empty, its size is {image.width} x {image.height}")
     buffer = io.BytesIO()
     kept = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else image.convert("RGB")
-    kept.save(buffer, "PNG", exif=image.getexif())  # without loss, and upright as the file would be
+    kept.save(buffer, "PNG", exif=image.getexif())  # lossless; keeps the Exif orientation
     return buffer.getvalue()

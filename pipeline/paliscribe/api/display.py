@@ -1,4 +1,4 @@
-"""Progress: a live line in a terminal, one that changes in a notebook, else a plain line on stderr now and then."""
+"""Progress display: a live line in a terminal or notebook, otherwise periodic lines on stderr."""
 
 import re
 import sys
@@ -12,13 +12,13 @@ from rich.text import Text
 
 from paliscribe.batch.progress import Progress
 
-ROWS = re.compile(r" · [\d,]+/[\d,]+ rows \(\d+%\)")  # what `line` makes of rows
-PLAIN_EVERY = 10.0  # seconds between lines without a terminal; a new stage gets its line at once
+ROWS = re.compile(r" · [\d,]+/[\d,]+ rows \(\d+%\)")  # as `line` formats rows
+PLAIN_EVERY = 10.0  # seconds between lines without a terminal; a new stage is printed at once
 
 
 @contextmanager
 def progress_display(quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
-    """Yield a function that shows a run's progress; call it as often as you like."""
+    """Yield a function that shows a run's progress; it may be called at any rate."""
     console = Console(stderr=True)
     if quiet:
         yield lambda progress: None
@@ -56,7 +56,7 @@ def _plain() -> Callable[[Progress], None]:
 
 
 def line(progress: Progress) -> str:
-    """One line: stage, rows, speed, errors by kind, time left."""
+    """Progress as one line: stage, rows, throughput, errors by kind, time left."""
     parts = [progress.stage]
     if progress.rows:
         done = progress.rows_before + progress.rows_done
@@ -74,7 +74,7 @@ def line(progress: Progress) -> str:
 
 
 def last_line(log: str) -> str | None:
-    """What a driver's log says last of its run: its last line of rows, or how it ended; else the last line there is."""
+    """The last line of a driver's log with a row count or a message of paliscribe; otherwise its last line, or None."""
     lines = [text for written in log.splitlines() if (text := written.strip())]
     telling = [text for text in lines if text.startswith("paliscribe: ") or ROWS.search(text)]
     found = telling or lines
@@ -82,7 +82,7 @@ def last_line(log: str) -> str | None:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`, `2 d 5 h`."""
+    """Format a duration: `45 s`, `12 min`, `3 h 20 min`, `2 d 5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

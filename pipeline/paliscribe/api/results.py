@@ -1,4 +1,4 @@
-"""What a run published, for whatever library reads it."""
+"""Published results of a run, as pyarrow, pandas, polars or DuckDB tables."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """The published records of an output, read where they lie: a folder, or a prefix of an object store.
+    """The published records of a run, read from its output folder or `s3://` prefix.
 
-    Annotations (ok and invalid) are in the result's own methods, dead letters in `errors`. Columns are those of
-    the guide's table. `dataset` reads lazily; the `to_` methods read what `columns` names, or everything.
+    Its methods read annotations (status ok and invalid); `errors` reads dead letters. The guide documents the columns.
+    `dataset` is lazy; the `to_` methods load `columns`, by default all.
     """
 
     output: str
     summary: dict[str, Any]
-    """What `_summary.json` holds: rows, records, ok, invalid, errors, model, files."""
+    """Content of `_summary.json`: rows, records, ok, invalid, errors, model, files."""
     dataset: ds.Dataset
-    """The annotations, unread."""
+    """The annotations, not loaded yet."""
     _errors: ds.Dataset
 
     @property
     def errors(self) -> "Results":
-        """The dead letters: what could not be answered, with its reason."""
+        """The dead letters: failed requests, with their reasons."""
         return Results(self.output, self.summary, self._errors, self._errors)
 
     def to_arrow(self, columns: list[str] | None = None) -> pa.Table:
@@ -46,7 +46,7 @@ class Results:
     def to_pandas(self, columns: list[str] | None = None) -> "pd.DataFrame":
         """A pandas DataFrame. Raises UsageError if pandas is not installed."""
         try:
-            import pandas  # noqa: F401  # what pyarrow needs for it
+            import pandas  # noqa: F401  # required by pyarrow
         except ImportError:
             raise UsageError("pandas is not installed: pip install pandas") from None
         return self.to_arrow(columns).to_pandas()
@@ -62,7 +62,7 @@ class Results:
         return frame
 
     def to_duckdb(self, connection: "duckdb.DuckDBPyConnection | None" = None) -> "duckdb.DuckDBPyRelation":
-        """A DuckDB relation over the files, read only as far as a query asks. Raises UsageError without duckdb."""
+        """A lazy DuckDB relation over the files. Raises UsageError if duckdb is not installed."""
         try:
             import duckdb
         except ImportError:
@@ -70,7 +70,7 @@ class Results:
         return (connection or duckdb.connect()).from_arrow(self.dataset)
 
     def status(self) -> dict[str, Any]:
-        """Where the run stands, as `paliscribe status --json` prints it."""
+        """The run's status, as `paliscribe status --json` prints it."""
         return run_status(self.output)
 
     def __len__(self) -> int:
@@ -82,13 +82,13 @@ class Results:
 
 
 def load(output: str | Path) -> Results:
-    """Open what a finished run published. Raises UsageError if there is none, or it cannot be read."""
+    """Open the results of a finished run. Raises UsageError if there is none or it cannot be read."""
     place = str(output)
     try:
         store = open_store(place)
         summary = results.read_summary(store)
         if summary is None:
-            raise UsageError(f"{place}: no finished run is here; `paliscribe status {place}` says more")
+            raise UsageError(f"{place}: no finished run is here; see `paliscribe status {place}`")
         files, folder = filesystem(store.uri)
     except StorageError as error:
         raise UsageError(str(error)) from None
@@ -102,7 +102,7 @@ def load(output: str | Path) -> Results:
 
 
 def summary_words(summary: dict[str, Any], output: str) -> str:
-    """A finished run's summary for people."""
+    """A finished run's summary as text."""
     again = "" if summary.get("shards_annotated", True) else " (it was finished already)"
     lines = [
         f"{summary['rows']:,} images x {len(summary['tasks'])} tasks annotated with {summary['model']}{again}",
@@ -110,12 +110,12 @@ def summary_words(summary: dict[str, Any], output: str) -> str:
         f"  {len(summary['files'])} files below {output}",
     ]
     if summary["errors"]:
-        lines.append(f"  mend the causes, then: paliscribe retry {output}")
+        lines.append(f"  fix the causes, then: paliscribe retry {output}")
     return "\n".join(lines)
 
 
 def counts_words(counts: dict[str, Any]) -> str:
-    """`3 ok, 1 invalid, 2 errors (missing 2)`."""
+    """Counts as text: `3 ok, 1 invalid, 2 errors (missing 2)`."""
     words = f"{counts['ok']:,} ok, {counts['invalid']:,} invalid, {counts['errors']:,} errors"
     if counts["error_kinds"]:
         words += " (" + ", ".join(f"{kind} {number:,}" for kind, number in counts["error_kinds"].items()) + ")"

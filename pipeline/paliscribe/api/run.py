@@ -1,4 +1,4 @@
-"""A run from Python: the same job as the command's, with a table or rows as its manifest too."""
+"""Runs from Python, as `paliscribe annotate`; the manifest may also be a table or rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: where it is and what it counted."""
+    """A finished run: its output and its summary."""
 
     output: str
     summary: dict[str, Any]
-    """What `_summary.json` of the output holds."""
+    """Content of the output's `_summary.json`."""
 
     def results(self) -> Results:
-        """What the run published."""
+        """The published results. Raises UsageError if they cannot be read."""
         return load(self.output)
 
     def status(self) -> dict[str, Any]:
-        """Where the run stands, as `paliscribe status --json` prints it."""
+        """The run's status, as `paliscribe status --json` prints it."""
         return run_status(self.output)
 
     def retry(self, *, progress: bool = True) -> "Run":
-        """Ask again for what ended in an error. Raises UsageError and RunError as `annotate` does."""
+        """Retry the run's dead letters. Raises UsageError and RunError as `annotate`."""
         from paliscribe.batch.run import run_retry
 
         with progress_display(not progress) as report:
@@ -50,18 +50,18 @@ def annotate(
     progress: bool = True,
     **settings: Any,
 ) -> Run:
-    """Annotate images under tasks into partitioned Parquet, as `paliscribe annotate` does.
+    """Annotate images into partitioned Parquet, as `paliscribe annotate`.
 
     `manifest`: a path or address (JSONL, CSV, Parquet, a list, a folder or prefix), a table (pyarrow, pandas, polars,
-    or anything with `__arrow_c_stream__`), or an iterable of rows, each a dict with a column `image`. Relative paths of
-    images in a table or in rows are of the working directory; a table or rows are kept below `OUTPUT/_run/given/`.
-    `tasks`: prompts in PaliGemma's grammar, `{column}` filled in from the manifest. `output`: a folder or `s3://`
-    prefix of this run alone. `settings`: those of a job file, such as `model="google/paligemma2-3b-mix-448"`,
-    `max_tokens=20`, `pool={"replicas": 2}`. `progress`: show it, in a notebook or on stderr.
+    or any object with `__arrow_c_stream__`), or an iterable of dicts with a key `image`. A table or rows are stored
+    below `OUTPUT/_run/given/`; their relative image paths are resolved against the working directory. `tasks`: prompts
+    in PaliGemma's grammar; `{column}` is filled from the manifest. `output`: a folder or `s3://` prefix that only this
+    run uses. `settings`: those of a job file, such as `model="google/paligemma2-3b-mix-448"`, `max_tokens=20`,
+    `pool={"replicas": 2}`. `progress`: show progress, in a notebook or on stderr.
 
-    Called again after an interruption it goes on; on a finished run it returns at once. It starts Ray in this process
-    unless Ray is running or RAY_ADDRESS names a cluster. Raises UsageError for what is wrong with the arguments before
-    any work is done, and RunError if the run cannot go on.
+    The same call resumes an interrupted run, and returns at once for a finished one. It starts Ray in this process
+    unless Ray is running or RAY_ADDRESS names a cluster. Raises UsageError for invalid arguments, before any work, and
+    RunError if the run cannot continue.
     """
     from paliscribe.batch.run import run_batch
 
@@ -72,6 +72,6 @@ def annotate(
 
 def _job(manifest: Manifest, tasks: str | Sequence[str], output: str, settings: dict[str, Any]) -> "JobConfig":
     values = {"tasks": [tasks] if isinstance(tasks, str) else list(tasks), "output": output, **settings}
-    checked = config.parse(values | {"manifest": "-"}, source="annotate")  # before anything is written
+    checked = config.parse(values | {"manifest": "-"}, source="annotate")  # before any write
     place = manifest_address(manifest, output, checked.image_column)
     return checked.model_copy(update={"manifest": place})

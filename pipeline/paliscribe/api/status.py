@@ -1,4 +1,4 @@
-"""Where a run stands, from its state: neither torch nor Ray is needed."""
+"""Status of a run, read from its files, without torch or Ray."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from paliscribe.storage import StorageError, open_store
 
 
 def run_status(output: str) -> dict[str, Any]:
-    """Where the run of an output stands. Raises UsageError if there is none or it cannot be read."""
+    """The status of a run. Raises UsageError if `output` has no run or cannot be read."""
     try:
         store = open_store(output)
         file, frozen = RunFile.read(store), manifest.load(store)
         if frozen is None:
-            raise UsageError(f"{output}: no run is here; `paliscribe annotate` begins one")
+            raise UsageError(f"{output}: no run is here; `paliscribe annotate` starts one")
         holder = results.read_lease(store)
         summary = results.read_summary(store)
         done = results.done(store)
@@ -28,7 +28,7 @@ def run_status(output: str) -> dict[str, Any]:
                         counts[name][key] = counts[name].get(key, 0) + value
     except StorageError as error:
         raise UsageError(str(error)) from None
-    working = holder is not None and not holder.surely_gone
+    working = holder is not None and not holder.is_dead
     found = summary or {
         "ok": counts["statuses"].get("ok", 0),
         "invalid": counts["statuses"].get("invalid", 0),

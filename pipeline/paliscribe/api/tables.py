@@ -1,4 +1,4 @@
-"""A manifest that is given as a table or as rows is kept with the run, so that a resume and a retry find it."""
+"""Stores manifests passed as tables or rows with the run, so that resumes and retries can read them."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ GIVEN = "_run/given"
 
 
 class ArrowStream(Protocol):
-    """A table of pyarrow, pandas, polars, DuckDB or another library of Arrow data."""
+    """A table of pyarrow, pandas, polars, DuckDB or another Arrow library."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """See the Arrow PyCapsule interface."""
@@ -29,9 +29,9 @@ Manifest = str | Path | ArrowStream | Iterable[Mapping[str, Any]]
 
 
 def manifest_address(manifest: Manifest, output: str, image_column: str) -> str:
-    """The address of a manifest; a table or rows are written into the output first, named by their content.
+    """The address of a manifest. A table or rows are first written into the output, named by their content hash.
 
-    Raises UsageError for what is neither, and if the output cannot be written.
+    Raises UsageError for other types, and if the output cannot be written.
     """
     if isinstance(manifest, str | os.PathLike):
         return os.fspath(manifest)
@@ -46,7 +46,7 @@ def manifest_address(manifest: Manifest, output: str, image_column: str) -> str:
                 lines.writelines(_lines(manifest, image_column))
         else:
             kind = type(manifest).__name__
-            raise UsageError(f"manifest: a path, a table or an iterable of rows (dicts), not {kind}")
+            raise UsageError(f"manifest: expected a path, a table or an iterable of rows (dicts), not {kind}")
         with file.open("rb") as body:
             name = f"{GIVEN}/{hashlib.file_digest(body, 'sha256').hexdigest()[:16]}.{ending}"
         try:
@@ -59,17 +59,18 @@ def manifest_address(manifest: Manifest, output: str, image_column: str) -> str:
 
 def _table(manifest: Any) -> pa.Table:
     table = pa.table(manifest)
-    index = [name for name in table.column_names if name.startswith("__index_level_")]  # of pandas
+    index = [name for name in table.column_names if name.startswith("__index_level_")]  # from pandas
     return table.drop_columns(index).replace_schema_metadata(None)
 
 
 def _absolute(table: pa.Table, image_column: str) -> pa.Table:
-    """Relative paths of images become absolute."""
+    """Make relative image paths absolute."""
     if image_column not in table.column_names:
-        return table  # refused with the others' words when it is read
+        return table  # reported when the manifest is read
     place = table.column_names.index(image_column)
     column = table.column(place)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
         return table
     made = pa.array([_place(value) for value in column.to_pylist()], pa.string())
     return table.set_column(place, image_column, made)
@@ -90,7 +91,7 @@ def _lines(rows: Iterable[Any], image_column: str) -> Iterator[str]:
 
 
 def _place(image: Any) -> Any:
-    """An image's address; a relative path is of the working directory."""
+    """An image's address; relative paths are resolved against the working directory."""
     if isinstance(image, os.PathLike):
         image = os.fspath(image)
     if not isinstance(image, str) or not image or "://" in image or is_inline(image):

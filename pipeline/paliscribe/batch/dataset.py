@@ -1,4 +1,4 @@
-"""The shards of a run as Ray Data sees them: one block a shard, from its number to the marker that counts."""
+"""A run's shards as a Ray Data dataset: one block per shard, from shard number to committed marker."""
 
 import contextlib
 import functools
@@ -18,14 +18,14 @@ from paliscribe.pool.ray_cluster import translating
 from paliscribe.results import Marker
 
 
-def annotated(
+def annotate_shards(
     plan: Plan, pool: PoolAddress, shards: Sequence[int], *, cpus: float, workers: int, progress: Progress
 ) -> Generator[Marker]:
-    """Annotate shards on at most `workers` stage processes of `cpus` each; their markers as they are committed.
+    """Annotate shards on at most `workers` stage processes of `cpus` each; yields their markers as they are committed.
 
-    `progress.rows_open` is kept up to date meanwhile. Raises PassingError if a process keeps failing.
+    Updates `progress.rows_open` meanwhile. Raises TemporaryError if a process keeps failing.
     """
-    board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    board = _OpenRows.options(num_cpus=0).remote()  # type: ignore[attr-defined]
     blocks = ray.data.from_blocks([pa.table({"shard": [shard]}) for shard in shards]).map_batches(
         _StageActor,
         batch_size=None,
@@ -36,14 +36,14 @@ def annotated(
         max_restarts=3,
         max_task_retries=3,
     )
-    with _following(board, progress), translating():
+    with _tracking(board, progress), translating():
         for batch in blocks.iter_batches(batch_size=None, prefetch_batches=0):
             yield from map(Marker.from_json, batch["marker"])
 
 
 @ray.remote
-class _Board:
-    """Where stage processes note the rows that they have annotated of shards that are not committed yet."""
+class _OpenRows:
+    """Rows annotated in shards that are not committed yet, reported by the stage processes."""
 
     def __init__(self) -> None:
         self._rows: dict[int, int] = {}
@@ -59,7 +59,7 @@ class _Board:
 
 
 class _StageActor:
-    """A stage process as Ray Data calls it."""
+    """A stage process as a Ray Data actor."""
 
     def __init__(self, plan: Plan, pool: PoolAddress, board: Any) -> None:
         self._stage, self._board = Stage(plan, PoolClient(pool)), board
@@ -74,8 +74,8 @@ class _StageActor:
 
 
 @contextlib.contextmanager
-def _following(board: Any, progress: Progress) -> Iterator[None]:
-    """Keep `progress.rows_open` up to date."""
+def _tracking(board: Any, progress: Progress) -> Iterator[None]:
+    """Update `progress.rows_open` periodically."""
 
     def look() -> None:
         with contextlib.suppress(ray.exceptions.RayError):

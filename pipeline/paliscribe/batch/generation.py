@@ -1,4 +1,4 @@
-"""One generation of a run: the whole manifest, or the dead letters of the one before."""
+"""One generation of a run: the whole manifest (0), or the dead letters of the previous one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from paliscribe.storage import Store
 
 @dataclass(slots=True)
 class Run:
-    """One generation of a run at work: the whole manifest (0), or the dead letters of the one before."""
+    """One generation of a run: its inputs, state and output."""
 
     job: JobConfig
     store: Store
@@ -37,7 +37,7 @@ class Run:
         )
 
     def shards(self, part: int) -> list[int]:
-        """The shards of a part that this generation has to annotate."""
+        """The shards of a part that this generation must annotate."""
         if self.generation == 0:
             return list(self.layout.shards_of(part))
         before = results.read_part(self.store, part, self.generation - 1)
@@ -45,7 +45,7 @@ class Run:
 
 
 def begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generation: int, progress: Progress) -> None:
-    """Fix what the retry works on: the dead letters' rows as the manifest has them now, or had them if it is gone."""
+    """Record the rows to retry: the dead letters' rows, re-read from the manifest, or as frozen if that fails."""
     failed: dict[str, int] = {}
     for part in sorted(results.published(store, generation - 1)):
         marker = results.read_part(store, part, generation - 1)
@@ -53,18 +53,18 @@ def begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generation
             failed |= {record["id"]: record["row"] for record in results.read_failed(store, shard, generation - 1)}
     names = {"image_column": job.image_column, "id_column": job.id_column}
     try:
-        mended = manifest.read_mended(frozen, failed, **names)
+        updated = manifest.read_updated(frozen, failed, **names)
     except UsageError as error:
-        progress.stage, mended = f"rows are taken as they were frozen, since now: {error}", []
-    results.begin_retry(store, generation, mended)
+        progress.stage, updated = f"retrying the rows as frozen: {error}", []
+    results.begin_retry(store, generation, updated)
 
 
 def finished_summary(store: Store) -> dict[str, Any] | None:
-    """The summary of a run that has nothing left to do, or None. Raises UsageError where a retry was cut short."""
+    """The summary of a run with nothing left to do, or None. Raises UsageError if a retry was interrupted."""
     summary = results.read_summary(store)
     if summary is None:
         return None
     if results.retry_begun(store, summary["retries"] + 1):
-        raise UsageError(f"{store.uri}: a retry was cut short here; go on with `paliscribe retry {store.uri}`")
+        raise UsageError(f"{store.uri}: a retry was interrupted here; resume it with `paliscribe retry {store.uri}`")
     store.put(results.SUCCESS, b"")
     return summary | {"shards_annotated": 0}

@@ -1,4 +1,4 @@
-"""Parts, published as their shards are committed."""
+"""Publication of parts as their shards are committed."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from paliscribe.pool.ray_cluster import translating
 from paliscribe.results import Layout
 from paliscribe.storage import open_store
 
-PUBLISHING = 2  # parts that are published at a time
+PUBLISHING = 2  # parts published concurrently
 
 
 class Parts:
@@ -24,7 +24,7 @@ class Parts:
         self._under_way: dict[int, Any] = {}
 
     def committed(self, shard: int) -> None:
-        """Book a shard; once its part is whole, begin to publish it on the cluster."""
+        """Mark a shard as committed; once its part is complete, publish it on the cluster."""
         part = self._run.layout.part_of(shard)
         self._left[part].discard(shard)
         if not self._left[part]:
@@ -34,12 +34,12 @@ class Parts:
             self._under_way[part] = _publish.remote(uri, layout, part, self._run.generation)
 
     def wait(self) -> None:
-        """Wait until what is under way on the cluster is published."""
+        """Wait until all publications on the cluster are done."""
         while self._under_way:
             self._next()
 
     def publish_rest(self) -> None:
-        """Publish here what an earlier process left whole but unpublished."""
+        """Publish parts, in this process, that an earlier process left complete but unpublished."""
         for part in [part for part, shards in self._left.items() if not shards]:
             results.publish_part(self._run.store, self._run.layout, part, self._run.generation)
 

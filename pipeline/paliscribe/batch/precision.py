@@ -1,4 +1,4 @@
-"""The precision that a run settles on."""
+"""Resolution of `auto` precision for a run."""
 
 from dataclasses import replace
 
@@ -6,29 +6,29 @@ from paliscribe.batch.generation import Run
 from paliscribe.config import ModelSpec
 from paliscribe.model.weights import default_branch, locate
 from paliscribe.pool.deploy import not_served, served_pool
-from paliscribe.pool.placement import asked, has_gpus, refuse_what_cannot_come
+from paliscribe.pool.placement import has_gpus, replica_resources, require_feasible
 from paliscribe.results.run_file import RunFile
 
 
 def in_settled_precision(spec: ModelSpec, file: RunFile | None) -> ModelSpec:
-    """The model that is asked for, in the precision that the run has settled on, if it has."""
+    """The job's model in the precision that the run has recorded, if any."""
     if file is None or spec.precision != "auto":
         return spec
     return spec.model_copy(update={"precision": file.model.precision})
 
 
 def settle_precision(run: Run) -> RunFile:
-    """Settle `auto` and record it, so that a resume elsewhere does not mix precisions.
+    """Resolve `auto` precision and record it, so that a resume on other hardware does not mix precisions.
 
-    It follows the pool: one that is named has a precision; another one's hardware decides, be it there now or not.
-    Raises UsageError if the pool that the job names is not served.
+    It follows the pool: a named pool has a precision; otherwise the hardware that the pool requests decides, even if it
+    is not there yet. Raises UsageError if the job's named pool is not served.
     """
     pool = run.job.pool
-    gpu = pool.gpus(there=has_gpus()) > 0
+    gpu = pool.gpus(available=has_gpus()) > 0
     file = _settled_file(run, gpu=gpu)
     if run.pool is None and served_pool(file.model, pool.name) is None:
         if pool.name is None:
-            refuse_what_cannot_come(asked(pool, pool.gpus(there=has_gpus())))
+            require_feasible(replica_resources(pool, pool.gpus(available=has_gpus())))
         elif served_pool((other := _settled_file(run, gpu=not gpu)).model, pool.name) is None:
             raise not_served(file.model, pool.name)
         else:

@@ -1,4 +1,4 @@
-"""Where a run stands, in numbers, for whoever shows it."""
+"""Progress of a run, in numbers."""
 
 import time
 from collections import Counter
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Progress:
-    """Counts of one process's work on a run; what an earlier one had committed is kept apart."""
+    """Progress of one process's work on a run; earlier processes' rows are counted separately."""
 
-    stage: str = "checking"  # a few words for people
+    stage: str = "checking"  # short text for display
     rows: int = 0  # of the whole run
     rows_before: int = 0  # committed before this process began
-    rows_committed: int = 0  # in shards that this one has committed
-    rows_open: int = 0  # annotated, in shards that are still being worked on
-    requests: int = 0  # of committed shards
+    rows_committed: int = 0  # in shards committed by this process
+    rows_open: int = 0  # annotated in shards not committed yet
+    requests: int = 0  # in committed shards
     statuses: Counter[str] = field(default_factory=Counter)
     error_kinds: Counter[str] = field(default_factory=Counter)
     annotating_since: float | None = None  # time.monotonic() when the pool was ready
@@ -27,14 +27,14 @@ class Progress:
 
     @property
     def images_per_second(self) -> float | None:
-        """Images annotated a second since the pool was ready; None until there is something to measure."""
+        """Throughput since the pool was ready; None before the first row."""
         if self.annotating_since is None or not self.rows_done:
             return None
         return self.rows_done / max(time.monotonic() - self.annotating_since, 1e-6)
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far; None while it is unknown."""
+        """Estimated time to the end, in seconds; None while unknown."""
         rate = self.images_per_second
         return None if rate is None else max(0, self.rows - self.rows_before - self.rows_done) / rate
 

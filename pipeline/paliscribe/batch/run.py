@@ -1,4 +1,4 @@
-"""A run: freeze the manifest, annotate its shards on a pool, publish the parts. `run_batch` is the story."""
+"""A run: freeze the manifest, annotate its shards on a pool, publish the parts. Start at `run_batch`."""
 
 import contextlib
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from paliscribe import manifest, results
-from paliscribe.batch.dataset import annotated
+from paliscribe.batch.dataset import annotate_shards
 from paliscribe.batch.generation import Run, begin_retry, finished_summary
 from paliscribe.batch.parts import Parts
 from paliscribe.batch.precision import in_settled_precision, settle_precision
@@ -23,14 +23,14 @@ from paliscribe.manifest import FrozenManifest
 from paliscribe.model.weights import locate
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import PoolAddress, open_pool
-from paliscribe.pool.placement import asked, has_gpus, live_nodes, missing, stage_size
+from paliscribe.pool.placement import has_gpus, live_nodes, missing_resources, replica_resources, stage_size
 from paliscribe.pool.ray_cluster import cluster
 from paliscribe.results import Marker, ModelFacts
 from paliscribe.results.record import load_mask_decoder
 from paliscribe.results.run_file import Fingerprint, RunFile, refuse_changes
 from paliscribe.storage import StorageError, Store, check_writable, open_store
 
-RATE_SAMPLE = 20  # requests that must be finished before their error rate can stop a run
+RATE_SAMPLE = 20  # minimum number of finished requests before max_error_rate can stop a run
 
 
 def run_batch(
@@ -39,30 +39,30 @@ def run_batch(
     guard: ImagesConfig | None = None,
     pool: PoolAddress | None = None,
 ) -> dict[str, Any]:
-    """Annotate a manifest; returns the run's summary, with `shards_annotated` by this process.
+    """Annotate a manifest. Returns the run's summary; `shards_annotated` counts this process's shards.
 
-    `guard`: of a run for somebody who may not have everything read that the cluster can read: bounds its images.
-    `pool`: the one that answers, of the job's model in a given precision, be it up or not; default: as the job says.
-    Raises UsageError before any work is begun, RunError if the run cannot go on, Stopped on SIGINT or SIGTERM.
+    `guard`: image limits for untrusted callers' runs. `pool`: pool to use, even if still starting; it must serve the
+    job's model in a fixed precision. Default: as the job's `pool` says. Raises UsageError before any work, RunError if
+    the run cannot continue, Stopped on SIGINT or SIGTERM.
     """
     tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
     store = _writable(job.output)
     with session(store, report) as progress:
-        file, frozen = _settle(job, tasks, store, progress)
+        file, frozen = _open_run(job, tasks, store, progress)
         if (summary := finished_summary(store)) is not None:
             return summary
-        return _work(Run(job, store, frozen, file, tasks, 0, progress, guard, pool))
+        return _run_generation(Run(job, store, frozen, file, tasks, 0, progress, guard, pool))
 
 
 def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, Any]:
-    """Annotate a finished run's dead letters again; returns its new summary. A retry that was cut short goes on.
+    """Retry a finished run's dead letters, or resume an interrupted retry. Returns the run's new summary.
 
     Raises UsageError if there is no finished run, RunError or Stopped as `run_batch` does.
     """
     store = _writable(output)
     file, frozen = RunFile.read(store), manifest.load(store)
     if file is None or frozen is None:
-        raise UsageError(f"{output}: no run is here; `paliscribe annotate` begins one")
+        raise UsageError(f"{output}: no run is here; `paliscribe annotate` starts one")
     job = file.job.model_copy(update={"output": output})
     revision = locate(in_settled_precision(job.model, file)).revision
     if revision != file.fingerprint.revision:
@@ -72,17 +72,19 @@ def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, 
     with session(store, report) as progress:
         summary = results.read_summary(store)
         if summary is None:
-            raise UsageError(f"{output}: the run is not finished; go on with the command that began it, then retry")
+            raise UsageError(
+                f"{output}: the run is not finished; resume it with the command that started it, then retry"
+            )
         generation = summary["retries"] + 1
         if not summary["errors"]:
             return finished_summary(store) or summary
         begin_retry(store, frozen, job, generation, progress)
         tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
-        return _work(Run(job, store, frozen, file, tasks, generation, progress))
+        return _run_generation(Run(job, store, frozen, file, tasks, generation, progress))
 
 
-def _work(run: Run) -> dict[str, Any]:
-    """Annotate what is not committed, publish what is not published, and finish."""
+def _run_generation(run: Run) -> dict[str, Any]:
+    """Annotate uncommitted shards, publish unpublished parts, and write the summary."""
     base = results.generation_base(run.generation)
     finished, published = results.done(run.store, base), results.published(run.store, run.generation)
     wanted = [shard for part in range(run.layout.parts) if part not in published for shard in run.shards(part)]
@@ -118,8 +120,8 @@ def _writable(output: str) -> Store:
     return store
 
 
-def _settle(job: JobConfig, tasks: list[Task], store: Store, progress: Progress) -> tuple[RunFile, FrozenManifest]:
-    """Freeze the manifest and begin a run; or, where one is, make sure that it is this one."""
+def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progress) -> tuple[RunFile, FrozenManifest]:
+    """Freeze the manifest for a new run, or check that the existing run has the same fingerprint."""
 
     def count(rows: int) -> None:
         progress.rows = rows
@@ -141,16 +143,16 @@ def _settle(job: JobConfig, tasks: list[Task], store: Store, progress: Progress)
             raise UsageError(f"task {task.template!r} needs a column {absent[0]!r}, which the manifest does not have")
     known = {"task", "kind", *frozen.schema.names}
     if unknown := [name for name in job.partition_by if name not in known]:
-        raise UsageError(f"partition_by names {unknown[0]!r}; there is {', '.join(sorted(known))}")
+        raise UsageError(f"partition_by names {unknown[0]!r}; available columns: {', '.join(sorted(known))}")
     fingerprint = Fingerprint.of(job, manifest=frozen.digest, rows=frozen.rows, revision=located.revision)
     return RunFile(fingerprint, job, located.pin(job.model), located.image_size), frozen
 
 
 def _annotate(run: Run, todo: list[int], parts: Parts) -> None:
-    """Have shards annotated, and publish parts as they become whole."""
+    """Annotate shards on a pool, and publish parts as they are completed."""
     job, spec = run.job, run.file.model
     with contextlib.ExitStack() as opened:
-        with _waiting_for_room(run):
+        with _reporting_startup(run):
             pool = run.pool or opened.enter_context(open_pool(spec, job.pool, results.run_name(run.store.uri)))
         plan = Plan(
             output=run.store.uri,
@@ -172,15 +174,16 @@ def _annotate(run: Run, todo: list[int], parts: Parts) -> None:
             replicas=pool.replicas * job.pool.cpus_per_replica,
         )
         run.progress.stage, run.progress.annotating_since = "annotating", time.monotonic()
-        with contextlib.closing(annotated(plan, pool, todo, cpus=cpus, workers=workers, progress=run.progress)) as done:
-            for marker in done:
-                _book(run, marker)
+        shards = annotate_shards(plan, pool, todo, cpus=cpus, workers=workers, progress=run.progress)
+        with contextlib.closing(shards) as markers:
+            for marker in markers:
+                _add_committed(run, marker)
                 parts.committed(marker.shard)
         parts.wait()
 
 
-def _book(run: Run, marker: Marker) -> None:
-    """Add a committed shard to the progress. Raises RunError when too much of what is finished has failed."""
+def _add_committed(run: Run, marker: Marker) -> None:
+    """Add a committed shard to the progress. Raises RunError if the error rate exceeds max_error_rate."""
     progress = run.progress
     progress.rows_committed += run.frozen.rows_of(marker.shard)
     progress.rows_open = max(0, progress.rows_open - run.frozen.rows_of(marker.shard))
@@ -192,23 +195,23 @@ def _book(run: Run, marker: Marker) -> None:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in progress.error_kinds.most_common(3))
         raise RunError(
             f"{progress.statuses['error']:,} of the first {progress.requests:,} requests failed ({kinds}), more than "
-            f"max_error_rate {run.job.max_error_rate:g} allows. Mend the cause, run the same command again, then "
+            f"max_error_rate {run.job.max_error_rate:g} allows. Fix the cause, run the same command again, then "
             "`paliscribe retry`"
         )
 
 
 @contextlib.contextmanager
-def _waiting_for_room(run: Run) -> Iterator[None]:
-    """Say that the pool is being started, or for as long as no node could hold a replica, what is waited for."""
+def _reporting_startup(run: Run) -> Iterator[None]:
+    """Report that the pool is starting or, while no node can hold a replica, the missing resources."""
     pool, words = run.job.pool, f"starting the pool of {run.file.model.id}"
-    wanted = asked(pool, pool.gpus(there=has_gpus()))
+    wanted = replica_resources(pool, pool.gpus(available=has_gpus()))
 
     def look() -> None:
-        lack = missing(live_nodes(), wanted)
+        lack = missing_resources(live_nodes(), wanted)
         run.progress.stage = words if lack is None else f"waiting for resources: {lack}"
 
     run.progress.stage = words
-    if pool.name is not None or run.pool is not None:  # it is there already
+    if pool.name is not None or run.pool is not None:  # existing pool
         yield
         return
     with repeating(look):

@@ -1,4 +1,4 @@
-"""The driver's side of a run: its lease, its signals, its progress."""
+"""The driver session of a run: lease, signals, progress reports."""
 
 import contextlib
 import signal
@@ -8,15 +8,18 @@ from types import FrameType
 
 from paliscribe import results
 from paliscribe.batch.progress import Progress, Report
-from paliscribe.errors import PassingError, Stopped
+from paliscribe.errors import Stopped, TemporaryError
 from paliscribe.storage import StorageError, Store
 
-TICK = 0.5  # seconds between two looks at the progress
+TICK = 0.5  # seconds between progress reports
 
 
 @contextlib.contextmanager
 def session(store: Store, report: Report) -> Iterator[Progress]:
-    """Hold the run's lease, show its progress, and end cleanly on SIGINT, SIGTERM and a lost lease."""
+    """Hold the run's lease, report progress, and stop cleanly on SIGINT, SIGTERM or a lost lease.
+
+    Raises TemporaryError if the lease is lost or storage fails, Stopped on a signal.
+    """
     progress = Progress()
     main = threading.main_thread().ident or 0
     lost = threading.Event()
@@ -33,18 +36,18 @@ def session(store: Store, report: Report) -> Iterator[Progress]:
             yield progress
     except Stopped as stopped:
         if lost.is_set():
-            raise PassingError(f"another driver took over {store.uri}; this one stopped") from None
+            raise TemporaryError(f"another driver took over {store.uri}; this one stopped") from None
         kept = progress.rows_before + progress.rows_committed
         words = f"{stopped}: stopped. {kept:,} of {progress.rows:,} rows are committed"
-        stopped.args = (f"{words}; run the same command again to go on",)
+        stopped.args = (f"{words}; run the same command again to resume",)
         raise
     except StorageError as error:
-        raise PassingError(f"storage failed at {error}; run the same command again to go on") from error
+        raise TemporaryError(f"storage failed at {error}; run the same command again to resume") from error
 
 
 @contextlib.contextmanager
 def signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Stopped, once; a second one while cleaning up is left to Python."""
+    """Raise Stopped on the first SIGINT or SIGTERM; the previous handlers take the second one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -65,7 +68,7 @@ def signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ticking(progress: Progress, report: Report) -> Iterator[None]:
-    """Report the progress every `TICK` from a thread, and once more at the end."""
+    """Report progress every `TICK` seconds from a thread, and once at the end."""
     with repeating(lambda: report(progress)):
         yield
     report(progress)
@@ -73,7 +76,7 @@ def ticking(progress: Progress, report: Report) -> Iterator[None]:
 
 @contextlib.contextmanager
 def repeating(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` every `TICK` from a thread."""
+    """Call `action` every `TICK` seconds from a thread."""
     done = threading.Event()
 
     def loop() -> None:

@@ -1,8 +1,7 @@
-"""The annotate stage: a shard of the manifest in, its committed records out.
+"""The annotate stage: from a shard of the manifest to its committed records.
 
-One process of the cluster fetches and decodes the images of a shard, calls the pool by handle, parses the answers
-and commits. It holds a few calls in flight, so that replicas work while the next images are fetched, and no
-more, so that online calls always find room.
+A stage process fetches and decodes a shard's images, calls the pool, parses the answers and commits. It keeps a few
+calls in flight, so that replicas work while it fetches the next images. The limit leaves slots for online calls.
 """
 
 import uuid
@@ -27,53 +26,53 @@ from paliscribe.results import Marker, ModelFacts
 from paliscribe.results.record import load_mask_decoder, record
 from paliscribe.storage import Store, open_store
 
-CALLS_IN_FLIGHT = 2  # of one stage process
-SLOTS_FILLED = 2  # by a call: its next requests are there when the first are answered, and it can be sorted by length
+CALLS_IN_FLIGHT = 2  # per stage process
+SLOTS_FILLED = 2  # requests per call, in units of a replica's slots: keeps it busy, and lets it sort by length
 
-Work = tuple[ManifestRow, tuple[Task, ...]]  # a row and the tasks to ask of it
+Work = tuple[ManifestRow, tuple[Task, ...]]  # a row and its tasks
 
 
-class Answering(Protocol):
-    """What `PoolClient.send` gives."""
+class PendingAnswers(Protocol):
+    """A pending call, as `PoolClient.send` returns it."""
 
     def result(self) -> list[Prediction]:
-        """Wait for the answers, in the order of the requests."""
+        """Wait for the answers, in request order."""
 
 
-class Fetching(Protocol):
-    """What fetches images: `Fetcher`, or `GuardedFetcher`."""
+class ImageFetcher(Protocol):
+    """Interface of `Fetcher` and `GuardedFetcher`."""
 
     def fetch_many(self, uris: Sequence[str]) -> list[bytes | RowError]:
-        """The bytes at each address, or what stopped it, in order."""
+        """The bytes or the error of each address, in order."""
 
 
 class Sender(Protocol):
-    """What answers requests: `PoolClient`, or anything that sends like it."""
+    """Interface of `PoolClient` that a stage uses."""
 
-    def send(self, requests: Sequence[Request]) -> Answering:
-        """Begin a call."""
+    def send(self, requests: Sequence[Request]) -> PendingAnswers:
+        """Start a call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What every stage process must know; small, immutable, and shipped to all of them."""
+    """Configuration of all stage processes; small and immutable."""
 
     output: str
     tasks: tuple[Task, ...]
     schema: pa.Schema
     facts: ModelFacts
     image_size: int
-    slots: int  # of a replica
+    slots: int  # per replica
     fetch: FetchConfig
     mask_decoder: str | None = None
-    guard: ImagesConfig | None = None  # of addresses that callers of an endpoint have given
+    guard: ImagesConfig | None = None  # limits for untrusted image addresses
     options_column: str | None = None
-    generation: int = 0  # 0: every row under every task; g: what ended in an error in generation g - 1
+    generation: int = 0  # 0: all rows and tasks; g: those that failed in generation g - 1
 
 
 @dataclass(slots=True)
-class _Asked:
-    """One row under one task, until its record is made."""
+class _RowTask:
+    """One row under one task, until its record is written."""
 
     row: ManifestRow
     task: Task
@@ -85,18 +84,18 @@ class _Asked:
 
 @dataclass(slots=True)
 class _Call:
-    asked: list[_Asked] = field(default_factory=list)
-    answers: Answering | None = None
+    items: list[_RowTask] = field(default_factory=list)
+    answers: PendingAnswers | None = None
 
 
 class Stage:
-    """Annotates shards. One a process; not thread-safe."""
+    """Annotates shards. One per process; not thread-safe."""
 
     def __init__(self, plan: Plan, pool: Sender) -> None:
         self.plan, self.pool = plan, pool
         self.store: Store = open_store(plan.output)
         fetch = plan.fetch
-        self.fetcher: Fetching
+        self.fetcher: ImageFetcher
         if plan.guard is not None:
             self.fetcher = GuardedFetcher(plan.guard, concurrency=fetch.concurrency, retries=fetch.retries)
         else:
@@ -109,18 +108,18 @@ class Stage:
         self.masks = load_mask_decoder(plan.mask_decoder)
 
     def annotate_shard(self, shard: int, progress: Callable[[int], None] = lambda rows: None) -> Marker:
-        """Answer every request of a shard and commit its records; `progress` is told rows answered so far.
+        """Answer all requests of a shard and commit its records. `progress` gets the number of rows answered so far.
 
-        Returns the marker that won, which another attempt may have written first.
+        Returns the committed marker, which may be another attempt's.
         """
         records: list[Record] = []
         replicas: set[str] = set()
         done = 0
-        for call in self._answered(self._work(shard)):
+        for call in self._in_flight(self._work(shard)):
             answers = call.answers.result() if call.answers is not None else []
             replicas.update(answer.replica for answer in answers if answer.replica)
             records.extend(self._records(call, answers, shard))
-            done += len({asked.row.row for asked in call.asked})
+            done += len({item.row.row for item in call.items})
             progress(done)
         table = results.to_table(records, self.plan.facts, self.plan.schema)
         base = results.generation_base(self.plan.generation)
@@ -128,7 +127,7 @@ class Stage:
         return results.commit(self.store, marker, base)
 
     def _work(self, shard: int) -> Iterator[list[Work]]:
-        """The shard's rows in calls of fixed size: what a call holds depends on the manifest and the job alone."""
+        """The shard's rows in calls of fixed size, which depends on the job and the pool's slots only."""
         work: list[Work] = [(row, self.plan.tasks) for row in read_shard(self.store, shard)]
         if self.plan.generation:
             work = list(self._failed(shard, work))
@@ -137,19 +136,19 @@ class Stage:
             yield work[start : start + size]
 
     def _failed(self, shard: int, work: Iterable[Work]) -> Iterator[Work]:
-        """What ended in an error in the generation before, with the rows as the retry took them from the manifest."""
+        """The rows and tasks that failed in the previous generation, with rows as re-read by the retry."""
         failed = {(r["row"], r["task"]) for r in results.read_failed(self.store, shard, self.plan.generation - 1)}
-        mended = results.retry_rows(self.store, self.plan.generation)
+        updated = results.retry_rows(self.store, self.plan.generation)
         for row, tasks in work:
             if wanted := tuple(task for task in tasks if (row.row, task.template) in failed):
-                yield mended.get(row.row, row), wanted
+                yield updated.get(row.row, row), wanted
 
-    def _answered(self, calls: Iterable[list[Work]]) -> Iterator[_Call]:
-        """Keep a few calls in flight while the next one is prepared; give them back in order."""
+    def _in_flight(self, calls: Iterable[list[Work]]) -> Iterator[_Call]:
+        """Send calls ahead, up to CALLS_IN_FLIGHT; yields them in order."""
         pending: deque[_Call] = deque()
         for work in calls:
             call = self._prepare(work)
-            requests = [request for asked in call.asked if (request := self._request(asked)) is not None]
+            requests = [request for item in call.items if (request := self._request(item)) is not None]
             if requests:
                 call.answers = self.pool.send(requests)
             pending.append(call)
@@ -158,30 +157,30 @@ class Stage:
         yield from pending
 
     def _prepare(self, work: Sequence[Work]) -> _Call:
-        """Render the prompts, then fetch and decode the images of those rows that have any."""
+        """Render prompts, then fetch and decode the rows' images."""
         call = _Call()
         addresses: dict[str, Decoded | RowError] = {}
         for row, tasks in work:
             for task in tasks:
-                asked = _Asked(row, task)
+                item = _RowTask(row, task)
                 try:
-                    asked.prompt = task.render(row.columns)
-                    asked.options = _options(row, self.plan.options_column)
+                    item.prompt = task.render(row.columns)
+                    item.options = _options(row, self.plan.options_column)
                     if row.image is None:
                         raise RowError("no_image", "the manifest row names no image")
                     addresses[row.image] = RowError("missing", "not fetched")
                 except RowError as error:
-                    asked.error = error
-                call.asked.append(asked)
+                    item.error = error
+                call.items.append(item)
         for address, data in zip(addresses, self.fetcher.fetch_many(list(addresses)), strict=True):
             addresses[address] = data if isinstance(data, RowError) else self._decode(data)
-        for asked in call.asked:
-            if asked.error is None and asked.row.image is not None:
-                image = addresses[asked.row.image]
+        for item in call.items:
+            if item.error is None and item.row.image is not None:
+                image = addresses[item.row.image]
                 if isinstance(image, RowError):
-                    asked.error = image
+                    item.error = image
                 else:
-                    asked.image = image
+                    item.image = image
         return call
 
     def _decode(self, data: bytes) -> Decoded | RowError:
@@ -192,24 +191,24 @@ class Stage:
         except RowError as error:
             return error
 
-    def _request(self, asked: _Asked) -> Request | None:
-        if asked.image is None or asked.prompt is None:
+    def _request(self, item: _RowTask) -> Request | None:
+        if item.image is None or item.prompt is None:
             return None
-        name = f"{asked.row.row}/{asked.task.template}"
-        key = f"draft-{asked.image.sha256}" if self.plan.fetch.draft else asked.image.sha256  # runs may share a pool
-        options = asked.options.model_dump()
-        options["max_tokens"] = asked.options.max_tokens or asked.task.max_tokens
-        return Request(name, asked.prompt, asked.image.pixels, key, **options)
+        name = f"{item.row.row}/{item.task.template}"
+        key = f"draft-{item.image.sha256}" if self.plan.fetch.draft else item.image.sha256  # runs may share a pool
+        options = item.options.model_dump()
+        options["max_tokens"] = item.options.max_tokens or item.task.max_tokens
+        return Request(name, item.prompt, item.image.pixels, key, **options)
 
     def _records(self, call: _Call, predictions: Sequence[Prediction], shard: int) -> Iterator[Record]:
         answers = iter(predictions)
-        for asked in call.asked:
-            prediction = next(answers) if asked.image is not None and asked.prompt is not None else None
-            yield record(asked.row, asked.task, asked.prompt, asked.image, prediction, asked.error, shard, self.masks)
+        for item in call.items:
+            prediction = next(answers) if item.image is not None and item.prompt is not None else None
+            yield record(item.row, item.task, item.prompt, item.image, prediction, item.error, shard, self.masks)
 
 
 def _options(row: ManifestRow, column: str | None) -> RequestOptions:
-    """A row's own options. Raises RowError `prompt` for what are none."""
+    """A row's own request options. Raises RowError `prompt` if they are invalid."""
     given = row.columns.get(column) if column is not None else None
     if given is None:
         return RequestOptions()

@@ -1,4 +1,4 @@
-"""What this machine and its credentials can do, looked at rather than guessed."""
+"""Checks of this machine, its packages and its credentials."""
 
 import importlib.metadata
 import os
@@ -17,19 +17,19 @@ PACKAGES = ("ray", "torch", "transformers", "bitsandbytes", "pyarrow", "boto3", 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at. `ok` is False only for what a run would fail on."""
+    """The result of one check. `ok`: False only if a run would fail."""
 
     name: str
     ok: bool
     found: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields as a dict."""
         return asdict(self)
 
 
 def examine(locations: list[str]) -> list[Check]:
-    """Look at Python, packages, machine, GPUs, credentials, the demo model and its products, and these locations."""
+    """Check Python, packages, hardware, cluster, credentials, the demo model and its products, and `locations`."""
     return [
         _python(),
         *(_package(name) for name in PACKAGES),
@@ -67,14 +67,14 @@ def _gpus() -> Check:
     import torch
 
     if not torch.cuda.is_available():
-        return Check("gpu", True, "none that torch can use: models run in float32 on the CPU")
+        return Check("gpu", True, "none usable by torch: models run in float32 on the CPU")
     names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return Check("gpu", True, ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in names))
 
 
 def _cluster() -> Check:
     address = os.environ.get("RAY_ADDRESS")
-    return Check("ray cluster", True, f"RAY_ADDRESS={address}" if address else "none named: runs start Ray here")
+    return Check("ray cluster", True, f"RAY_ADDRESS={address}" if address else "no RAY_ADDRESS: runs start Ray here")
 
 
 def _aws() -> Check:
@@ -87,7 +87,7 @@ def _aws() -> Check:
     except BotoCoreError as error:
         return Check("aws", False, f"the AWS settings cannot be used: {error}")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-    found = f"credentials from {credentials.method}" if credentials else "no credentials: s3:// is out of reach"
+    found = f"credentials from {credentials.method}" if credentials else "no credentials: s3:// is not accessible"
     return Check("aws", True, f"{found}; region {session.region_name or 'not set'}; endpoint {endpoint}")
 
 
@@ -95,7 +95,7 @@ def _hugging_face() -> Check:
     from huggingface_hub import get_token
 
     known = get_token() is not None
-    return Check("hugging face", True, "a token is set" if known else "no token (HF_TOKEN): gated models cannot load")
+    return Check("hugging face", True, "a token is set" if known else "no token (HF_TOKEN): gated models will fail")
 
 
 def _demo_model() -> Check:
@@ -107,7 +107,7 @@ def _demo_model() -> Check:
 
 
 def _products() -> Check:
-    """The sizes in which products of the demo model run, as a replica with this many threads would find them."""
+    """Matrix product sizes of the demo model, as probed by a replica with this number of threads."""
     import torch
 
     from paliscribe.model.paligemma import load

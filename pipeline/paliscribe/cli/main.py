@@ -31,7 +31,7 @@ app.add_typer(cli_jobs.jobs, name="jobs")
 
 
 def _option(settings: type[BaseModel], name: str, more: str = "", *, flag: str | None = None) -> Any:
-    """A flag whose help is the setting's own description."""
+    """A flag whose help text is the setting's description."""
     help_ = f"{settings.model_fields[name].description}{more}"
     return typer.Option(*filter(None, [flag]), help=help_)
 
@@ -77,7 +77,7 @@ def annotate(
 ) -> None:
     """Annotate a manifest of images into partitioned Parquet.
 
-    Run the same command again to go on after an interruption: what is committed is not computed again.
+    The same command resumes an interrupted run; committed shards are not computed again.
     """
     values = config.load(job) if job is not None else {}
     flags = {
@@ -92,7 +92,7 @@ def annotate(
         "max_error_rate": max_error_rate,
         "mask_decoder": mask_decoder,
     }
-    values |= _given(flags)
+    values |= _without_none(flags)
     _nest(values, "model", {"id": model, "revision": revision, "precision": precision, "quantization": quantization})
     _nest(values, "pool", {"replicas": replicas})
     checked = config.parse(values, source=str(job) if job is not None else "annotate")
@@ -102,13 +102,13 @@ def annotate(
 
 @app.command(epilog="Example:  paliscribe demo --folder /tmp/demo -n 200")
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the images and the results go.")] = Path("demo-output"),
+    folder: Annotated[Path, typer.Option(help="Folder for images and results.")] = Path("demo-output"),
     images: Annotated[int, typer.Option("--images", "-n", min=1, help="Scenes to draw and annotate.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other scenes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a small collection, annotate it with the demo model, and count how many answers are right."""
+    """Generate a small collection, annotate it with the demo model, and measure the accuracy."""
     from paliscribe.cli.report import demo_accuracy
     from paliscribe.demo.collection import write_collection
 
@@ -134,7 +134,7 @@ def demo(
 
 @app.command(epilog="Example:  paliscribe status s3://bucket/run-1 --json")
 def status(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: Json = False) -> None:
-    """Say where a run stands: rows, errors by kind, whether a driver is at work, how to go on."""
+    """Show a run's status: rows, errors by kind, whether a driver is running, and the next step."""
     from paliscribe.api.status import run_status
     from paliscribe.cli.report import status_words
 
@@ -148,7 +148,7 @@ def retry(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Annotate a run's dead letters again, once what made them has been mended. Nothing else is touched."""
+    """Annotate a run's dead letters again, once their causes are fixed; nothing else is touched."""
     from paliscribe.api.display import progress_display
     from paliscribe.batch.run import run_retry
 
@@ -184,14 +184,18 @@ def serve(
     files: Annotated[str | None, _option(ServeConfig, "files")] = None,
     open_: Annotated[bool | None, _option(ServeConfig, "open", flag="--open")] = None,
 ) -> None:
-    """Answer live calls over HTTP until stopped: OpenAI's chat completions, and records as a batch writes them."""
-    from paliscribe.online.application import serve_forever
+    """Answer live calls over HTTP until stopped: OpenAI's chat completions, and records as a run writes them."""
+    from paliscribe.online.checks import check, check_port
 
     values = config.load(endpoint) if endpoint is not None else {}
-    values |= _given({"host": host, "port": port, "keys": keys, "files": files, "open": open_})
+    values |= _without_none({"host": host, "port": port, "keys": keys, "files": files, "open": open_})
     if model:
         values["models"] = [{"model": name} for name in model]
     settings = config.parse_serve(values, source=str(endpoint or "serve"))
+    check(settings)
+    check_port(settings.host, settings.port)
+    from paliscribe.online.application import serve_forever
+
     names = ", ".join(served.called for served in settings.models)
     print(f"starting {names}", file=sys.stderr)
     words, out = f"serving {names} at {{}} (Ctrl-C stops)", sys.stdout
@@ -200,10 +204,10 @@ def serve(
 
 @app.command(epilog="Example:  paliscribe doctor s3://bucket/run-1")
 def doctor(
-    locations: Annotated[list[str] | None, typer.Argument(help="Folders or prefixes to try to list and write.")] = None,
+    locations: Annotated[list[str] | None, typer.Argument(help="Folders or prefixes to test for access.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what this machine and its credentials can do. Exit code 1 if something needed is missing."""
+    """Check this machine, its packages and its credentials. Exit code 1 if a run would fail."""
     from paliscribe.cli.doctor import examine
 
     checks = examine(locations or [])
@@ -215,13 +219,13 @@ def doctor(
     raise typer.Exit(0 if all(check.ok for check in checks) else 1)
 
 
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
+def _without_none(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
 def _nest(values: dict[str, Any], key: str, flags: dict[str, Any]) -> None:
-    """Lay flags over a nested mapping of the job file, where `model: ID` stands for `model: {id: ID}`."""
-    if given := _given(flags):
+    """Merge flags into a nested mapping of the job file; `model: ID` is short for `model: {id: ID}`."""
+    if given := _without_none(flags):
         nested = values.get(key) or {}
         values[key] = ({"id": nested} if isinstance(nested, str) else dict(nested)) | given
 
@@ -242,7 +246,7 @@ def _summary_words(summary: dict[str, Any], output: str) -> str:
 
 
 def main() -> None:
-    """Run the command line: errors that Paliscribe raises on purpose are one line on stderr and an exit code."""
+    """Run the command line. Paliscribe's own errors become one line on stderr and an exit code."""
     try:
         app()
     except (RunError, Stopped) as error:

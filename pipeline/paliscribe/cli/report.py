@@ -1,4 +1,4 @@
-"""What a run says to people: where it stands, and how right the demo was."""
+"""Text output of the commands: a run's status, answers, the demo's accuracy."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from paliscribe.demo.score import Labelled, Result, summarise
 
 
 def status_words(status: dict[str, Any]) -> str:
-    """A status for people, with what to do next."""
+    """A run's status as text, with the next step."""
     lines = [
         f"{status['output']}: {status['state']}" + (f" ({status['driver']})" if status["driver"] else ""),
         f"  rows     {status['rows_done']:,} of {status['rows']:,} committed, "
@@ -17,20 +17,20 @@ def status_words(status: dict[str, Any]) -> str:
         f"  records  {counts_words(status)}",
     ]
     if status["state"] == "interrupted":
-        lines.append("  next     run the same command again to go on from here")
+        lines.append("  next     run the same command again to resume")
     elif status["errors"] and status["state"] == "finished":
-        lines.append(f"  next     mend the causes, then: paliscribe retry {status['output']}")
+        lines.append(f"  next     fix the causes, then: paliscribe retry {status['output']}")
     return "\n".join(lines)
 
 
 def answer_words(values: dict[str, Any]) -> str:
-    """The answer for people: its text, then a line a box."""
+    """An answer as text, with one line per box."""
     lines = [values["text"]] if values["text"] and not values["boxes"] else []
     for box in values["boxes"]:
         corners = ", ".join(f"{box[side]:.0f}" for side in ("x_min", "y_min", "x_max", "y_max"))
         lines.append(f"{box['label']}: {corners}  (x_min, y_min, x_max, y_max in pixels)")
     if values["status"] == "invalid":
-        lines.append(f"(the output breaks the task's grammar: {values['error_message']})")
+        lines.append(f"(the output violates the task's grammar: {values['error_message']})")
     return "\n".join(lines) or "(nothing found)"
 
 
@@ -45,7 +45,7 @@ DEMO_FIGURES = {
 
 
 def demo_accuracy(output: str, collection: Path) -> dict[str, str]:
-    """Score the demo's published records against `truth.jsonl`: figure -> value and count, in words."""
+    """Score the demo's published records against `truth.jsonl`: name of the figure -> value and count, as text."""
     truths = {row["id"]: row for row in map(json.loads, (collection / "truth.jsonl").read_text().splitlines())}
     found = []
     for record in load(output).to_arrow(["id", "task", "text", "boxes"]).to_pylist():

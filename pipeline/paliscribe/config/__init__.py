@@ -1,6 +1,6 @@
-"""What a run and an endpoint are asked to do: every setting, its default and its description, once.
+"""Settings of runs and endpoints: Pydantic models with defaults and descriptions.
 
-YAML files and the command line's flags fill the same models; unknown keys are errors.
+YAML files and command-line flags fill the same models; unknown keys are errors.
 """
 
 from paliscribe.config.base import Settings, load, plain_yaml, validated

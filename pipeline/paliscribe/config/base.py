@@ -1,4 +1,4 @@
-"""What all settings share: they are immutable, closed to unknown keys, and read from YAML with every problem named."""
+"""Base of all settings: an immutable model that rejects unknown keys, YAML loading, and error messages."""
 
 import difflib
 from pathlib import Path
@@ -13,36 +13,36 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Settings(BaseModel):
-    """The base of all settings: immutable, and closed to keys that it does not know."""
+    """Base class of all settings: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True, allow_inf_nan=False)
 
 
 def model_shorthand(value: Any) -> Any:
-    """`model: ID` stands for `model: {id: ID}`."""
+    """Expand `model: ID` to `model: {id: ID}`."""
     return {"id": value} if isinstance(value, str) else value
 
 
 def one_or_many(value: Any) -> Any:
-    """A single word stands for a list of it."""
+    """Expand a single string to a list of one."""
     return [value] if isinstance(value, str) else value
 
 
 def validated(kind: type[Kind], values: dict[str, Any], source: str) -> Kind:
-    """Check raw values. Raises UsageError with every problem on one line, each with its key."""
+    """Validate raw values. Raises UsageError with all problems in one line, each with its key."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         found = error.errors()
         inside = {e["loc"][:end] for e in found for end in range(len(e["loc"]))}
-        # Pydantic counts the items of a list that are valid, so a list of one bad item is "too short" as well.
+        # Pydantic counts only the valid items of a list, so it also reports a list of one invalid item as "too short".
         kept = [e for e in found if e["type"] != "too_short" or e["loc"] not in inside]
         problems = "; ".join(_problem(kind, e["loc"], e["type"], e["msg"]) for e in kept)
         raise UsageError(f"{source}: {problems}") from None
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a YAML job file into raw values, not yet checked. Raises UsageError."""
+    """Read a YAML file into raw values, without validation. Raises UsageError."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -59,16 +59,16 @@ def load(path: Path) -> dict[str, Any]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which can make a small file a very large one."""
+    """YAML without aliases, which can expand a small file to a very large one."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases are not taken")
+            raise yaml.YAMLError("aliases are not supported")
         return super().compose_node(parent, index)
 
 
 def plain_yaml(body: bytes) -> Any:
-    """The values in YAML, or JSON, that a stranger has sent, not yet checked. Raises ValueError."""
+    """Parse untrusted YAML or JSON into raw values, without validation. Raises ValueError."""
     try:
         return yaml.load(body, Loader=_PlainLoader)
     except (yaml.YAMLError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Fields that several settings and calls share, with their bounds: of sampling, and of images."""
+"""Field types shared by settings and HTTP requests, with their bounds."""
 
 from typing import Annotated
 
@@ -8,7 +8,9 @@ MaxTokens = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-MAX_STOPS = 4  # strings that may end an answer
+MAX_STOPS = 4  # maximum number of stop strings
 
-MaxBytes = Annotated[int, Field(ge=1, description="Largest encoded image, in bytes.")]
-MaxPixels = Annotated[int, Field(ge=1, description="Largest image, in pixels; more is a decompression bomb.")]
+MaxBytes = Annotated[int, Field(ge=1, description="Maximum size of an encoded image, in bytes.")]
+MaxPixels = Annotated[
+    int, Field(ge=1, description="Maximum image size, in pixels: protects against decompression bombs.")
+]

@@ -1,4 +1,4 @@
-"""Prompts in PaliGemma's grammar about a scene, with the answers that are right."""
+"""Prompts in PaliGemma's grammar for a scene, with their expected answers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ NUMBERS = ("no", "a", "two", "three", "four", "five", "six")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One prompt about a scene and its right answer; `boxes` are a detection's truth in pixels of the scene.
+    """One prompt about a scene and its expected answer.
 
-    Kinds are: of answers count, color, shape and exists; of ocr number, letters, handwriting and none; of detect
-    present and absent; captions have none.
+    `kind`: count, color, shape or exists for `answer`; number, letters, handwriting or none for `ocr`; present or
+    absent for `detect`; empty for `caption`. `boxes`: labels and ground-truth boxes of a detection, in pixels.
     """
 
     task: str  # caption, ocr, answer or detect
@@ -27,7 +27,7 @@ class Item:
 
 
 def scene_items(scene: Scene) -> list[Item]:
-    """Every kind of prompt that fits the scene; which ones exactly follows from its seed."""
+    """Prompts of every kind that fits the scene, deterministic for its seed."""
     rng = random.Random(f"items {scene.seed}")
     kind = scene.texts[0].kind if scene.texts else "none"
     found = [
@@ -43,7 +43,7 @@ def scene_items(scene: Scene) -> list[Item]:
 
 
 def caption(scene: Scene) -> str:
-    """Shapes grouped and ordered by kind and colour, then whether something is written."""
+    """Caption: shapes grouped by colour and kind in alphabetical order, then "some text" if there is any."""
     groups = Counter((shape.kind, shape.color) for shape in scene.shapes)
     parts = [
         f"{_article(color) if n == 1 else NUMBERS[n]} {color} {kind}{'s' if n > 1 else ''}"
@@ -57,7 +57,7 @@ def caption(scene: Scene) -> str:
 
 
 def detection(scene: Scene, labels: tuple[str, ...]) -> Item:
-    """`detect a ; b`, where a label is a shape (`circle`) or a coloured one (`red circle`); boxes left to right."""
+    """A `detect a ; b` prompt. A label is a shape (`circle`) or a coloured one (`red circle`). Boxes left to right."""
     boxes = tuple(
         (label, shape.box)
         for shape in scene.shapes
@@ -69,7 +69,7 @@ def detection(scene: Scene, labels: tuple[str, ...]) -> Item:
 
 
 def locations(box: Box, width: int, height: int) -> str:
-    """A box as `<locY1><locX1><locY2><locX2>`, bins 0..1023 over the squeezed square."""
+    """A box in pixels as `<locY1><locX1><locY2><locX2>`, bins 0..1023 of the image's height and width."""
     x_min, y_min, x_max, y_max = box
     edges = (y_min / height, x_min / width, y_max / height, x_max / width)
     return "".join(f"<loc{min(1023, max(0, round(edge * 1023))):04d}>" for edge in edges)
@@ -90,7 +90,7 @@ def _counts(scene: Scene, rng: random.Random) -> list[Item]:
 
 
 def _colors(scene: Scene, rng: random.Random) -> list[Item]:
-    """The colour of a shape that is the only one of its kind."""
+    """A question for the colour of a shape whose kind is unique in the scene; empty if there is none."""
     kinds = Counter(shape.kind for shape in scene.shapes)
     single = [shape for shape in scene.shapes if kinds[shape.kind] == 1]
     if not single:
@@ -101,7 +101,7 @@ def _colors(scene: Scene, rng: random.Random) -> list[Item]:
 
 
 def _shapes(scene: Scene, rng: random.Random) -> list[Item]:
-    """The kind of a shape that is the only one of its colour."""
+    """A question for the kind of a shape whose colour is unique in the scene; empty if there is none."""
     colors = Counter(shape.color for shape in scene.shapes)
     single = [shape for shape in scene.shapes if colors[shape.color] == 1]
     if not single:
@@ -113,10 +113,10 @@ def _shapes(scene: Scene, rng: random.Random) -> list[Item]:
 
 def _existence(scene: Scene, rng: random.Random) -> list[Item]:
     pairs: set[tuple[str, str]] = {(shape.color, shape.kind) for shape in scene.shapes}
-    asked = rng.choice(sorted(pairs)) if pairs and rng.random() < 0.5 else _near_miss(scene, rng)
+    pair = rng.choice(sorted(pairs)) if pairs and rng.random() < 0.5 else _near_miss(scene, rng)
     other = rng.choice(SHAPES)
-    color, kind = asked
-    verdict = "yes" if asked in pairs else "no"
+    color, kind = pair
+    verdict = "yes" if pair in pairs else "no"
     kinds = {shape.kind for shape in scene.shapes}
     return [
         _answer("exists", f"is there {_article(color)} {color} {kind}?", verdict),
@@ -139,7 +139,7 @@ def _labels(scene: Scene, rng: random.Random) -> list[tuple[str, ...]]:
 
 
 def _near_miss(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A coloured shape, often one that shares its colour or its kind with one that is there."""
+    """A random coloured shape; often it shares its colour or its kind with a shape of the scene."""
     color, kind = rng.choice(list(COLORS)), rng.choice(SHAPES)
     if scene.shapes and rng.random() < 0.6:
         model = rng.choice(scene.shapes)

@@ -1,4 +1,4 @@
-"""A small collection of held-out scenes on disk: images, a manifest to annotate, and the truth to score against."""
+"""Writes a small collection of held-out scenes: images, a manifest, and ground truth for scoring."""
 
 import json
 from pathlib import Path
@@ -10,17 +10,18 @@ from paliscribe.demo.sampling import sample_scene
 from paliscribe.demo.scenes import TEST_SEEDS, Scene
 
 COLLECTIONS = 4000
-"""How many different seeds a collection can have."""
+"""Number of valid seeds of a collection."""
 MOST_SCENES = 100_000
-"""How many scenes of one seed there are before the next seed's begin."""
+"""Number of scenes per collection seed."""
 
 
 def write_collection(folder: Path, n: int, seed: int) -> Path:
-    """Write `n` scenes under `folder`, and return the path of its manifest.
+    """Write `n` scenes into `folder`; returns the path of the manifest.
 
-    `images/` holds JPEG and PNG files in turn. `manifest.jsonl` has id, image (relative to the manifest), question (for
-    `answer en {question}`) and objects (for `detect {objects}`). `truth.jsonl` has id, caption, answer, ocr, and
-    detect (a list of label, x_min, y_min, x_max, y_max in pixels of the image).
+    `images/` contains alternating JPEG and PNG files. `manifest.jsonl` has id, image (relative to the manifest),
+    question (for `answer en {question}`) and objects (for `detect {objects}`). `truth.jsonl` has id, caption, answer,
+    ocr, and detect (a list of label, x_min, y_min, x_max, y_max in pixels of the image). Raises ValueError for `n` or
+    `seed` out of range.
     """
     if not 0 <= seed < COLLECTIONS or not 0 <= n <= MOST_SCENES:
         raise ValueError(f"seed must be below {COLLECTIONS} and n at most {MOST_SCENES}, not {seed} and {n}")
@@ -31,7 +32,7 @@ def write_collection(folder: Path, n: int, seed: int) -> Path:
         scene = sample_scene(TEST_SEEDS + seed * MOST_SCENES + i)
         row_id = f"scene-{i:05d}"
         image = _write_image(scene, folder / "images" / row_id, png=i % 2 == 1)
-        question, objects = _asked(scene, i)
+        question, objects = _question_and_detection(scene, i)
         manifest.append(
             {
                 "id": row_id,
@@ -45,8 +46,8 @@ def write_collection(folder: Path, n: int, seed: int) -> Path:
     return _write_lines(folder / "manifest.jsonl", manifest)
 
 
-def _asked(scene: Scene, turn: int) -> tuple[Item, Item]:
-    """One question and one detection about the scene; which ones changes from scene to scene."""
+def _question_and_detection(scene: Scene, turn: int) -> tuple[Item, Item]:
+    """One question and one detection about the scene, selected by `turn` so that consecutive scenes differ."""
     items = scene_items(scene)
     questions = [item for item in items if item.task == "answer"]
     detections = [item for item in items if item.task == "detect"]

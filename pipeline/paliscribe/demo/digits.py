@@ -1,9 +1,9 @@
-"""Real handwritten digits, split so that no held-out digit is ever trained on.
+"""Real handwritten digits, with disjoint splits for training, development and test.
 
 The digits are the 8x8 images of scikit-learn's `load_digits`, which is the test part of "Optical Recognition of
 Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, CC BY 4.0). Training and development
-digits are read from scikit-learn; the held-out ones ship beside this file, so that drawing a demo collection needs no
-scikit-learn.
+digits are read from scikit-learn. The held-out ones are a file next to this module, so that drawing a demo collection
+does not need scikit-learn.
 """
 
 from functools import lru_cache
@@ -21,7 +21,7 @@ SLICES: dict[Split, slice] = {"train": slice(0, 1400), "dev": slice(1400, 1500),
 
 @lru_cache(maxsize=3)
 def digits(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images [n, 8, 8] with ink 0..16, and their labels [n] 0..9."""
+    """Images [n, 8, 8] with intensities 0..16, and their labels [n], 0..9."""
     if split == "test":
         with np.load(HELD_OUT_FILE) as stored:
             return stored["images"], stored["labels"]

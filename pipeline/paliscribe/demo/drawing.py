@@ -1,4 +1,4 @@
-"""Drawing a scene with Pillow: its built-in font for print, stretched digit images for handwriting."""
+"""Renders a scene with Pillow: the built-in font for printed text, upscaled digit images for handwriting."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def printed_boxes(chars: "Sequence[str]", size: int, stroke: int, gap: float, room: float) -> tuple[int, list[Box]]:
-    """Font size, shrunk until the line fits in `room` pixels, and the box of each character on the base line y = 0."""
+    """Font size, reduced until the line fits into `room` pixels, and each character's box; baseline at y = 0."""
     while True:
         font = _font(size)
         boxes: list[Box] = []
@@ -66,7 +66,7 @@ def _print(pen: ImageDraw.ImageDraw, text: Text) -> None:
 
 
 def _write(image: Image.Image, text: Text, split: Split) -> None:
-    """Ink each digit through a mask: its 8x8 image, stretched smoothly and sharpened."""
+    """Paint each digit through a mask: its 8x8 image, upscaled bicubically and sharpened."""
     images = digits(split)[0]
     for glyph in text.glyphs:
         left, top, right, bottom = (round(edge) for edge in glyph.box)

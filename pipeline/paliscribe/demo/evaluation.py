@@ -1,4 +1,4 @@
-"""Measuring a checkpoint on scenes it has never seen, through the processor and `generate` that users run."""
+"""Evaluates a checkpoint on held-out scenes, with transformers' processor and `generate`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from paliscribe.demo.scenes import TEST_SEEDS, TEXT_KINDS
 from paliscribe.demo.score import Result, read_boxes
 
 EVALUATION_SEEDS = TEST_SEEDS + 500_000_000
-"""First seed of the held-out figures."""
+"""First seed of the scenes for the published figures."""
 MAX_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One item with the image it is about."""
+    """An item and its image."""
 
     image: Image.Image
     item: Item
 
 
 class Annotator:
-    """A checkpoint in float32 that answers greedily."""
+    """A checkpoint in float32 with greedy decoding."""
 
     def __init__(self, model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor) -> None:
         self.model = model.eval()
@@ -44,13 +44,13 @@ class Annotator:
 
     @classmethod
     def load(cls, folder: Path) -> Annotator:
-        """Load as any PaliGemma is loaded, by name or folder."""
+        """Load a checkpoint from a folder."""
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         return cls(model, AutoProcessor.from_pretrained(folder))
 
     @torch.inference_mode()
     def answer(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
-        """One answer an image and prompt, in one left-padded batch."""
+        """One answer for each image and its prompt, in one left-padded batch."""
         text = [f"<image>{prompt}" for prompt in prompts]
         inputs = self.processor(images=list(images), text=text, padding=True, return_tensors="pt")
         inputs.pop("labels", None)
@@ -60,8 +60,11 @@ class Annotator:
 
 
 def questions(scenes: int, texts: int, first_seed: int = EVALUATION_SEEDS) -> Iterator[Question]:
-    """All prompts of `scenes` scenes, except that `ocr` is asked of `texts` texts, as many of each kind, and of as
-    many scenes without text as there are among the first."""
+    """All prompts of the first `scenes` scenes, with another selection for `ocr`.
+
+    `ocr` is used for `texts` scenes with text, evenly over the kinds of text, and for those of the first scenes that
+    have no text.
+    """
     wanted = dict.fromkeys(TEXT_KINDS, 0)
     for i, kind in enumerate(TEXT_KINDS):
         wanted[kind] = texts // len(TEXT_KINDS) + (i < texts % len(TEXT_KINDS))
@@ -82,7 +85,7 @@ def questions(scenes: int, texts: int, first_seed: int = EVALUATION_SEEDS) -> It
 
 
 def ask(annotator: Annotator, asked: Sequence[Question], batch: int = 64) -> list[Result]:
-    """Answer every question, `batch` at a time; like answers go together, so that few wait for a long one."""
+    """Answer questions in batches of `batch`, in order. Answers of similar length are batched together, for speed."""
     order = sorted(range(len(asked)), key=lambda i: (asked[i].item.task, len(asked[i].item.answer)))
     results: dict[int, Result] = {}
     for start in range(0, len(order), batch):

@@ -1,14 +1,13 @@
-"""Scenes of coloured shapes, printed text and handwriting, each a pure function of its seed.
+"""Samples scenes of coloured shapes, printed text and handwriting, deterministically for a seed.
 
-A scene says what is on the canvas and where, in pixels of its own size; `drawing` turns it into an image and
-`answers` into prompts with their right answers. The seed also names the split: see `split_of`.
+A scene describes what is on the canvas and where, in pixels. `drawing` renders it; `answers` makes prompts with their
+expected answers. The seed determines the split: see `split_of`.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING
 
 from paliscribe.demo.digits import Split, digits
 from paliscribe.demo.scenes import (
@@ -28,16 +27,9 @@ from paliscribe.demo.scenes import (
     split_of,
 )
 
-if TYPE_CHECKING:
-    pass
-
-
-"""First seed of the development split; lower seeds are for training."""
-"""First seed of the held-out split."""
-
 
 def sample_scene(seed: int) -> Scene:
-    """The scene of a seed: half of them shapes alone, half a text with up to two shapes."""
+    """The scene of a seed: half of them have shapes only, half a text and up to two shapes."""
     rng = random.Random(f"scene {seed}")
     width, height = _canvas(rng)
     background = _background(rng)
@@ -53,7 +45,7 @@ def sample_scene(seed: int) -> Scene:
 
 
 def sample_page(seed: int) -> Scene:
-    """A scene full of text, several lines of every kind: dense supervision for reading."""
+    """A scene with many lines of text of all kinds: dense supervision for OCR."""
     rng = random.Random(f"page {seed}")
     width, height = _canvas(rng)
     background = _background(rng)
@@ -88,7 +80,7 @@ def _background(rng: random.Random) -> Background:
 
 
 def _shapes(rng: random.Random, count: int, width: int, height: int, taken: list[Box]) -> tuple[Shape, ...]:
-    """Up to `count` shapes that touch neither each other nor what is already there."""
+    """Up to `count` shapes that overlap neither each other nor the boxes in `taken`."""
     boxes = list(taken)
     shapes: list[Shape] = []
     for _ in range(count):
@@ -105,7 +97,7 @@ def _shapes(rng: random.Random, count: int, width: int, height: int, taken: list
 
 
 def _shape(rng: random.Random, size: float, width: int, height: int) -> Shape:
-    """A shape about `size` pixels across at a random place inside the canvas."""
+    """A shape about `size` pixels wide at a random position inside the canvas."""
     kind = rng.choice(SHAPES)
     color = rng.choice(tuple(COLORS))
     red, green, blue = (min(255, max(0, channel + rng.randint(-14, 14))) for channel in COLORS[color])
@@ -118,7 +110,7 @@ def _shape(rng: random.Random, size: float, width: int, height: int) -> Shape:
         points = _corners(kind, radius, tilt)
         left, right = min(x for x, _ in points), max(x for x, _ in points)
         top, bottom = min(y for _, y in points), max(y for _, y in points)
-    # Whole pixels, so that what is drawn and what is stored cannot differ by rounding.
+    # Integer offsets, so that the drawn shape and the stored box do not differ by rounding.
     dx = rng.randint(2, max(2, int(width - (right - left)) - 3)) - left
     dy = rng.randint(2, max(2, int(height - (bottom - top)) - 3)) - top
     outline = tuple((x + dx, y + dy) for x, y in points)
@@ -140,7 +132,7 @@ def _corners(kind: ShapeKind, radius: float, tilt: float) -> list[tuple[float, f
 
 
 def _text(rng: random.Random, kind: TextKind, dark: bool, width: int, height: int, split: Split) -> Text:
-    """One line of 1 to 4 characters, placed at random so that it lies inside the canvas."""
+    """One line of 1 to 4 characters at a random position inside the canvas."""
     from paliscribe.demo.drawing import printed_boxes
 
     lightness = (190, 255) if dark else (0, 80)

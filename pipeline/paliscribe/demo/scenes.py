@@ -1,4 +1,4 @@
-"""What a scene is: shapes and text on a canvas, as plain values."""
+"""Data classes of a scene: shapes and text on a canvas."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ DIGITS = "0123456789"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 DEV_SEEDS = 1_000_000_000
+"""First seed of the development split; lower seeds are the training split."""
 TEST_SEEDS = 2_000_000_000
+"""First seed of the held-out test split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A filled polygon or ellipse; `box` is tight around it."""
+    """A filled polygon or ellipse. `box`: its tight bounding box."""
 
     kind: ShapeKind
     color: str
@@ -42,7 +44,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Glyph:
-    """One character: the box it fills, and for handwriting which digit image of the split it is."""
+    """One character and its box. `digit`: for handwriting, index of the digit image in the split."""
 
     char: str
     box: Box
@@ -57,7 +59,7 @@ class Text:
     glyphs: tuple[Glyph, ...]
     paint: Rgb
     size: int  # font size in pixels
-    stroke: int  # extra stroke in pixels, which makes printed text bold
+    stroke: int  # stroke width in pixels, which makes printed text bold
 
     @property
     def content(self) -> str:
@@ -67,7 +69,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """A small grid of colours, stretched over the canvas smoothly or in blocks."""
+    """A small grid of colours, scaled to the canvas: bilinear if `smooth`, else nearest."""
 
     columns: int
     rows: int
@@ -78,7 +80,7 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What there is to see, and where, in pixels of a canvas of `width` x `height`."""
+    """Content of a canvas of `width` x `height` pixels."""
 
     seed: int
     width: int
@@ -89,12 +91,12 @@ class Scene:
 
     @property
     def text(self) -> str:
-        """Everything written in the scene; empty where nothing is."""
+        """All text of the scene; empty if there is none."""
         return " ".join(text.content for text in self.texts)
 
 
 def split_of(seed: int) -> Split:
-    """Which split a seed belongs to; handwriting is drawn from the digits of the same split."""
+    """The split of a seed. Handwriting uses digits of the same split."""
     if seed >= TEST_SEEDS:
         return "test"
     return "dev" if seed >= DEV_SEEDS else "train"

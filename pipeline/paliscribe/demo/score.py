@@ -1,4 +1,4 @@
-"""Scoring answers against what a scene is known to show; plain Python, so that any result file can be scored."""
+"""Scores answers against the ground truth of scenes. Pure Python, so that it works on any result file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Box = tuple[float, float, float, float]  # x_min, y_min, x_max, y_max in pixels
 Labelled = tuple[str, Box]
 
 FLOORS = {"answer_exact": 0.97, "caption_f1": 0.95, "detect_f1": 0.90, "ocr_exact": 0.75}
-"""What the demo checkpoint is meant to reach on held-out scenes, by the keys of `summarise`."""
+"""Minimum figures of the demo checkpoint on held-out scenes, by keys of `summarise`."""
 
 _COUNTS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 _BOX = re.compile(r"((?:<loc\d{4}>){4}) ([^<>;]+)")
@@ -19,7 +19,7 @@ _BOX = re.compile(r"((?:<loc\d{4}>){4}) ([^<>;]+)")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One answer beside the right one. Boxes are for `detect` only, in pixels of the original image."""
+    """An answer and the expected one. Boxes are for `detect` only, in pixels of the original image."""
 
     task: str  # caption, ocr, answer or detect
     kind: str  # finer than the task, as in `answers.Item`; may be empty
@@ -31,31 +31,31 @@ class Result:
 
 @dataclass(slots=True)
 class Matches:
-    """How many things were found that are there, found that are not, and missed."""
+    """Counts of true positives (`hit`), false positives (`extra`) and false negatives (`missed`)."""
 
     hit: int = 0
     extra: int = 0
     missed: int = 0
 
     def add(self, other: Matches) -> None:
-        """Count the other's too."""
+        """Add the counts of another."""
         self.hit += other.hit
         self.extra += other.extra
         self.missed += other.missed
 
     @property
     def precision(self) -> float:
-        """Share of what was found that is there."""
+        """True positives of all predicted; 1 if nothing was predicted."""
         return self.hit / (self.hit + self.extra) if self.hit + self.extra else 1.0
 
     @property
     def recall(self) -> float:
-        """Share of what is there that was found."""
+        """True positives of all expected; 1 if nothing was expected."""
         return self.hit / (self.hit + self.missed) if self.hit + self.missed else 1.0
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; 1 where there is nothing and nothing was found."""
+        """Harmonic mean of precision and recall; 1 if nothing was expected and nothing predicted."""
         total = 2 * self.hit + self.extra + self.missed
         return 2 * self.hit / total if total else 1.0
 
@@ -72,9 +72,9 @@ class _Tally:
 
 
 def summarise(results: Iterable[Result]) -> dict[str, float]:
-    """All figures over the results, as `<task>_<figure>` and `<task>_<kind>_exact`, with the counts behind them.
+    """All figures, as `<task>_<figure>` and `<task>_<kind>_exact`, with counts as `<name>_n`.
 
-    `ocr` counts written text only; where nothing is written the share of empty answers is `ocr_none_exact`.
+    `ocr` covers scenes with text only; `ocr_none_exact` is the share of empty answers for scenes without text.
     """
     tallies: dict[str, _Tally] = {}
     for result in results:
@@ -97,17 +97,17 @@ def summarise(results: Iterable[Result]) -> dict[str, float]:
 
 
 def missed_floors(figures: dict[str, float]) -> list[str]:
-    """The floors that the figures do not reach."""
+    """Names of the figures below their floor."""
     return [name for name, floor in FLOORS.items() if figures.get(name, 0.0) < floor]
 
 
 def exact(expected: str, predicted: str) -> bool:
-    """Equal but for space around."""
+    """Whether two answers are equal, ignoring surrounding whitespace."""
     return expected.strip() == predicted.strip()
 
 
 def caption_items(text: str) -> Counter[str]:
-    """What a caption names, with counts: "two blue squares and some text" is 2 x "blue square" and 1 x "some text"."""
+    """Items of a caption with counts: "two blue squares and some text" is 2 x "blue square" and 1 x "some text"."""
     items: Counter[str] = Counter()
     for part in re.split(r", | and ", text.strip()):
         number, _, thing = part.partition(" ")
@@ -119,13 +119,13 @@ def caption_items(text: str) -> Counter[str]:
 
 
 def match_items(expected: Counter[str], predicted: Counter[str]) -> Matches:
-    """Compare what two captions name."""
+    """Compare the items of two captions."""
     hit = (expected & predicted).total()
     return Matches(hit, predicted.total() - hit, expected.total() - hit)
 
 
 def match_boxes(expected: Sequence[Labelled], predicted: Sequence[Labelled], threshold: float = 0.5) -> Matches:
-    """Greedy: the best overlapping pair of one label first, each box used once."""
+    """Match boxes of equal labels greedily by IoU, best pair first, each box at most once. `threshold`: least IoU."""
     pairs = sorted(
         (
             (overlap(truth, found), i, j)
@@ -156,7 +156,7 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def read_boxes(text: str, width: int, height: int) -> list[Labelled]:
-    """The well-formed boxes of an answer to `detect`, in pixels of an image of that size."""
+    """The well-formed boxes of an answer to `detect`, in pixels of an image of this size."""
     boxes: list[Labelled] = []
     for locations, label in _BOX.findall(text):
         y_min, x_min, y_max, x_max = (int(value) / 1023 for value in re.findall(r"\d{4}", locations))
@@ -165,7 +165,7 @@ def read_boxes(text: str, width: int, height: int) -> list[Labelled]:
 
 
 def edit_distance(expected: str, predicted: str) -> int:
-    """Characters to insert, remove or replace."""
+    """Levenshtein distance."""
     row = list(range(len(predicted) + 1))
     for i, char in enumerate(expected, 1):
         corner, row[0] = row[0], i

@@ -1,4 +1,4 @@
-"""An engine that runs in its thread, awaited from an event loop. Whoever stops waiting frees the slot."""
+"""asyncio interface of a running engine. Cancelling the await or closing the stream frees the slot."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -9,13 +9,13 @@ from paliscribe.records import Piece, Prediction, Request
 
 
 async def predict(engine: Engine, requests: Sequence[Request]) -> list[Prediction]:
-    """Answer requests that arrive together, in their order. Raises as `Engine.submit` does."""
+    """Answer one call's requests, in order. Raises as `Engine.submit` does."""
     futures = engine.submit(requests)
     return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
 
 
 async def stream(engine: Engine, request: Request) -> AsyncIterator[Piece | Prediction]:
-    """The pieces of an answer as they become certain, then its prediction. Raises as `Engine.submit` does."""
+    """Stream an answer's pieces, then its prediction. Raises as `Engine.submit` does."""
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
 

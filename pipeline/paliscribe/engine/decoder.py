@@ -1,7 +1,7 @@
-"""The rows of a decode step: which request is in which slot, and what the device has chosen for it.
+"""The rows of a decode step: which request is in which slot, and which tokens were sampled for it.
 
-On a GPU tokens are read one step late: while the host reads what step t chose, step t + 1 already runs, so neither
-waits for the other. A request that has ended is noticed a step later, and the token it was given meanwhile is not read.
+On a GPU tokens are read one step late: the host reads the tokens of step t while step t + 1 runs, so neither waits for
+the other. The end of a request is noticed one step late; the extra token sampled for it is dropped.
 """
 
 import logging
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paliscribe.engine.generation import Generation
 from paliscribe.engine.sampling import pick
-from paliscribe.model.kv_cache import Slots, rounded
+from paliscribe.model.kv_cache import Slots, round_up
 from paliscribe.model.paligemma import Model, to_device
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A token that has been read."""
+    """A sampled token, read by the host."""
 
     generation: Generation
     token: int
@@ -31,13 +31,13 @@ class Chosen:
 
 @dataclass(slots=True)
 class _Unread:
-    """Tokens that the device has chosen or is choosing."""
+    """Sampled tokens that the host has not read yet."""
 
     generations: list[tuple[Generation, int] | None]  # with their attempt; None: an empty row
     tokens: Tensor
     logprobs: Tensor
     ready: "torch.cuda.Event | None"
-    step: int  # in which they were chosen
+    step: int  # the step that sampled them
 
 
 class Decoder:
@@ -47,25 +47,25 @@ class Decoder:
         self.model = model
         on_gpu = model.device.type == "cuda"
         self._late = on_gpu if late is None else late
-        self._step = 0  # ends with each `read`
-        self._counts = model.shapes.rows.totals(slots)
+        self._step = 0  # incremented by each `read`
+        self._counts = model.shapes.rows.padded_counts(slots)
         self.slots = Slots(
             model.config, self._counts[-1], capacity, model.chunk, dtype=model.dtype, device=model.device
         )
         self._rows: list[Generation | None] = [None] * self._counts[-1]
         self._unread: deque[_Unread] = deque()
         self._graphs = None
-        self.rows_decoded = self.rows_live = 0  # over all steps: their quotient is the occupancy
+        self.rows_decoded = self.rows_live = 0  # summed over all steps; occupancy = rows_live / rows_decoded
         if on_gpu:
             from paliscribe.engine.graphs import DecodeGraphs
 
             self._graphs = DecodeGraphs(model, self.slots)
 
     def warm_up(self) -> None:
-        """On a GPU, run every part in each of its sizes and record all decode steps, so that no request waits for it.
+        """On a GPU, run every part in each of its sizes and record all decode steps, so that no request pays for it.
 
-        To be called in the thread that decodes: libraries keep handles and plans for each. The largest recordings come
-        first, as smaller ones find room in their memory.
+        Call it in the thread that decodes: libraries keep handles and plans per thread. The largest graphs are recorded
+        first; smaller ones then reuse their memory pool.
         """
         if self._graphs is None:
             return
@@ -88,10 +88,10 @@ class Decoder:
 
     @property
     def lengths(self) -> list[int]:
-        """How far decode steps may look."""
+        """Context lengths that a decode step may attend to, in tokens, ascending."""
         if not self.model.shapes.any_length:
             return [self.slots.capacity]
-        shortest = rounded(self.model.image_tokens + 1, self.slots.chunk)
+        shortest = round_up(self.model.image_tokens + 1, self.slots.chunk)
         return list(range(shortest, self.slots.capacity + 1, self.slots.chunk))
 
     @property
@@ -101,46 +101,46 @@ class Decoder:
 
     @property
     def busy(self) -> bool:
-        """Whether anything decodes or has not been read yet."""
+        """Whether any request is decoding or any sampled token is unread."""
         return bool(self._unread) or any(self._rows)
 
     def prefill(self, features: Tensor, generations: Sequence[Generation]) -> None:
-        """Give each of g requests a slot, [g, image_tokens, hidden], and choose its first token."""
+        """Assign slots to g requests and sample their first tokens. `features`: [g, image_tokens, hidden]."""
         rows = [row for row, held in enumerate(self._rows) if held is None][: len(generations)]
         logits = self.model.prefill(features, [g.prompt for g in generations], self.slots, rows)
         tokens, logprobs = pick(logits, [g.draw() for g in generations])
-        sent = self._sent(generations, tokens, logprobs)
+        sent = self._copy_to_host(generations, tokens, logprobs)
         self.slots.tokens[to_device(rows, tokens.device)] = tokens
         for generation, row in zip(generations, rows, strict=True):
             self._rows[row] = generation
             generation.row, generation.held = row, self.model.image_tokens + len(generation.prompt)
-        self._launched(sent)
+        self._enqueue(sent)
 
     def decode(self) -> None:
-        """Choose the next token of every request that holds a slot."""
+        """Sample the next token of every request that holds a slot."""
         if not any(self._rows):
             return
         count = self._compact()
         rows = self._rows[:count]
         positions = [0 if g is None else g.held for g in rows]
         length = next(length for length in self.lengths if length > max(positions))
-        self.slots.reach(count, length)
+        self.slots.zero_unwritten(count, length)
         if self._graphs is not None:
             logits = self._graphs.decode_step(positions, length)
         else:
             logits = self.model.decode_step(self.slots, to_device(positions, self.model.device), length)
         tokens, logprobs = pick(logits, [None if g is None else g.draw() for g in rows])
-        sent = self._sent(rows, tokens, logprobs)  # whatever can fail comes before anything that counts
+        sent = self._copy_to_host(rows, tokens, logprobs)  # the last call that can raise; state changes after it
         self.slots.tokens[:count] = tokens
         for generation in rows:
             if generation is not None:
                 generation.held += 1
         self.rows_decoded += count
         self.rows_live += count - rows.count(None)
-        self._launched(sent)
+        self._enqueue(sent)
 
     def read(self) -> list[Chosen]:
-        """Tokens chosen since the last call, in order. Where they are read late, those of the steps before this one."""
+        """Tokens sampled since the last call, in order. When reading late: only those of earlier steps."""
         chosen = []
         late = self._late and any(self._rows)
         while self._unread and not (late and self._unread[0].step == self._step):
@@ -160,8 +160,8 @@ class Decoder:
             self._rows[generation.row] = None
             generation.row = None
 
-    def _sent(self, generations: Sequence[Generation | None], tokens: Tensor, logprobs: Tensor) -> _Unread:
-        """Send what was chosen on its way to the host."""
+    def _copy_to_host(self, generations: Sequence[Generation | None], tokens: Tensor, logprobs: Tensor) -> _Unread:
+        """Start copying sampled tokens to the host."""
         ready = None
         if tokens.device.type == "cuda":
             tokens, logprobs = tokens.to("cpu", non_blocking=True), logprobs.to("cpu", non_blocking=True)
@@ -170,8 +170,8 @@ class Decoder:
         entries = [None if g is None else (g, g.attempt) for g in generations]
         return _Unread(entries, tokens, logprobs, ready, self._step)
 
-    def _launched(self, sent: _Unread) -> None:
-        """Have it read later; free the slots of those who have all their tokens."""
+    def _enqueue(self, sent: _Unread) -> None:
+        """Queue tokens to be read; free the slots of requests that have reached max_tokens."""
         self._unread.append(sent)
         for entry in sent.generations:
             if entry is not None:
@@ -180,7 +180,7 @@ class Decoder:
                     self.release(entry[0])
 
     def _compact(self) -> int:
-        """Move requests down where that makes the step smaller; how many rows it has."""
+        """Move requests to lower rows if that makes the step smaller; returns the number of rows."""
         live = len(self._rows) - self._rows.count(None)
         wanted = next(count for count in self._counts if count >= live)
         for row in range(wanted, len(self._rows)):

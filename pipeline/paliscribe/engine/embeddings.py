@@ -1,4 +1,4 @@
-"""Embeddings of images that outlive their group: several tasks on one image pass the encoder once."""
+"""LRU cache of image embeddings: an image under several tasks is encoded once."""
 
 from collections import OrderedDict
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Embeddings:
-    """The least recently used go first when their bytes pass the budget."""
+    """Evicts the least recently used embeddings when their size exceeds `budget` bytes."""
 
     def __init__(self, budget: int) -> None:
         self.budget, self.bytes = budget, 0
@@ -16,14 +16,14 @@ class Embeddings:
         return len(self._kept)
 
     def get(self, key: str) -> Tensor | None:
-        """An image's embedding [image_tokens, hidden], if it is still kept."""
+        """An image's cached embedding [image_tokens, hidden], or None."""
         found = self._kept.get(key)
         if found is not None:
             self._kept.move_to_end(key)
         return found
 
     def keep(self, key: str, embedding: Tensor) -> None:
-        """Keep an embedding; it must not share its memory with others, which would live on with it."""
+        """Cache an embedding. It must own its memory: a view would keep its whole group alive."""
         if key not in self._kept:
             self.bytes += embedding.nbytes
         self._kept[key] = embedding

@@ -1,4 +1,4 @@
-"""What is left of an error: words. The error itself would keep every tensor of what failed."""
+"""Failures kept as text. A kept exception would hold every tensor of the failed step through its traceback."""
 
 import logging
 import traceback
@@ -14,34 +14,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong, in a line, and whether it was that the device's memory did not suffice."""
+    """An error in one line, and whether the device ran out of memory."""
 
     line: str
     memory: bool
 
 
 def attempt(work: Callable[[], object]) -> Failure | None:
-    """Do a part of a step; how it failed, where other requests may survive that.
+    """Run a part of a step. Returns the failure if other requests can survive it, None on success.
 
-    When this returns or raises, what the attempt had allocated is free. Raises ReplicaError for a failure that no
-    other request will survive on this device.
+    The memory that the attempt allocated is free when this returns or raises. Raises ReplicaError for a failure that no
+    request survives on this device.
     """
     try:
         work()
         return None
     except Exception as error:
         failure = Failure(line(error), isinstance(error, torch.OutOfMemoryError))
-        fatal = _fatal(error)
+        fatal = _fatal_reason(error)
         if fatal:
             log.error("%s\n%s", fatal, "".join(traceback.format_exception(error)))
-        let_go(error)
+        clear_frames(error)
     if fatal:
         raise ReplicaError(fatal)
     return failure
 
 
-def let_go(error: BaseException) -> None:
-    """Empty the frames that an error and those behind it have passed: they hold tensors, and often the error itself."""
+def clear_frames(error: BaseException) -> None:
+    """Clear the frames of an error and of its causes: they hold tensors, and often the error itself."""
     seen: set[int] = set()
     errors: list[BaseException | None] = [error]
     while errors:
@@ -53,13 +53,13 @@ def let_go(error: BaseException) -> None:
 
 
 def line(error: BaseException) -> str:
-    """An error in one line: its type, and the first line of what it says."""
+    """An error in one line: its type, and the first line of its message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _fatal(error: Exception) -> str:
-    """Why no other request will survive this error; empty if they may."""
+def _fatal_reason(error: Exception) -> str:
+    """Why the replica cannot continue after this error; empty if it can."""
     if isinstance(error, ReplicaError):
         return str(error)
     return f"the device failed: {line(error)}" if isinstance(error, torch.AcceleratorError) else ""

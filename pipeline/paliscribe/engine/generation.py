@@ -1,4 +1,4 @@
-"""One request on its way through the engine: what is known of its answer so far. Host memory only."""
+"""State of one request in the engine: its slot and its answer so far. Host memory only."""
 
 import contextlib
 import hashlib
@@ -11,7 +11,7 @@ from paliscribe.records import FinishReason, Piece, Prediction, Request
 
 OnPiece = Callable[[Piece], None]
 Detokenize = Callable[[Sequence[int]], str]
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a character looks like while some of its bytes are still to come
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what an incomplete UTF-8 sequence decodes to
 
 
 class Generation:
@@ -26,25 +26,25 @@ class Generation:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.submitted = time.monotonic()
-        self.first_token: float | None = None  # seconds that it took to come
-        self.prompt_tokens = len(prompt)  # the image's too, once the engine has counted them
+        self.first_token: float | None = None  # seconds from submission
+        self.prompt_tokens = len(prompt)  # the engine adds the image's
         self.row: int | None = None  # its slot
         self.held = 0  # tokens in the slot
-        self.launched = 0  # tokens that the device has been told to choose
-        self.attempt = 0  # counts restarts: what an earlier attempt chose is not read any more
+        self.launched = 0  # tokens whose sampling was launched on the device
+        self.attempt = 0  # counts restarts; unread tokens of an earlier attempt are dropped
         self._detokenize, self._on_piece = detokenize, on_piece
-        self._watched = on_piece is not None or bool(request.stop)
-        self._text = ""  # kept up only while somebody watches
-        self._sent, self._sent_tokens = 0, 0  # characters and tokens given to the callback
+        self._tracks_text = on_piece is not None or bool(request.stop)
+        self._text = ""  # updated only with a callback or stop strings
+        self._sent, self._sent_tokens = 0, 0  # characters and tokens passed to the callback
 
     def draw(self) -> Draw | None:
-        """How the next token is to be drawn; None for greedily. The same however often it is asked for."""
+        """Sampling parameters of the next token; None: greedy. Idempotent until the token is launched."""
         if self.request.temperature <= 0:
             return None
         return Draw(self.request.temperature, self.request.top_p, _uniform(self.request.seed, self.launched))
 
-    def book(self, token: int, logprob: float, end_tokens: frozenset[int]) -> None:
-        """Take note of a token; sets `finish` if it was the last. Calls the callback if text has become certain."""
+    def add_token(self, token: int, logprob: float, end_tokens: frozenset[int]) -> None:
+        """Append a token; sets `finish` if it was the last. Passes text that can no longer change to the callback."""
         self.logprobs.append(logprob)
         if self.first_token is None:
             self.first_token = time.monotonic() - self.submitted
@@ -54,18 +54,18 @@ class Generation:
             self.tokens.append(token)
             if len(self.tokens) >= self.request.max_tokens:
                 self.finish = "length"
-        if self._watched:
-            self._watch()
+        if self._tracks_text:
+            self._update_text()
 
     def restart(self) -> None:
-        """Forget the answer; it will be the same again, so what the callback was given stays true."""
+        """Discard the answer and start over. The tokens will be the same, so pieces already passed on stay valid."""
         self.attempt += 1
         self.row, self.held, self.launched = None, 0, 0
         self.tokens, self.logprobs, self._text = [], [], ""
 
     def answer(self) -> None:
         """Resolve the future with the finished answer."""
-        text = self._text if self._watched else self._detokenize(self.tokens)
+        text = self._text if self._tracks_text else self._detokenize(self.tokens)
         ends = self._ends(text) if "<loc" in text or self.request.spelled else ()
         self._resolve(
             Prediction(
@@ -82,20 +82,20 @@ class Generation:
         )
 
     def refuse(self, kind: str, message: str) -> None:
-        """Resolve the future with an error of this request's own."""
+        """Resolve the future with an error prediction of this request."""
         self._resolve(Prediction(self.request.id, "", (), (), None, kind, message))
 
     def fail(self, error: Exception) -> None:
-        """End the future with an error that is not the request's."""
-        with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
+        """Set an exception that is not the request's fault on the future."""
+        with contextlib.suppress(InvalidStateError):  # cancelled concurrently
             self.future.set_exception(error)
 
     def _resolve(self, prediction: Prediction) -> None:
-        with contextlib.suppress(InvalidStateError):  # as above
+        with contextlib.suppress(InvalidStateError):  # cancelled concurrently
             self.future.set_result(prediction)
 
-    def _watch(self) -> None:
-        """Look for stop strings, and hand on what text is certain."""
+    def _update_text(self) -> None:
+        """Detokenize, apply stop strings, and pass new stable text to the callback."""
         self._text = self._detokenize(self.tokens)
         found = [place for stop in self.request.stop if (place := self._text.find(stop)) >= 0]
         if found:
@@ -103,7 +103,7 @@ class Generation:
             self._text = self._text[: min(found)]
         if self._on_piece is None:
             return
-        certain = len(self._text) if self.finish else self._certain()
+        certain = len(self._text) if self.finish else self._stable_length()
         if (certain > self._sent or self.finish) and len(self.logprobs) > self._sent_tokens:
             fresh = self.tokens[self._sent_tokens :]
             spelling = tuple(self._detokenize([token]) for token in fresh) if self.request.spelled else ()
@@ -112,8 +112,8 @@ class Generation:
             self._sent, self._sent_tokens = certain, len(self.logprobs)
             self._on_piece(piece)
 
-    def _certain(self) -> int:
-        """Characters that no further token can change: neither half a character nor the beginning of a stop string."""
+    def _stable_length(self) -> int:
+        """Characters that later tokens cannot change: no partial character, no prefix of a stop string at the end."""
         text = self._text.rstrip(UNFINISHED)
         for length in range(min(len(text), max(map(len, self.request.stop), default=1) - 1), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self.request.stop):
@@ -121,7 +121,7 @@ class Generation:
         return len(text)
 
     def _ends(self, text: str) -> tuple[int, ...]:
-        """Length of the text after each token. Tokens are written one by one where that adds up to the text."""
+        """Length of the text after each token, in characters."""
         pieces = [self._detokenize([token]) for token in self.tokens]
         if "".join(pieces) == text:
             total, ends = 0, []
@@ -133,6 +133,6 @@ class Generation:
 
 
 def _uniform(seed: int, index: int) -> float:
-    """The chance of an answer's token number `index`: a number in [0, 1). An attempt that failed has used none up."""
+    """The random number of token `index` of an answer, in [0, 1): a hash, so failed attempts do not advance it."""
     digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest) >> 11) / 2**53

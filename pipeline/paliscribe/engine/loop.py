@@ -1,7 +1,7 @@
-"""The loop that answers requests: one thread, one model, two mouths (batch and online).
+"""The engine: one thread and one model that answer batch and online requests.
 
-`Engine.step` is the story: admit, prefill, decode, retire. Requests join and leave at every step (iteration-level
-scheduling: Yu et al. 2022, "Orca"), each at its own length, and each gets the tokens that it would get alone.
+`Engine.step` is one iteration: admit, prefill, decode, retire. Requests join and leave at every step (iteration-level
+scheduling: Yu et al. 2022, "Orca"). Each gets the same tokens as if it ran alone.
 """
 
 import functools
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from paliscribe.engine.decoder import Decoder
 from paliscribe.engine.embeddings import Embeddings
-from paliscribe.engine.failures import attempt, let_go, line
+from paliscribe.engine.failures import attempt, clear_frames, line
 from paliscribe.engine.generation import Generation, OnPiece
 from paliscribe.engine.scheduler import Item, QueueFull, Scheduler
 from paliscribe.engine.sizing import Sizes, engine_sizes
@@ -29,40 +29,39 @@ from paliscribe.model.paligemma import Model
 from paliscribe.records import BATCH, ONLINE, Prediction, Request
 
 log = logging.getLogger(__name__)
-CALM = 64  # steps without a failure after which twice as many requests are decoded together again
+RECOVERY_STEPS = 64  # steps without a failure after which the limit on live requests is doubled again
 
 
 class Engine:
     """Answers requests; greedy in float32, token for token what `model.generate` answers one by one.
 
-    `submit` may be called from any thread, and so may `cancel` of the futures that it returns: a request that is not
-    wanted any more leaves the queue, or its slot at the next step. Either call `start` and let the engine's own thread
-    run, or call `step` until it returns False.
+    `submit` is thread-safe, and so is `cancel` of its futures: a cancelled request leaves the queue at once, or its
+    slot at the next step. Either call `start` to run the engine's own thread, or call `step` until it returns False.
     """
 
     def __init__(self, model: Model, sizes: Sizes | None = None, *, late: bool | None = None) -> None:
-        """`sizes`: by default those that suit the device. `late`: read tokens one step late, by default on a GPU."""
+        """`sizes`: default: chosen for the device. `late`: read tokens one step late; default: on a GPU."""
         self.model, self.sizes = model, sizes or engine_sizes(model)
         self._slots = self.sizes.limits.slots
         self._decoder = Decoder(model, self._slots, self.sizes.capacity, late=late)
         self._embeddings = Embeddings(self.sizes.embedding_bytes)
         self._scheduler = Scheduler(self.sizes.limits)
         self._tickets = itertools.count()
-        self._generations: dict[int, Generation] = {}  # all that are unanswered, by ticket
+        self._generations: dict[int, Generation] = {}  # unanswered requests by ticket
         self._cancelled: list[Generation] = []
-        self._most_live, self._calm = self._slots, 0
+        self._max_live, self._clean_steps = self._slots, 0
         self._steps = self._prefilled = self._padded = self._embedded = self._reused = 0
         self._work = threading.Condition()
-        self._begun: float | None = None  # when the step under way began
+        self._step_started: float | None = None  # time.monotonic() at the start of the current step
         self._closed = False
-        self._failure: str | None = None  # why the thread has died
+        self._failure: str | None = None  # why the thread died
         self._thread: threading.Thread | None = None
 
     def submit(self, requests: Sequence[Request], on_piece: OnPiece | None = None) -> list[Future[Prediction]]:
-        """Queue requests that arrive together; each future ends in a prediction, an error of its own included.
+        """Queue one call's requests. Each future resolves to a prediction, or to an error prediction of that request.
 
-        `on_piece` is given every part of the answers as soon as it is certain, in the engine's thread. Raises
-        RequestError (429) if the queue is full, and ReplicaError if the engine is closed or its thread has died.
+        `on_piece` is called in the engine's thread with each piece of stable text. Raises RequestError (429) if the
+        queue is full, and ReplicaError if the engine is closed or its thread has died.
         """
         now = time.monotonic()
         generations, items = [], []
@@ -71,7 +70,7 @@ class Engine:
             generation = Generation(next(self._tickets), request, prompt, self.model.detokenize, on_piece)
             generation.prompt_tokens += self.model.image_tokens
             generations.append(generation)
-            if problem := self._misfit(request, prompt):
+            if problem := self._rejection(request, prompt):
                 generation.refuse(*problem)
             else:
                 items.append(self._item(generation, now))
@@ -85,63 +84,63 @@ class Engine:
             for generation in generations:
                 if not generation.future.done():
                     self._generations[generation.ticket] = generation
-                    # Whoever keeps a future keeps neither the engine with it nor, through it, its memory.
-                    generation.future.add_done_callback(functools.partial(_given_up, ref(self), generation.ticket))
+                    # A weak reference: futures must not keep the engine and its memory alive.
+                    generation.future.add_done_callback(functools.partial(_on_done, ref(self), generation.ticket))
             self._work.notify()
         return [generation.future for generation in generations]
 
     def step(self) -> bool:
-        """One iteration over all that is under way. False if there was nothing to do."""
+        """Run one iteration. Returns False if there was nothing to do."""
         group = self._admit()
         if not group and not self._decoder.busy:
             return False
         self._steps += 1
-        self._begun = time.monotonic()
+        self._step_started = time.monotonic()
         self._prefill(group)
         self._decode()
         self._retire()
-        self._begun = None
+        self._step_started = None
         return True
 
     def run(self, requests: Sequence[Request]) -> list[Prediction]:
-        """Answer requests in the calling thread. For tools and tests; not beside `start`."""
+        """Answer requests in the calling thread. For tools and tests; not together with `start`."""
         futures = self.submit(requests)
         while self.step():
             pass
         return [future.result() for future in futures]
 
     def forget_images(self) -> None:
-        """Drop the kept embeddings. Not beside `start`."""
+        """Clear the embedding cache. Not together with `start`."""
         self._embeddings = Embeddings(self.sizes.embedding_bytes)
 
     def start(self) -> None:
-        """Run in a thread of the engine's own, once that has warmed up. Raises what the warm-up raises."""
+        """Warm up and run in the engine's own thread. Raises the warm-up's error."""
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._loop, args=(ready,), name="engine", daemon=True)
         self._thread.start()
         ready.result()
 
     def close(self) -> None:
-        """Stop; requests that wait or are under way are answered with an error."""
+        """Stop. Queued and running requests fail with ReplicaError."""
         with self._work:
             self._closed = True
             self._work.notify_all()
         if self._thread is not None:
             self._thread.join()
-        self._abandon("the engine was closed")
+        self._fail_all("the engine was closed")
 
     @property
     def alive(self) -> bool:
-        """Whether requests will be answered: False once the thread has died or the engine was closed."""
+        """False once the thread has died or the engine was closed."""
         return not self._closed and self._failure is None
 
     def step_seconds(self) -> float:
-        """How long the step under way has lasted, in seconds; 0 between steps. A device that hangs never ends it."""
-        begun = self._begun
+        """Seconds since the current step started; 0 between steps. Grows without bound if the device hangs."""
+        begun = self._step_started
         return 0.0 if begun is None else time.monotonic() - begun
 
     def stats(self) -> EngineStats:
-        """What the engine has done and holds now."""
+        """A snapshot of counters and queue sizes."""
         decoder = self._decoder
         return EngineStats(
             waiting=len(self._scheduler),
@@ -156,10 +155,10 @@ class Engine:
         )
 
     def _admit(self) -> list[Generation]:
-        """Let go of who has been cancelled or is too late, and take in who is next."""
+        """Drop cancelled and expired requests, then admit the next group."""
         with self._work:
             for generation in self._cancelled:
-                self._scheduler.remove(generation.ticket)  # a step that failed may have put it back
+                self._scheduler.remove(generation.ticket)  # a failed step may have requeued it
                 self._decoder.release(generation)
                 self._forget(generation)
             self._cancelled.clear()
@@ -171,11 +170,11 @@ class Engine:
                     self._forget(late)
             live = self._decoder.live
             batch = sum(generation.request.priority == BATCH for generation in live)
-            items = self._scheduler.admit(max(0, self._most_live - len(live)), batch, len(live) - batch)
+            items = self._scheduler.admit(max(0, self._max_live - len(live)), batch, len(live) - batch)
             return [self._generations[item.ticket] for item in items]
 
     def _prefill(self, group: Sequence[Generation]) -> None:
-        """Read a group's images and prompts. A group that fails is halved, so that only who is at fault fails."""
+        """Prefill a group. A failing group is bisected until the failing request is isolated."""
         groups = [group] if group else []
         while groups:
             part = groups.pop()
@@ -189,7 +188,7 @@ class Engine:
                 continue
             middle = len(part) // 2
             if failure.memory:
-                log.warning("out of memory in a prefill of %d requests: smaller groups from now on", len(part))
+                log.warning("out of memory in a prefill of %d requests: reducing prefill_tokens", len(part))
                 most = middle * (self.model.image_tokens + max(len(g.prompt) for g in part))
                 self._scheduler.limits = replace(self._scheduler.limits, prefill_tokens=most)
             for generation in part:
@@ -199,17 +198,17 @@ class Engine:
     def _prefill_together(self, group: Sequence[Generation]) -> None:
         self._decoder.prefill(self._embed([g.request for g in group]), group)
         counts = [self.model.image_tokens + len(g.prompt) for g in group]
-        filled = self.model.shapes.tokens.places(counts)[1]
+        filled = self.model.shapes.tokens.layout(counts)[1]
         self._prefilled += filled
         self._padded += filled - sum(counts)
 
     def _decode(self) -> None:
-        """One token for everybody. If that fails the newest half starts over later, until who is at fault is alone."""
+        """Decode one token per live request. A failing step is bisected: its newest half is requeued."""
         failure = attempt(self._decoder.decode)
         if failure is None:
-            self._calm += 1
-            if self._calm >= CALM and self._most_live < self._slots:
-                self._most_live, self._calm = min(self._most_live * 2, self._slots), 0
+            self._clean_steps += 1
+            if self._clean_steps >= RECOVERY_STEPS and self._max_live < self._slots:
+                self._max_live, self._clean_steps = min(self._max_live * 2, self._slots), 0
             return
         live = sorted(self._decoder.live, key=lambda g: (g.request.priority, g.ticket))
         half = live[len(live) // 2 :]
@@ -222,17 +221,17 @@ class Engine:
                 generation.restart()
             with self._work:
                 self._scheduler.put_back([self._item(generation) for generation in half])
-        self._most_live, self._calm = max(1, len(live) // 2), 0
+        self._max_live, self._clean_steps = max(1, len(live) // 2), 0
 
     def _retire(self) -> None:
-        """Book what has been chosen, and answer who has ended."""
+        """Append the tokens read, and answer finished requests."""
         for chosen in self._decoder.read():
             generation = chosen.generation
             if generation.finish is not None or generation.future.done():
                 continue
             try:
-                generation.book(chosen.token, chosen.logprob, self.model.end_tokens)
-            except Exception:  # a callback's: its request is given up, the others are not
+                generation.add_token(chosen.token, chosen.logprob, self.model.end_tokens)
+            except Exception:  # raised by a callback: cancel only its request
                 log.exception("a token callback failed")
                 generation.future.cancel()
                 continue
@@ -243,7 +242,7 @@ class Engine:
                 generation.answer()
 
     def _embed(self, requests: Sequence[Request]) -> Tensor:
-        """Embeddings of a group, [g, image_tokens, hidden]; an image passes the encoder once while it is kept."""
+        """Embeddings of a group, [g, image_tokens, hidden]; cached images are not encoded again."""
         found = {r.image_key: self._embeddings.get(r.image_key) for r in requests}
         fresh = {r.image_key: r.pixels for r in requests if found[r.image_key] is None}
         if fresh:
@@ -261,11 +260,11 @@ class Engine:
         tokens = self.model.image_tokens + len(generation.prompt)
         return Item(generation.ticket, tokens, request.max_tokens, request.priority, deadline)
 
-    def _misfit(self, request: Request, prompt: Sequence[int]) -> tuple[str, str] | None:
-        """Why a request can never be answered, if so: kind and words."""
+    def _rejection(self, request: Request, prompt: Sequence[int]) -> tuple[str, str] | None:
+        """Error kind and message of a request that can never be answered, or None."""
         size = self.model.image_size
         if request.pixels.shape != (size, size, 3):
-            return "model", f"pixels are {request.pixels.shape}, the model takes {(size, size, 3)}"
+            return "model", f"pixels are {request.pixels.shape}, the model expects {(size, size, 3)}"
         if self.model.image_tokens + len(prompt) + request.max_tokens > self.sizes.capacity:
             room = self.sizes.capacity - self.model.image_tokens
             return "prompt_too_long", (
@@ -275,17 +274,17 @@ class Engine:
         return None
 
     def _refuse(self, generation: Generation, why: str) -> None:
-        """Answer a request on which the model failed."""
+        """Answer a request that the model failed on with an error."""
         with self._work:
             self._forget(generation)
         generation.refuse("model", why)
 
     def _forget(self, generation: Generation) -> None:
-        """Drop a request that is answered; the lock is held."""
+        """Remove an answered request; the caller holds the lock."""
         self._generations.pop(generation.ticket, None)
 
-    def _withdraw(self, ticket: int) -> None:
-        """Take out a request that nobody wants any more."""
+    def _cancel(self, ticket: int) -> None:
+        """Remove a cancelled request from the queue, or mark it for removal at the next step."""
         with self._work:
             generation = self._generations.get(ticket)
             if generation is None:
@@ -305,38 +304,38 @@ class Engine:
                     if self._closed:
                         return
                 self.step()
-        except BaseException as error:  # whatever it was, nobody may wait for an answer that will not come
+        except BaseException as error:  # any error: pending futures must not wait forever
             with self._work:
                 self._failure = str(error) if isinstance(error, ReplicaError) else line(error)
-            self._abandon(f"the engine stopped: {self._failure}")
-            let_go(error)
+            self._fail_all(f"the engine stopped: {self._failure}")
+            clear_frames(error)
             raise
 
     def _warmed_up(self, ready: Future[None]) -> bool:
         try:
             self._decoder.warm_up()
-        except BaseException as error:  # it is `start` that raises it
+        except BaseException as error:  # raised by `start`
             self._failure = line(error)
             ready.set_exception(error)
             return False
         ready.set_result(None)
         return True
 
-    def _abandon(self, message: str) -> None:
+    def _fail_all(self, message: str) -> None:
         with self._work:
             self._scheduler.drain()
-            abandoned = list(self._generations.values())
+            unfinished = list(self._generations.values())
             self._generations.clear()
             self._cancelled.clear()
-        for generation in abandoned:
+        for generation in unfinished:
             self._decoder.release(generation)
             generation.fail(ReplicaError(message))
 
 
-def _given_up(engine: ref[Engine], ticket: int, future: Future[Prediction]) -> None:
-    """Take out a request whose future was cancelled; whoever waits for it is told."""
+def _on_done(engine: ref[Engine], ticket: int, future: Future[Prediction]) -> None:
+    """Remove the request of a cancelled future, and notify its waiters."""
     if not future.cancelled():
         return
     future.set_running_or_notify_cancel()
     if (running := engine()) is not None:
-        running._withdraw(ticket)
+        running._cancel(ticket)

@@ -1,18 +1,18 @@
-"""What an engine has done and holds."""
+"""Engine statistics."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine has done and holds; counts since it was made."""
+    """A snapshot of an engine: current sizes, and counts since it was created."""
 
     waiting: int
-    waiting_online: int  # of these
+    waiting_online: int  # part of `waiting`
     live: int
     slots: int
     steps: int
-    occupancy: float  # share of decoded rows that held a request
-    padding: float  # share of prefilled tokens that were padding
-    embedded: int  # images that passed the encoder
-    reused: int  # requests whose image had passed it before
+    occupancy: float  # fraction of decoded rows that held a request
+    padding: float  # fraction of prefilled tokens that were padding
+    embedded: int  # images encoded
+    reused: int  # requests whose image embedding was cached

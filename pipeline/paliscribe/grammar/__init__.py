@@ -1,1 +1,1 @@
-"""PaliGemma's grammar: prompts out, answers in."""
+"""PaliGemma's task grammar: rendering prompts, parsing answers, decoding masks."""

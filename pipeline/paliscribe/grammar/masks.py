@@ -1,10 +1,10 @@
-"""PaliGemma's mask codes to pixels, in numpy.
+"""Decodes PaliGemma's mask codes to pixels, in numpy.
 
-Sixteen codebook indices pick vectors of a 4x4 grid, which a small convolutional decoder turns into a 64x64 mask of
-about -1 to 1; resized into its box, what is above 0 is foreground. The decoder is the authors' `vae-oid.npz`
-(big_vision, `proj/paligemma`), whose convolution weights lie as PyTorch lays them: [out, in, 3, 3], and
-[in, out, 4, 4] for the transposed ones. Those weights are not part of this package, and this code has been run on
-random weights of the same shapes only.
+Sixteen codebook indices select vectors of a 4x4 grid. A small convolutional decoder turns the grid into a 64x64 mask
+with values of about -1 to 1. The mask is resized into its box; values above 0 are foreground. The decoder is the
+authors' `vae-oid.npz` (big_vision, `proj/paligemma`). Its weights have PyTorch's layout: [out, in, 3, 3] for
+convolutions, [in, out, 4, 4] for transposed ones. They are not part of this package; this code has been tested only
+with random weights of the same shapes.
 """
 
 import io
@@ -27,15 +27,15 @@ FIRST, LAST = "decoder.0", "decoder.12"
 
 
 class MaskDecoder:
-    """The decoder of mask codes."""
+    """The mask decoder."""
 
     def __init__(self, weights: Mapping[str, Floats]) -> None:
         self._weights = {name: np.asarray(array, dtype=np.float32) for name, array in weights.items()}
 
     @classmethod
     def from_npz(cls, data: bytes) -> "MaskDecoder":
-        """Read the authors' file. Raises UsageError if it is something else."""
-        if not data.startswith(b"PK"):  # what every .npz, a zip file, begins with
+        """Load `vae-oid.npz`. Raises UsageError for any other content."""
+        if not data.startswith(b"PK"):  # the signature of zip files, which .npz files are
             raise UsageError("the mask decoder is not an .npz file of arrays")
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
@@ -52,12 +52,12 @@ class MaskDecoder:
         return cls({name: weights[name] for name in shapes})  # the file also holds the encoder
 
     def decode(self, codes: npt.NDArray[np.integer[Any]]) -> Floats:
-        """int [n, 16] (0..127) -> float32 [n, 64, 64], trained towards [-1, 1] and not clipped to it.
+        """int [n, 16] (0..127) -> float32 [n, 64, 64], about [-1, 1], not clipped.
 
-        Raises ValueError for codes of another shape or range.
+        Raises ValueError for another shape or range.
         """
         if codes.ndim != 2 or codes.shape[1] != 16 or ((codes < 0) | (codes >= CODES)).any():
-            raise ValueError(f"mask codes are [n, 16] of 0..{CODES - 1}, these are {list(codes.shape)}")
+            raise ValueError(f"mask codes must be [n, 16] in 0..{CODES - 1}, not {list(codes.shape)}")
         codebook = self._weights[CODEBOOK]
         grid = codebook[codes].reshape(len(codes), 4, 4, codebook.shape[1]).transpose(0, 3, 1, 2)
         out = np.maximum(self._conv(grid, FIRST), 0)
@@ -70,7 +70,7 @@ class MaskDecoder:
         return self._conv(out, LAST)[:, 0]
 
     def fill(self, mask: Mask) -> Mask:
-        """The mask with its run lengths over the whole original image."""
+        """The mask with its RLE, over the whole original image."""
         square = self.decode(np.asarray([mask.codes]))[0]
         return replace(mask, rle=encode_rle(paste(square, mask.box, mask.width, mask.height)))
 
@@ -83,7 +83,7 @@ class MaskDecoder:
         return out
 
     def _up(self, x: Floats, name: str) -> Floats:
-        """Transposed 4x4 convolution of stride 2 and padding 1: [n, in, h, w] -> [n, out, 2h, 2w]."""
+        """Transposed 4x4 convolution, stride 2, padding 1: [n, in, h, w] -> [n, out, 2h, 2w]."""
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         n, _, h, w = x.shape
         spread = np.zeros((n, weight.shape[1], 2 * h + 2, 2 * w + 2), dtype=np.float32)
@@ -96,10 +96,10 @@ class MaskDecoder:
 
 
 def paste(square: Floats, box: Box, width: int, height: int) -> npt.NDArray[np.bool_]:
-    """float32 [64, 64] resized bilinearly into its box: bool [height, width], True for foreground.
+    """Resize float32 [64, 64] bilinearly into its box: bool [height, width], True for foreground.
 
-    The box lies within the image. Its edges are rounded to pixels, as the authors round them before they encode a
-    mask; one that rounds to nothing has no foreground.
+    The box must be within the image. Its edges are rounded to pixels, as the authors do before they encode a mask. A
+    box that is empty after rounding has no foreground.
     """
     out = np.zeros((height, width), dtype=np.bool_)
     left, top, right, bottom = (round(edge) for edge in (box.x_min, box.y_min, box.x_max, box.y_max))
@@ -110,7 +110,7 @@ def paste(square: Floats, box: Box, width: int, height: int) -> npt.NDArray[np.b
 
 
 def _bilinear(to: int, size: int) -> Floats:
-    """Weights [to, size] of a resize along one axis. They widen when shrinking, as Pillow's, which the authors use."""
+    """Weights [to, size] of a resize along one axis. Antialiased when shrinking, like Pillow, which the authors use."""
     centres = (np.arange(to) + 0.5) * size / to
     distances = np.abs(np.arange(size) + 0.5 - centres[:, None]) / max(size / to, 1)
     weights = np.maximum(1 - distances, 0)
@@ -119,7 +119,7 @@ def _bilinear(to: int, size: int) -> Floats:
 
 
 def _shapes(width: int) -> dict[str, tuple[int, ...]]:
-    """Every array of the decoder, for codebook vectors of `width`."""
+    """Shapes of the decoder's arrays by name. `width`: size of a codebook vector."""
     layers: dict[str, tuple[int, ...]] = {FIRST: (128, width, 1, 1), LAST: (1, 16, 1, 1)}
     for name in RESIDUAL:
         layers |= {f"{name}.0": (128, 128, 3, 3), f"{name}.2": (128, 128, 3, 3), f"{name}.4": (128, 128, 1, 1)}
@@ -132,7 +132,7 @@ def _shapes(width: int) -> dict[str, tuple[int, ...]]:
 
 
 def encode_rle(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:
-    """COCO's uncompressed run lengths: column by column, background first. bool [h, w] -> counts."""
+    """Encode bool [h, w] as COCO's uncompressed RLE: column-major counts, starting with background."""
     flat = mask.flatten(order="F")
     if not flat.size:
         return ()
@@ -142,7 +142,7 @@ def encode_rle(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:
 
 
 def decode_rle(counts: tuple[int, ...], height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Back to bool [height, width]. Raises ValueError if the counts do not cover it."""
+    """Decode to bool [height, width]. Raises ValueError if the counts do not add up to height * width."""
     if sum(counts) != height * width:
         raise ValueError(f"run lengths cover {sum(counts)} pixels of {height * width}")
     values = np.arange(len(counts)) % 2 == 1

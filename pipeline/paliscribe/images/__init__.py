@@ -1,1 +1,1 @@
-"""Pictures: fetched, decoded, and bounded where their addresses come from callers."""
+"""Images: fetching, decoding, and SSRF protection for untrusted addresses."""

@@ -1,8 +1,8 @@
-"""Encoded bytes to the pixels that PaliGemma sees: upright, RGB, squeezed to a square.
+"""Decodes images to PaliGemma's input pixels: Exif rotation applied, RGB, resized to a square.
 
-Pixels equal those of transformers' Pillow image processor, which also lays transparent images on white; what it leaves
-open (16-bit, rotation, animation) is settled here. Only `draft` trades that for speed. All Pillow errors are translated
-here.
+Pixels equal those of transformers' Pillow image processor, which also composites transparent images on white. Cases
+that it leaves open (16-bit, rotation, animation) are defined here. `draft` trades exact pixels for speed. All Pillow
+errors are translated here.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from paliscribe.errors import RowError
 
 Image.init()
 KNOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")  # MPO opens as JPEG
-FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)  # decoders inside this process, as far as Pillow has them
-MAX_PIXELS = 178_956_970  # Pillow's own bound, above which it warns; above twice that it refuses, whatever is set here
-DRAFT_GAP = 2  # sides of a reduced JPEG over the target's, at least: see `_reduce`
+FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)  # in-process decoders that this Pillow build has
+MAX_PIXELS = 178_956_970  # Pillow's own limit: it warns above, and raises above twice that
+DRAFT_GAP = 2  # least ratio of a reduced JPEG's sides to the target's: see `_reduce`
 ORIENTATION = 0x0112  # the Exif tag
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,15 +32,15 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SWAPPING = (UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8])  # turns that make the width the height
+SWAPPING = (UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8])  # transpositions that swap width and height
 
-# Odd metadata and sizes make Pillow warn, once for each place. Filtered once here: catch_warnings is not thread-safe.
+# Pillow warns about unusual metadata and sizes. Filtered globally, since catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An image as the engine takes it. `width` and `height`: pixels of the upright original."""
+    """A decoded image. `width`, `height`: pixels of the original after Exif rotation."""
 
     pixels: npt.NDArray[np.uint8]  # [size, size, 3]
     width: int
@@ -49,19 +49,19 @@ class Decoded:
 
 
 def decode(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS, draft: bool = False) -> Decoded:
-    """Decode an image and squeeze it to `size` pixels a side, bicubically.
+    """Decode an image and resize it to `size` x `size` pixels, bicubic, ignoring its aspect ratio.
 
-    With `draft`, a JPEG much larger than that is decoded at a reduced scale: faster, and not pixel-exact.
+    `draft`: decode a much larger JPEG at a reduced scale, which is faster and not pixel-exact. Of animations and
+    multi-picture files the first frame is used. `max_pixels` is checked by the header, before decoding. Thread-safe.
 
-    Raises RowError: `empty`, `not_an_image`, `corrupt`, `too_many_pixels`. Animations and multi-picture files give
-    their first frame. Size is judged by the header, before a pixel is decoded. Thread-safe.
+    Raises RowError: `empty`, `not_an_image`, `corrupt`, `too_many_pixels`.
     """
     if not data:
         raise RowError("empty", "the object has no bytes")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
-            words = f"{image.width} x {image.height} pixels; at most {max_pixels:,} are decoded"
+            words = f"{image.width} x {image.height} pixels; the limit is {max_pixels:,}"
             raise RowError("too_many_pixels", words)
         whole = image.size
         box = _reduce(image, size) if draft else None
@@ -70,41 +70,43 @@ def decode(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS, draft: bool 
         if box is None:
             upright = _turned(image, turn)
             squeezed, (width, height) = _squeeze(upright, size), upright.size
-        else:  # turned last, as the box is that of the picture as it lies
+        else:  # rotated last: the box is in coordinates of the unrotated image
             squeezed = _turned(_squeeze(image, size, box), turn)
             width, height = whole[::-1] if turn in SWAPPING else whole
     except (RowError, MemoryError):
         raise
     except UnidentifiedImageError:
         if _looks_known(data):
-            raise RowError("corrupt", "the image's header is cut off or broken") from None
+            raise RowError("corrupt", "the image's header is truncated or corrupt") from None
         raise RowError("not_an_image", "no image format is recognised in these bytes") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RowError("too_many_pixels", _line(error)) from error
-    except Exception as error:  # hostile bytes make decoders raise almost anything
+    except Exception as error:  # decoders raise almost anything on malicious input
         raise RowError("corrupt", f"the image cannot be decoded: {_line(error)}") from error
     return Decoded(np.asarray(squeezed), width, height, hashlib.sha256(data).hexdigest())
 
 
 def _reduce(image: Image.Image, size: int) -> tuple[float, float, float, float] | None:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8, and return the box of the picture therein; None where it is too small.
+    """Set a JPEG to be decoded at 1/2, 1/4 or 1/8 scale.
 
-    The decoder reduces each 8 x 8 block by itself, by dropping its high frequencies, which is coarser than to resize.
-    So at least DRAFT_GAP times the target is left a side, and the resize does the last halving: with a gap of 1, pixels
-    of photographs differ from the exact ones two to five times as much.
+    Returns the box of the image in the reduced one, (left, top, right, bottom) in pixels; None if it is not reduced.
+
+    The decoder reduces each 8 x 8 block separately by dropping high frequencies, which is coarser than resizing. So at
+    least DRAFT_GAP times the target's side is kept and the resize does the last halving: with a gap of 1, pixels of
+    photographs differ from the exact ones two to five times as much.
     """
-    if not isinstance(image, JpegImageFile):  # an MPO is one too
+    if not isinstance(image, JpegImageFile):  # MPO is a subclass
         return None
     before = image.size
-    reduced = image.draft(None, (DRAFT_GAP * size, DRAFT_GAP * size))  # None: the mode stays as it is
+    reduced = image.draft(None, (DRAFT_GAP * size, DRAFT_GAP * size))  # None: keep the mode
     return None if reduced is None or image.size == before else reduced[1]
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """The turn that the Exif orientation asks for; none where it cannot be read."""
+    """The transposition for the Exif orientation; None if there is none or it is unreadable."""
     try:
         return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken metadata is no reason to lose a good picture, and raises almost anything
+    except Exception:  # corrupt metadata raises almost anything, and the image itself may be fine
         return None
 
 
@@ -117,7 +119,7 @@ def _squeeze(image: Image.Image, size: int, box: tuple[float, float, float, floa
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB. Transparent pixels show white: what colour they hold is chance, often black."""
+    """Convert any mode to RGB. Transparent pixels become white; their own colour is arbitrary, often black."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _eight_bits(image).convert("RGB")
     if image.has_transparency_data:
@@ -128,7 +130,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16- and 32-bit grey as 8-bit grey, from the smallest usual range that holds it; Pillow would clip at 255."""
+    """Scale 16- and 32-bit greyscale to 8 bits, from the smallest usual range that holds it. Pillow clips at 255."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
     if image.mode.startswith("I;16"):
         ranges: tuple[float, ...] = (65535.0,)
@@ -140,7 +142,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _looks_known(data: bytes) -> bool:
-    """Whether the first bytes are those of a format that is decoded here."""
+    """Whether the first bytes match a supported format."""
     accepts = (Image.OPEN[name][1] for name in FORMATS)
     return len(data) >= 16 and any(accept is not None and accept(data[:16]) for accept in accepts)
 

@@ -1,20 +1,18 @@
-"""Images by address: many at a time, repeated where it helps, each failure told apart."""
+"""Fetches trusted image addresses: concurrently, with retries, with an error kind for each failure."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from paliscribe.errors import RowError
-from paliscribe.storage import http, inline, s3
-from paliscribe.storage.base import StorageError, scheme
-from paliscribe.storage.local import LocalStore, local_path
-from paliscribe.storage.retry import repeated
+from paliscribe.storage import StorageError, get_once, inline
+from paliscribe.storage.retry import with_retries
 
 
 class Fetcher:
-    """Fetches whole objects. Thread-safe; one a process is enough.
+    """Fetches whole objects. Thread-safe; one per process is enough.
 
-    `retries` follow the first attempt, for what may pass only; `timeout`: seconds to connect and between two pieces
-    of an answer; `max_bytes`: the largest object.
+    `retries`: after the first attempt, for temporary errors only. `timeout`: seconds to connect, and between two reads.
+    `max_bytes`: the largest object.
     """
 
     def __init__(
@@ -24,11 +22,11 @@ class Fetcher:
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
 
     def fetch(self, uri: str) -> bytes:
-        """The bytes at this address. Raises RowError of the kind that stopped it."""
+        """The bytes at this address. Raises RowError."""
         try:
             if inline.is_inline(uri):
                 return inline.decoded(uri)
-            data = repeated(lambda: self._once(uri), self.retries)
+            data = with_retries(lambda: get_once(uri, self.max_bytes, self.concurrency, self.timeout), self.retries)
         except StorageError as error:
             raise RowError(error.kind, error.message) from error
         if not data:
@@ -36,7 +34,7 @@ class Fetcher:
         return data
 
     def fetch_many(self, uris: Sequence[str]) -> list[bytes | RowError]:
-        """The bytes at each address, or what stopped it, in order."""
+        """The bytes at each address, or its error, in order."""
 
         def one(uri: str) -> bytes | RowError:
             try:
@@ -45,16 +43,3 @@ class Fetcher:
                 return error
 
         return list(self._threads.map(one, uris))
-
-    def _once(self, uri: str) -> bytes:
-        name = scheme(uri)
-        if name == "s3":
-            bucket, _, key = uri.partition("://")[2].partition("/")
-            return s3.get_once(bucket, key, self.max_bytes, self.concurrency, self.timeout)[0]
-        if name in ("http", "https"):
-            return http.get_once(uri, self.max_bytes, self.concurrency, self.timeout)[0]
-        if name in ("", "file"):
-            path = local_path(uri)
-            return LocalStore(path.parent).get(path.name, max_bytes=self.max_bytes)
-        words = f"unknown scheme {name!r}; local paths, s3://, http:// and https:// are known"
-        raise StorageError("bad_uri", uri, words)

@@ -1,6 +1,6 @@
-"""Manifests of every format as one stream of batches, in constant memory.
+"""Manifest formats: each is read as a stream of rows, in constant memory.
 
-CSV values are strings, always: `007` stays `007`. JSON Lines keep their types; nested values are carried as JSON text.
+CSV values are always strings: `007` stays `007`. JSON Lines keep their types; nested values become JSON text.
 """
 
 import csv
@@ -10,7 +10,8 @@ import json
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO, TextIO, cast
 
 import pyarrow as pa
@@ -21,27 +22,38 @@ from paliscribe.storage import StorageError, open_store, redacted, split
 
 Row = dict[str, Any]
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".mpo")
-FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".txt": "list", ".lst": "list"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A manifest to read.
+
+    `compression`: `gzip`, `zstd` or None. `image_column`: the column name for the lines of a text list.
+    """
+
+    uri: str
+    compression: str | None
+    image_column: str
+
+    def lines(self) -> TextIO:
+        """Open the decompressed text. Raises StorageError."""
+        return _text(self.uri, self.compression)
 
 
 def rows(source: str, image_column: str, id_column: str) -> Iterator[Row]:
-    """The rows of a manifest as they are written. Raises UsageError that names file and line."""
+    """The raw rows of a manifest. Raises UsageError, with file and line if known."""
     name, compression = source, None
     if source.startswith(("http://", "https://")):
-        name = source.partition("?")[0]  # a presigned address carries its signature as a query
+        name = source.partition("?")[0]  # a presigned URL has a query
     for suffix, codec in ((".gz", "gzip"), (".zst", "zstd")):
         if name.endswith(suffix):
             name, compression = name.removesuffix(suffix), codec
-    kind = next((kind for suffix, kind in FORMATS.items() if name.lower().endswith(suffix)), None)
+    read = next((reader for suffix, reader in FORMATS.items() if name.lower().endswith(suffix)), None)
     try:
-        if kind is None:
+        if read is None:
             yield from _listed(source, image_column, id_column)
-        elif kind == "parquet":
-            yield from _parquet(source)
         else:
-            reader = {"jsonl": _jsonl, "csv": _csv, "list": _list}[kind]
-            with _text(source, compression) as lines:
-                yield from reader(lines, source, image_column)
+            yield from read(Source(source, compression, image_column))
     except StorageError as error:
         raise UsageError(f"manifest {error}") from None
     except UnicodeDecodeError as error:
@@ -63,52 +75,55 @@ def _text(source: str, compression: str | None) -> TextIO:
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
 
 
-def _jsonl(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise UsageError(f"manifest {redacted(source)}, line {number}: not a JSON object")
-        yield {
-            key: json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
-            for key, value in row.items()
-        }
-
-
-def _csv(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
-    reader = csv.reader(lines, strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            return
-        if len(set(header)) != len(header):
-            raise UsageError(f"manifest {redacted(source)}: the header names a column twice")
-        for values in reader:
-            if not values:
+def _jsonl(source: Source) -> Iterator[Row]:
+    with source.lines() as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
                 continue
-            if len(values) != len(header):
-                raise UsageError(
-                    f"manifest {redacted(source)}, line {reader.line_num}: {len(values)} values "
-                    f"under {len(header)} columns"
-                )
-            yield dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        raise UsageError(f"manifest {redacted(source)}, line {reader.line_num}: {error}") from None
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise UsageError(f"manifest {redacted(source.uri)}, line {number}: not a JSON object")
+            yield {
+                key: json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
+                for key, value in row.items()
+            }
 
 
-def _list(lines: TextIO, source: str, image_column: str) -> Iterator[Row]:
-    for line in lines:
-        if image := line.strip():
-            yield {image_column: image}
+def _csv(source: Source) -> Iterator[Row]:
+    with source.lines() as lines:
+        reader = csv.reader(lines, strict=True)
+        try:
+            header = next(reader, None)
+            if header is None:
+                return
+            if len(set(header)) != len(header):
+                raise UsageError(f"manifest {redacted(source.uri)}: the header names a column twice")
+            for values in reader:
+                if not values:
+                    continue
+                if len(values) != len(header):
+                    raise UsageError(
+                        f"manifest {redacted(source.uri)}, line {reader.line_num}: {len(values)} values "
+                        f"under {len(header)} columns"
+                    )
+                yield dict(zip(header, values, strict=True))
+        except csv.Error as error:
+            raise UsageError(f"manifest {redacted(source.uri)}, line {reader.line_num}: {error}") from None
 
 
-def _parquet(source: str) -> Iterator[Row]:
-    """Parquet is read from its end: what a store can only read from the front is copied to the disk first."""
-    folder, name = split(source)
+def _list(source: Source) -> Iterator[Row]:
+    with source.lines() as lines:
+        for line in lines:
+            if image := line.strip():
+                yield {source.image_column: image}
+
+
+def _parquet(source: Source) -> Iterator[Row]:
+    """Parquet needs random access: a stream without it is copied to a temporary file first."""
+    folder, name = split(source.uri)
     with open_store(folder).open(name) as file, tempfile.TemporaryFile(prefix="paliscribe-") as copy:
         if not file.seekable():
             shutil.copyfileobj(file, copy, 1 << 20)
@@ -128,3 +143,14 @@ def _listed(source: str, image_column: str, id_column: str) -> Iterator[Row]:
             f"manifest {redacted(source)}: no folder or prefix with images, and not a file named "
             f"{', '.join(FORMATS)} (with .gz or .zst)"
         )
+
+
+# File name extension, without .gz or .zst -> reader, which yields one dict per row.
+FORMATS: dict[str, Callable[[Source], Iterator[Row]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".txt": _list,
+    ".lst": _list,
+}

@@ -1,4 +1,4 @@
-"""A manifest is read once to check it, once more to freeze it into shards, both in constant memory."""
+"""Freezes a manifest into shards: one pass validates it, a second one writes, both in constant memory."""
 
 import hashlib
 import json
@@ -18,23 +18,18 @@ from paliscribe.storage import StorageError, Store, redacted
 from paliscribe.storage.arrow import decode, encode
 
 FOLDER = "_run/manifest"
-
-
 INDEX = f"{FOLDER}/manifest.json"
-
-
-BUCKETS = 64
-
-
-NAMED = 5  # duplicate ids that an error names
-
-
+BUCKETS = 64  # temporary files of id hashes
+MAX_NAMED = 5  # duplicate ids named in an error message
 TYPES: dict[type, pa.DataType] = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenManifest:
-    """A manifest as a run works on it. `schema`: the carried columns."""
+    """The manifest of a run, split into shards.
+
+    `shard_rows`: rows per shard. `digest`: see `Scan`. `schema`: the carried columns.
+    """
 
     source: str
     rows: int
@@ -44,13 +39,13 @@ class FrozenManifest:
     schema: pa.Schema
 
     def rows_of(self, shard: int) -> int:
-        """Rows of a shard; the last may have fewer than the others."""
+        """Number of rows of a shard; the last one may have fewer."""
         return min(self.shard_rows, self.rows - shard * self.shard_rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What one pass over a manifest found."""
+    """The result of validating a manifest: its size, its content hash and its carried columns."""
 
     rows: int
     digest: str  # sha256 over the canonical rows, in order
@@ -64,11 +59,11 @@ def scan(
     id_column: str = "id",
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Scan:
-    """Check a whole manifest in one pass. Raises UsageError, for duplicate ids too.
+    """Validate a whole manifest in one pass. Raises UsageError, also for duplicate ids. `progress` gets the row count.
 
-    Memory is constant: ids are kept as 16-byte hashes in `BUCKETS` temporary files (1.6 GB of disk for 100 million
-    rows) that are sorted one at a time (25 MB each then). Two unequal ids among 100 million collide with a
-    probability of about 1e-23.
+    Memory is constant: 16-byte hashes of the ids go to `BUCKETS` temporary files (1.6 GB of disk for 100 million rows),
+    which are sorted one at a time (25 MB each then). The probability of a hash collision among 100 million ids is about
+    1e-23.
     """
     whole = hashlib.sha256()
     types: dict[str, type] = {}
@@ -79,14 +74,14 @@ def scan(
             whole.update(_canonical(row))
             ids.add(row.id)
             for name, value in row.columns.items():
-                _settle(types, name, type(value), row.row, source)
+                _add_type(types, name, type(value), row.row, source)
             rows += 1
             if rows % 10_000 == 0:
                 progress(rows)
-        repeated = ids.repeated()
+        duplicates = ids.duplicates()
     progress(rows)
-    if repeated:
-        _refuse(source, repeated, image_column, id_column)
+    if duplicates:
+        _raise_duplicates(source, duplicates, image_column, id_column)
     fields = [pa.field(name, TYPES[kind]) for name, kind in sorted(types.items())]
     return Scan(rows, whole.hexdigest(), pa.schema(fields))
 
@@ -100,26 +95,29 @@ def freeze(
     id_column: str = "id",
     progress: Callable[[int], None] = lambda rows: None,
 ) -> FrozenManifest:
-    """Check a manifest and write it into the run as shards, its index last. Equal manifests give equal bytes."""
+    """Validate a manifest and write it into the run as shards, then its index. Equal manifests give equal bytes.
+
+    Raises UsageError as `scan`, and if the manifest changes meanwhile; StorageError if the store cannot be written.
+    """
     names = {"image_column": image_column, "id_column": id_column}
     found = scan(source, progress=progress, **names)
     schema = _shard_schema(found.schema)
     types = {field.name: field.type for field in found.schema}
     changed = UsageError(f"manifest {redacted(source)} changed while it was read; run the command again")
-    waiting: list[dict[str, Any]] = []
+    pending: list[dict[str, Any]] = []
     shard = 0
     whole = hashlib.sha256()
     for row in read(source, **names):
         whole.update(_canonical(row))
-        columns = {name: _fitting(value, types.get(name)) for name, value in row.columns.items()}
+        columns = {name: _widened(value, types.get(name)) for name, value in row.columns.items()}
         if any(TYPES[type(value)] != types.get(name) for name, value in columns.items()):
             raise changed
-        waiting.append({"row": row.row, "id": row.id, "image": row.image, **columns})
-        if len(waiting) == shard_rows:
-            _write(store, shard, waiting, schema)
-            shard, waiting = shard + 1, []
-    if waiting:
-        _write(store, shard, waiting, schema)
+        pending.append({"row": row.row, "id": row.id, "image": row.image, **columns})
+        if len(pending) == shard_rows:
+            _write(store, shard, pending, schema)
+            shard, pending = shard + 1, []
+    if pending:
+        _write(store, shard, pending, schema)
         shard += 1
     if whole.hexdigest() != found.digest:
         raise changed
@@ -138,7 +136,7 @@ def freeze(
 
 
 def load(store: Store) -> FrozenManifest | None:
-    """The frozen manifest of a run, or None if there is none (a freeze that was cut short counts as none)."""
+    """The frozen manifest of a run; None if there is none, or if freezing was interrupted. Raises StorageError."""
     try:
         index = json.loads(store.get(INDEX))
     except StorageError as error:
@@ -151,7 +149,7 @@ def load(store: Store) -> FrozenManifest | None:
 
 
 def read_shard(store: Store, shard: int) -> list[ManifestRow]:
-    """The rows of a shard."""
+    """The rows of a shard. Raises StorageError."""
     table = decode(store.get(_key(shard)))
     return [
         ManifestRow(
@@ -164,31 +162,31 @@ def read_shard(store: Store, shard: int) -> list[ManifestRow]:
     ]
 
 
-def read_mended(
+def read_updated(
     frozen: FrozenManifest, failed: Mapping[str, int], *, image_column: str, id_column: str
 ) -> list[ManifestRow]:
-    """The rows with these ids (-> their row numbers in the run) as the manifest has them now, for a retry.
+    """Re-read the failed rows from the current manifest, for a retry.
 
-    Columns that the run does not carry are left out. Raises UsageError where the manifest can no longer be read, or a
-    carried column has another type.
+    `failed`: id -> row number in the run. Columns that the run does not carry are dropped. Raises UsageError if the
+    manifest is no longer readable, or if the type of a carried column has changed.
     """
     types = {field.name: field.type for field in frozen.schema}
-    mended = []
+    updated = []
     for row in read(frozen.source, image_column=image_column, id_column=id_column):
         if row.id in failed:
-            columns = {name: _fitting(v, types[name]) for name, v in row.columns.items() if name in types}
+            columns = {name: _widened(v, types[name]) for name, v in row.columns.items() if name in types}
             for name, value in columns.items():
                 if TYPES[type(value)] != types[name]:
                     raise UsageError(
                         f"manifest {frozen.source}: column {name!r} in row {row.row + 1} is {type(value).__name__} "
                         f"now; the run carries it as {types[name]}"
                     )
-            mended.append(replace(row, row=failed[row.id], columns=columns))
-    return mended
+            updated.append(replace(row, row=failed[row.id], columns=columns))
+    return updated
 
 
 class _Ids:
-    """Hashes of ids, spread over files by their first byte, so that equal ones meet."""
+    """Hashes of ids, partitioned into files by their first byte: duplicates are in the same file."""
 
     def __init__(self, folder: Path) -> None:
         self._files = [(folder / f"{number:02d}").open("w+b") for number in range(BUCKETS)]
@@ -197,7 +195,8 @@ class _Ids:
         digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
         self._files[digest[0] % BUCKETS].write(digest)
 
-    def repeated(self) -> set[bytes]:
+    def duplicates(self) -> set[bytes]:
+        """Hashes that occur more than once. Closes the files."""
         found: set[bytes] = set()
         for file in self._files:
             file.seek(0)
@@ -209,22 +208,23 @@ class _Ids:
         return found
 
 
-def _refuse(source: str, repeated: set[bytes], image_column: str, id_column: str) -> None:
+def _raise_duplicates(source: str, duplicates: set[bytes], image_column: str, id_column: str) -> None:
+    """Raise UsageError with the ids of these hashes."""
     names: dict[str, None] = {}
     for row in read(source, image_column=image_column, id_column=id_column):
-        if hashlib.blake2b(row.id.encode(), digest_size=16).digest() in repeated:
+        if hashlib.blake2b(row.id.encode(), digest_size=16).digest() in duplicates:
             names[row.id] = None
-            if len(names) == NAMED:
+            if len(names) == MAX_NAMED:
                 break
-    more = f" and {len(repeated) - len(names):,} more" if len(repeated) > len(names) else ""
+    more = f" and {len(duplicates) - len(names):,} more" if len(duplicates) > len(names) else ""
     raise UsageError(
-        f"manifest {redacted(source)}: ids are given more than once: {', '.join(map(repr, names))}{more}. "
-        f"Give each row its own in column {id_column!r}"
+        f"manifest {redacted(source)}: duplicate ids: {', '.join(map(repr, names))}{more}. "
+        f"Give each row a unique id in column {id_column!r}"
     )
 
 
-def _settle(types: dict[str, type], name: str, kind: type, row: int, source: str) -> None:
-    """Book the type of a column's value; whole numbers widen to floats, anything else must agree."""
+def _add_type(types: dict[str, type], name: str, kind: type, row: int, source: str) -> None:
+    """Record the type of a column's value. Integers widen to floats; raises UsageError for other mixed types."""
     known = types.setdefault(name, kind)
     if known is kind:
         return
@@ -234,12 +234,12 @@ def _settle(types: dict[str, type], name: str, kind: type, row: int, source: str
     raise UsageError(
         f"manifest {redacted(source)}: column {name!r} is {known.__name__} at first and "
         f"{kind.__name__} in row {row + 1}; "
-        "a column has one type"
+        "a column must have one type"
     )
 
 
-def _fitting(value: Any, kind: pa.DataType | None) -> Any:
-    """A value of a column of this type; whole numbers among floats become floats."""
+def _widened(value: Any, kind: pa.DataType | None) -> Any:
+    """The value as a column of this type holds it: integers in float columns become floats."""
     return float(value) if kind == TYPES[float] and type(value) is int else value
 
 

@@ -1,4 +1,4 @@
-"""The rows of a manifest, as they are read: checked one by one, in constant memory."""
+"""Streams the rows of a manifest, validated one by one, in constant memory."""
 
 import datetime
 import decimal
@@ -15,14 +15,16 @@ from paliscribe.storage.inline import is_inline
 
 
 def read(source: str, *, image_column: str = "image", id_column: str = "id") -> Iterator[ManifestRow]:
-    """Stream a manifest. A row without an id takes its image's reference; one without an image keeps None.
+    """Stream a manifest. A row without an image has `image` None.
 
-    Raises UsageError: malformed lines, no image column, a column that results already have.
+    The id of a row defaults to its image reference, or to `row-N` for an inline or missing image.
+
+    Raises UsageError: malformed lines, no rows, no image column, a column with the name of a result column.
     """
     folder = split(source)[0]
     taken = NAMES - {id_column, image_column}
     named = False
-    seen: dict[str, None] = {}  # columns, until the image's is among them
+    seen: dict[str, None] = {}  # columns, until the image column is found
     for number, values in enumerate(formats.rows(source, image_column, id_column)):
         if not named:
             seen |= dict.fromkeys(values)
@@ -33,7 +35,7 @@ def read(source: str, *, image_column: str = "image", id_column: str = "id") -> 
         given = _text(values.pop(id_column, None))
         if clash := sorted(taken & values.keys()):
             if not named:
-                break  # more likely the images are in a column of another name
+                break  # the image column probably has another name
             raise UsageError(
                 f"manifest {redacted(source)}: column {', '.join(map(repr, clash))} has the name of "
                 f"a result column; rename it"
@@ -47,17 +49,17 @@ def read(source: str, *, image_column: str = "image", id_column: str = "id") -> 
             columns={name: value for name, value in columns.items() if value is not None},
         )
     if not seen:
-        raise UsageError(f"manifest {redacted(source)}: it has 0 rows, so there is nothing to annotate")
+        raise UsageError(f"manifest {redacted(source)}: no rows")
     if not named:
         known = ", ".join(map(repr, seen))
         raise UsageError(
-            f"manifest {redacted(source)}: no column {image_column!r} (there is {known}); name the "
-            f"right one by --image-column"
+            f"manifest {redacted(source)}: no column {image_column!r} (columns: {known}); set "
+            f"the right one with --image-column"
         )
 
 
 def _plain(value: Any, name: str, row: int, source: str) -> Any:
-    """A carried value as bool, int, float, str or None."""
+    """A carried value as bool, int, float, str or None. Raises UsageError for other types."""
     if value is None or isinstance(value, (bool, str, float)):
         return value
     if isinstance(value, int):
@@ -72,7 +74,7 @@ def _plain(value: Any, name: str, row: int, source: str) -> Any:
         return json.dumps(value, sort_keys=True, default=str)
     raise UsageError(
         f"manifest {redacted(source)}: column {name!r} holds {type(value).__name__} values, which "
-        f"cannot be carried; leave it out"
+        f"are not supported; remove the column"
     )
 
 
@@ -82,7 +84,7 @@ def _text(value: Any) -> str | None:
 
 
 def _check_text(row: int, source: str, *values: Any) -> None:
-    """Refuse halves of characters, which JSON can spell and no file can hold."""
+    """Raise UsageError for lone surrogates, which JSON can represent and UTF-8 cannot."""
     for value in values:
         if isinstance(value, str) and not value.isascii():
             try:

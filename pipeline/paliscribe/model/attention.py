@@ -1,8 +1,8 @@
-"""Grouped-query attention in its two places: over a whole prompt, and over the slots.
+"""Grouped-query attention: over whole prompts (prefill) and over KV-cache slots (decode).
 
-In both a request's shapes are its own. A prompt's attention is a product of that request alone, at its exact length,
-so it needs no mask. A decode step looks at the keys of all rows at once, but in chunks of fixed size, and adds up what
-they give in their order: chunks beyond a request's end add exactly nothing, however far its companions reach.
+Both give each request shapes of its own. A prompt's attention is one product per request at its exact length, so it
+needs no mask. A decode step reads the keys of all rows together, in chunks of fixed size, and sums the chunks' results
+in order: chunks beyond a request's end add exactly zero, so the length of other requests does not matter.
 """
 
 import inspect
@@ -14,24 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Scores that are held at a time, queries times keys: what a core's caches hold (docs/benchmarks.md), and what a GPU has
-# room for beside all else.
+# Attention scores (queries times keys) computed at a time: bounded by a core's caches on a CPU (docs/benchmarks.md), by
+# memory on a GPU.
 CPU_SCORES, GPU_SCORES = 2**20, 2**28
-CPU_KEYS, GPU_KEYS = 1, 16  # keys of plain products are filled up to a multiple of this: tensor cores want aligned rows
-QUERIES = 64  # their number in a part is a multiple of this
+CPU_KEYS, GPU_KEYS = 1, 16  # keys are padded to a multiple of this: tensor cores need aligned rows
+QUERY_MULTIPLE = 64  # queries per part are a multiple of this
 
 
 class Spans:
-    """Whose rows are whose: of each request its first row and the one after its last, in order."""
+    """Row ranges of the requests in a packed batch: first row and one after the last, in order."""
 
     def __init__(self, bounds: Sequence[tuple[int, int]], total: int, device: torch.device) -> None:
         self.bounds, self.total = bounds, total
-        self.ends = [*(start for start, _ in bounds[1:]), total]  # where the rows that fill up behind each request end
+        self.ends = [*(start for start, _ in bounds[1:]), total]  # where the padding rows after each request end
         self._device = device
 
     @cached_property
     def edges(self) -> Tensor:
-        """Where sequences begin and end, for kernels that take them end to end; rows that fill up are sequences too."""
+        """Sequence boundaries for variable-length kernels, int32 [sequences + 1]; padding rows are sequences too."""
         flat = {0, self.total, *(edge for bound in self.bounds for edge in bound)}
         edges = torch.tensor(sorted(flat), dtype=torch.int32)
         return edges.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else edges
@@ -43,29 +43,29 @@ class Spans:
         return max(*(end - start for start, end in self.bounds), *behind)
 
 
-def over_prompts(
+def prefill_attention(
     query: Tensor, key: Tensor, value: Tensor, spans: Spans, scaling: float, softcap: float | None
 ) -> Tensor:
-    """Every position of a prompt sees every other: rows [m, heads, head_dim] -> [m, heads * head_dim].
+    """Bidirectional attention within each prompt: rows [m, heads, head_dim] -> [m, heads * head_dim].
 
-    What comes out of rows that belong to nobody is not to be read.
+    The output of padding rows is undefined.
     """
-    if softcap is None and query.dtype != torch.float32 and query.is_cuda and (together := variable_length()):
-        # No mask, no padding; one split makes a sequence's numbers its own, as torch's documentation says.
+    if softcap is None and query.dtype != torch.float32 and query.is_cuda and (together := varlen_attention()):
+        # No mask, no padding; num_splits=1 makes a sequence's result independent of the others, as torch documents.
         edges, most = spans.edges, spans.longest
         kinds = {"scale": scaling, "num_splits": 1, "enable_gqa": True}
         joined: Tensor = together(query, key, value, edges, edges, most, most, **kinds)
         return joined.flatten(1)
     found = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     for (start, end), after in zip(spans.bounds, spans.ends, strict=True):
-        found[start:end] = whole(query[start:end], key[start:end], value[start:end], scaling, softcap)
+        found[start:end] = full_attention(query[start:end], key[start:end], value[start:end], scaling, softcap)
         found[end:after] = 0
     return found.flatten(1)
 
 
 @cache
-def variable_length() -> Any:
-    """`torch.nn.attention.varlen.varlen_attn`, where it is there and can be told not to split; else None."""
+def varlen_attention() -> Any:
+    """`torch.nn.attention.varlen.varlen_attn` if it exists and takes `num_splits`, else None."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -73,8 +73,8 @@ def variable_length() -> Any:
     return varlen_attn if "num_splits" in inspect.signature(varlen_attn).parameters else None
 
 
-def whole(query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    """Queries [q, heads, head_dim] that all see all keys [n, kv_heads, head_dim] -> [q, heads, head_dim].
+def full_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """Unmasked attention: queries [q, heads, head_dim] over keys [n, kv_heads, head_dim] -> [q, heads, head_dim].
 
     On a CPU plain products in parts are faster than the fused kernel (docs/benchmarks.md).
     """
@@ -90,19 +90,19 @@ def whole(query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: fl
     keys, values = key.permute(1, 2, 0), value.transpose(0, 1)
     folded = query.view(count, shared, -1, width).transpose(0, 1).reshape(shared, -1, width)
     most = (GPU_SCORES if query.is_cuda else CPU_SCORES) // (shared * len(key))
-    parts = torch.split(folded, max(QUERIES, most // QUERIES * QUERIES), dim=1)
+    parts = torch.split(folded, max(QUERY_MULTIPLE, most // QUERY_MULTIPLE * QUERY_MULTIPLE), dim=1)
     done = [product(_weights(product(part, keys), scaling, softcap, hidden).to(value.dtype), values) for part in parts]
     found = torch.cat(done, dim=1) if len(done) > 1 else done[0]
     return found.view(shared, count, heads // shared, width).transpose(0, 1).reshape(count, heads, width)
 
 
-def over_slots(
+def decode_attention(
     query: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, chunk: int, scaling: float, softcap: float | None
 ) -> Tensor:
-    """One query a slot, [r, heads, head_dim], over keys [r, kv_heads, length, head_dim] -> [r, heads * head_dim].
+    """One query per slot, [r, heads, head_dim], over keys [r, kv_heads, length, head_dim] -> [r, heads * head_dim].
 
-    `hidden`: bool [r, 1, 1, length], the keys that each does not see: they may be anything, their values are numbers.
-    `chunk` divides the length.
+    `hidden`: bool [r, 1, 1, length], True for masked keys. Masked keys may hold anything; their values must be finite.
+    `chunk` divides `length`.
     """
     rows, shared, length, width = keys.shape
     folded = query.reshape(rows * shared, -1, width)
@@ -125,7 +125,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _weights(scores: Tensor, scaling: float, softcap: float | None, hidden: Tensor | None = None) -> Tensor:
-    """Softmax over the last dimension in float32, as transformers has it; `hidden` keys get nothing."""
+    """Softmax over the last dimension in float32, as in transformers; `hidden` keys get weight 0."""
     scores = scores.mul_(scaling)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

@@ -1,7 +1,7 @@
-"""A model in an object store: what is there, and a copy of it on this node, made once and kept.
+"""Models in an object store: their objects and revision, and a cached copy on this node.
 
-Copies are in `PALISCRIBE_CACHE`, else in `paliscribe` under `XDG_CACHE_HOME` or `~/.cache`; each is named after its
-revision, and may be removed while nothing runs.
+The cache is `PALISCRIBE_CACHE`, else `paliscribe` under `XDG_CACHE_HOME` or `~/.cache`. A copy is named after its
+revision; it may be deleted while nothing runs.
 """
 
 import hashlib
@@ -17,37 +17,37 @@ from filelock import FileLock
 from paliscribe.errors import UsageError
 from paliscribe.storage import ObjectInfo, StorageError, Store
 
-NEEDED = frozenset({".json", ".safetensors", ".model"})  # no code, and no weights in formats that can hold code
-HASH = "sha256:"  # what a revision begins with that is a hash of contents
-PARALLEL = 4  # objects fetched at a time
+MODEL_SUFFIXES = frozenset({".json", ".safetensors", ".model"})  # no code, and no weight formats that can contain code
+HASH_PREFIX = "sha256:"  # prefix of revisions that are content hashes
+MAX_THREADS = 4  # concurrent downloads
 log = logging.getLogger(__name__)
 
 
 def model_objects(store: Store) -> list[ObjectInfo]:
-    """What of a prefix makes up a model, folders below it left out, by name. Raises StorageError."""
+    """The objects directly under a prefix that belong to a model, sorted by name. Raises StorageError."""
     return sorted(
-        (found for found in store.list() if "/" not in found.key and PurePosixPath(found.key).suffix in NEEDED),
+        (found for found in store.list() if "/" not in found.key and PurePosixPath(found.key).suffix in MODEL_SUFFIXES),
         key=lambda found: found.key,
     )
 
 
 def revision_of(objects: Sequence[ObjectInfo]) -> str:
-    """The revision: a hash of names, sizes and tags. No object need be read for it."""
+    """The revision: a hash of names, sizes and etags. Reads no object."""
     listed = "".join(f"{found.key}\0{found.size}\0{found.etag}\n" for found in objects)
-    return f"{HASH}{hashlib.sha256(listed.encode()).hexdigest()[:16]}"
+    return f"{HASH_PREFIX}{hashlib.sha256(listed.encode()).hexdigest()[:16]}"
 
 
 def cache_folder() -> Path:
-    """Where copies are kept on this node."""
+    """The folder for cached files on this node."""
     if own := os.environ.get("PALISCRIBE_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "paliscribe"
 
 
 def download(store: Store, revision: str) -> Path:
-    """The folder of a copy of this revision. Processes of one node that ask at once wait for the one that fetches.
+    """The folder with a copy of this revision, downloaded once per node: concurrent processes wait on a lock.
 
-    Raises UsageError if the prefix is no longer at that revision or cannot be read, or if the disk is full.
+    Raises UsageError if the prefix has another revision or cannot be read, or if the copy cannot be written.
     """
     models = cache_folder() / "models"
     folder = models / revision.replace(":", "-")
@@ -59,12 +59,12 @@ def download(store: Store, revision: str) -> Path:
     except StorageError as error:
         raise UsageError(f"model {error}") from None
     except OSError as error:
-        raise UsageError(f"model {store.uri}: cannot be kept in {models}: {error.strerror or error}") from None
+        raise UsageError(f"model {store.uri}: cannot be cached in {models}: {error.strerror or error}") from None
     return folder
 
 
 def _fetch(store: Store, revision: str, folder: Path) -> None:
-    """Fetch into a hidden folder that is renamed when it is whole; what an earlier attempt left is thrown away."""
+    """Download into a temporary folder and rename it when complete. Deletes an earlier attempt's partial download."""
     objects = model_objects(store)
     total = sum(found.size for found in objects)
     log.info("fetching %s, %.2f GB, into %s", store.uri, total / 1e9, folder)
@@ -77,11 +77,11 @@ def _fetch(store: Store, revision: str, folder: Path) -> None:
             shutil.copyfileobj(source, target, 8 << 20)
 
     try:
-        with ThreadPoolExecutor(PARALLEL) as threads:
+        with ThreadPoolExecutor(MAX_THREADS) as threads:
             list(threads.map(fetch, objects))
         sizes = [(partial / found.key).stat().st_size for found in objects]
         if revision_of(model_objects(store)) != revision or sizes != [found.size for found in objects]:
-            raise UsageError(f"model {store.uri}: it is no longer {revision}; was it written to?")
+            raise UsageError(f"model {store.uri}: no longer {revision}: it was written to meanwhile")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The decoder's layers and the encoder's attention: the weights are those of transformers, the arithmetic is ours.
+"""Decoder layers and the encoder's attention: transformers' weights, our computation.
 
-A layer is cut where attention joins rows: `before` and `after` work on rows, one a token, whichever request they belong
-to. Their products are fused: query, key and value are one, gate and up another. What lies between is in `attention`.
+A layer is split at attention, the only part that mixes rows: `before` and `after` work on rows, one per token, of any
+number of requests. Query, key and value are one fused product, gate and up another. `attention` has the part between.
 """
 
 import math
@@ -31,8 +31,9 @@ class Norm(nn.Module):
 class Gelu(nn.Module):
     """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))): Hendrycks and Gimpel 2016, "Gaussian Error Linear Units".
 
-    On a CPU torch's own rounds otherwise what does not fill a vector, and threads may divide a tensor within vectors.
-    One or two threads do not, with rows of this width; more take the formula in steps that round alike everywhere.
+    torch's CPU kernel rounds differently for elements that do not fill a vector, and threads may split a tensor within
+    a vector. Neither happens with at most two threads and a width divisible by 32. Otherwise the formula runs in
+    separate steps that round the same everywhere.
     """
 
     def __init__(self, width: int) -> None:
@@ -48,15 +49,15 @@ class Gelu(nn.Module):
         return torch.tanh(inner).add_(1).mul_(wide).mul_(0.5).to(rows.dtype)
 
 
-def steady(activation: nn.Module, width: int) -> nn.Module:
-    """The activation, for rows of this width: ours where it is the one of released models."""
+def reproducible_activation(activation: nn.Module, width: int) -> nn.Module:
+    """`Gelu` in place of GELUTanh, for rows of this width; other activations unchanged."""
     return Gelu(width) if isinstance(activation, GELUTanh) else activation
 
 
 class Fused(nn.Module):
-    """Several products of the same rows as one.
+    """Several linear layers of the same input as one product.
 
-    The original weights become views of the common one, so that nothing is kept twice.
+    The original weights become views of the fused weight, so nothing is stored twice.
     """
 
     def __init__(self, parts: Sequence[nn.Linear]) -> None:
@@ -69,7 +70,7 @@ class Fused(nn.Module):
         self.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[..., in] -> [..., all of out]."""
+        """[..., in] -> [..., sum of out]."""
         return functional.linear(rows, self.weight, self.bias)
 
     def gated(self, rows: Tensor, activation: nn.Module) -> Tensor:
@@ -78,20 +79,20 @@ class Fused(nn.Module):
             first, second = self(rows).chunk(2, dim=-1)
             joined: Tensor = activation(first) * second
             return joined
-        first, second = self.weight.chunk(2)  # on a CPU by themselves, while the caches hold what follows needs
+        first, second = self.weight.chunk(2)  # separate products on a CPU keep the intermediate in cache
         halved: Tensor = activation(functional.linear(rows, first))
         return halved.mul_(functional.linear(rows, second))
 
 
-class Beside(nn.Module):
-    """The same of quantised weights, which cannot be joined."""
+class Unfused(nn.Module):
+    """Same interface as `Fused` for quantised weights, which cannot be concatenated."""
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[..., in] -> [..., all of out]."""
+        """[..., in] -> [..., sum of out]."""
         return torch.cat([part(rows) for part in self.parts], dim=-1)
 
     def gated(self, rows: Tensor, activation: nn.Module) -> Tensor:
@@ -101,12 +102,12 @@ class Beside(nn.Module):
         return found.mul_(second(rows))
 
 
-def _joined(*parts: Any) -> Fused | Beside:
-    return Fused(parts) if all(type(part) is nn.Linear for part in parts) else Beside(parts)
+def _fuse(*parts: Any) -> Fused | Unfused:
+    return Fused(parts) if all(type(part) is nn.Linear for part in parts) else Unfused(parts)
 
 
 class Block(nn.Module):
-    """One layer of a Gemma or Gemma 2 decoder, in its two halves."""
+    """One layer of a Gemma or Gemma 2 decoder, split at attention."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -115,13 +116,13 @@ class Block(nn.Module):
         self.scaling = float(attention.scaling)
         self.softcap: float | None = getattr(attention, "attn_logit_softcapping", None)
         self.window: int | None = getattr(attention, "sliding_window", None)
-        self.qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = _fuse(attention.q_proj, attention.k_proj, attention.v_proj)
         self.kv_heads = attention.k_proj.out_features // self.head_dim
         self.out = attention.o_proj
-        self.gate_up, self.down = _joined(mlp.gate_proj, mlp.up_proj), mlp.down_proj
-        self.activation = steady(mlp.act_fn, mlp.down_proj.in_features)
+        self.gate_up, self.down = _fuse(mlp.gate_proj, mlp.up_proj), mlp.down_proj
+        self.activation = reproducible_activation(mlp.act_fn, mlp.down_proj.in_features)
         self.attention_norm = Norm(layer.input_layernorm)
-        if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 norms what a half adds as well
+        if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 also normalises each half's output
             self.attended_norm: nn.Module = Norm(layer.post_attention_layernorm)
             self.mlp_norm = Norm(layer.pre_feedforward_layernorm)
             self.fed_norm: nn.Module = Norm(layer.post_feedforward_layernorm)
@@ -130,7 +131,7 @@ class Block(nn.Module):
             self.attended_norm = self.fed_norm = nn.Identity()
 
     def before(self, hidden: Tensor, cosines: Tensor, sines: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows [m, hidden], rotated as at their positions [m, 1, head_dim]: query, key, value [m, heads, head_dim]."""
+        """Rows [m, hidden], rotations [m, 1, head_dim] -> query, key, value [m, heads, head_dim], for attention."""
         made = self.qkv(self.attention_norm(hidden)).unflatten(-1, (-1, self.head_dim))
         turned, value = made[:, : -self.kv_heads], made[:, -self.kv_heads :]
         first, second = turned.chunk(2, dim=-1)
@@ -138,7 +139,7 @@ class Block(nn.Module):
         return turned[:, : -self.kv_heads], turned[:, -self.kv_heads :], value
 
     def after(self, attended: Tensor, hidden: Tensor) -> Tensor:
-        """What attention found for rows [m, heads * head_dim], and these [m, hidden]: the rows of the next layer."""
+        """Attention output [m, heads * head_dim], layer input [m, hidden] -> [m, hidden]: all after attention."""
         hidden = self.attended_norm(self.out(attended)).add_(hidden)
         fed = self.down(self.gate_up.gated(self.mlp_norm(hidden), self.activation))
         found: Tensor = self.fed_norm(fed)
@@ -146,7 +147,7 @@ class Block(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    """Attention of a layer of the SigLIP encoder, as its layer calls it."""
+    """Self-attention of a SigLIP encoder layer, with the interface that transformers' layer calls."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
-"""PaliGemma in its natural parts: embed images, prefill a prompt, decode a token.
+"""PaliGemma: embed images, prefill prompts, decode tokens.
 
-The weights are those of transformers; the arithmetic and the loop around it are ours. What makes it exact:
+The weights are transformers'; the computation and the generation loop are ours. What makes the results exact:
 
-* image and prompt attend to each other both ways and the answer is causal (prefix-LM), so in a prefill every
-  position sees every other of its request, and in a decode step the new one sees all before it, except that the
-  sliding layers of PaliGemma 2 then look back no further than their window;
-* the rows of a group's requests lie end to end, and go through products of a few sizes (`shapes`) that give equal
-  rows; attention is each request's own, so that a request's numbers do not depend on who shares its steps;
-* positions count from 1, as transformers counts them;
-* pixels are uint8 until they are on the device, and x / 127.5 - 1 there.
+* Attention is prefix-LM: image and prompt attend to each other in both directions, the answer is causal. A prefill
+  position sees every position of its request; a decoded token sees all before it. The sliding layers of PaliGemma 2
+  see only their window in a decode step.
+* The rows of a group's requests are packed and go through products of a few sizes (`shapes`) that give equal rows.
+  Attention is computed per request, so a request's numbers do not depend on the other requests in a step.
+* Positions count from 1, as in transformers.
+* Pixels are uint8 until they are on the device, and x / 127.5 - 1 there.
 """
 
 import copy
@@ -25,19 +25,19 @@ from torch.nn import functional
 from paliscribe.config import ModelSpec
 from paliscribe.errors import UsageError
 from paliscribe.model import probe
-from paliscribe.model.attention import Spans, over_prompts, over_slots, whole
-from paliscribe.model.kv_cache import Slots, chunk_of
-from paliscribe.model.layers import Block, Norm, VisionAttention, steady
+from paliscribe.model.attention import Spans, decode_attention, full_attention, prefill_attention
+from paliscribe.model.kv_cache import Slots, chunk_size
+from paliscribe.model.layers import Block, Norm, VisionAttention, reproducible_activation
 from paliscribe.model.shapes import Shapes, Sizes
 from paliscribe.model.weights import Located, locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Only the decoder is quantised. Names must be given in full: a bare "vision_tower" matches nothing, silently.
+# Only the decoder is quantised. Names must be complete: a bare "vision_tower" silently matches nothing.
 FULL_PRECISION = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 
 
 class Model:
-    """One PaliGemma on one device. Not thread-safe: its engine calls it from one thread."""
+    """A PaliGemma on one device. Not thread-safe: the engine calls it from one thread."""
 
     def __init__(self, network: Any, tokenizer: Any, located: Located, spec: ModelSpec) -> None:
         self.network, self.located, self.spec = network, located, spec
@@ -48,23 +48,23 @@ class Model:
         decoder.norm = Norm(decoder.norm)
         for layer in tower.encoder.layers:
             layer.self_attn = VisionAttention(layer.self_attn)
-            layer.mlp.activation_fn = steady(layer.mlp.activation_fn, layer.mlp.fc1.out_features)
+            layer.mlp.activation_fn = reproducible_activation(layer.mlp.activation_fn, layer.mlp.fc1.out_features)
         self.tokenizer = tokenizer
-        # Called from any thread; its wrapper would set truncation and padding in each call, while others use it.
+        # Called from any thread. The wrapper is not thread-safe: it sets truncation and padding in each call.
         self._fast = copy.deepcopy(tokenizer.backend_tokenizer)
         self._fast.no_truncation()
         self._fast.no_padding()
         self.image_size = located.image_size
         self.image_tokens = (located.image_size // network.config.vision_config.patch_size) ** 2
-        self.context = int(self.config.max_position_embeddings)  # tokens of image, prompt and answer
-        self.window: int | None = getattr(self.config, "sliding_window", None)  # only the Gemma 2 decoder has one
+        self.context = int(self.config.max_position_embeddings)  # maximum tokens of image, prompt and answer
+        self.window: int | None = getattr(self.config, "sliding_window", None)  # Gemma 2 only
         self.softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
-        self.chunk = chunk_of(self.image_tokens)
+        self.chunk = chunk_size(self.image_tokens)
         places = torch.arange(self.context + 1, device=self.device)[None]
         turned = decoder.rotary_emb(torch.zeros(1, dtype=self.dtype, device=self.device), places)
         self.rotation: tuple[Tensor, Tensor] = tuple(
             part[0, :, None] for part in turned
-        )  # of every position, [n, 1, d]
+        )  # cosine and sine per position, [n, 1, head_dim]
         self._shapes: dict[int, Shapes] = {}
         self.compiled = False
         self._copying: torch.cuda.Stream | None = None
@@ -73,28 +73,28 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations, and of keys and values; that of the weights where they are not quantised."""
+        """Type of activations, keys and values; also of weights that are not quantised."""
         dtype: torch.dtype = self.network.model.multi_modal_projector.linear.weight.dtype
         return dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         device: torch.device = self.network.device
         return device
 
     def tokenize(self, prompt: str) -> list[int]:
-        """`<bos>`, the prompt and the newline that ends it: what the processor puts after the image tokens."""
+        """`<bos>`, the prompt and a final newline: what the processor puts after the image tokens."""
         ids: list[int] = self._fast.encode(f"{self.tokenizer.bos_token}{prompt}\n", add_special_tokens=False).ids
         return ids
 
     def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of an answer; `<loc>` and `<seg>` tokens stay in it."""
+        """The text of an answer; keeps `<loc>` and `<seg>` tokens."""
         text: str = self._fast.decode(tokens, skip_special_tokens=True)
         return text
 
     def upload(self, images: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        """Images [H, W, 3] onto the device, uint8 [n, H, W, 3]; to a GPU beside what it is computing."""
+        """Copy images [H, W, 3] to the device, uint8 [n, H, W, 3]; to a GPU on a separate stream."""
         if self.device.type != "cuda":
             return torch.from_numpy(np.stack(images))
         pinned = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True)
@@ -109,11 +109,11 @@ class Model:
         return moved
 
     def compile(self) -> None:
-        """Have `torch.compile` fuse what lies between products: anew for each size, so loading takes minutes more.
+        """Fuse the operations between products with `torch.compile`, once per size: loading takes minutes more.
 
-        To be called before anything is asked. Last bits change, as sums are taken in other orders.
+        Call it before the first request. Last bits change, as sums are reordered.
         """
-        torch._dynamo.config.recompile_limit = 128  # sizes times kinds of layers, and no more
+        torch._dynamo.config.recompile_limit = 128  # bounded by sizes times kinds of layers
         for block in self.network.model.language_model.layers:
             block.before = torch.compile(block.before, dynamic=False)
             block.after = torch.compile(block.after, dynamic=False)
@@ -123,7 +123,7 @@ class Model:
 
     @property
     def shapes(self) -> Shapes:
-        """The sizes in which products run here with so many threads; found out when first asked for."""
+        """Product sizes for this machine and number of threads; probed on first use. Raises ReplicaError."""
         threads = torch.get_num_threads()
         if threads not in self._shapes:
             self._shapes[threads] = probe.shapes_of(self)
@@ -131,12 +131,12 @@ class Model:
 
     @torch.inference_mode()
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """The SigLIP encoder and the projector: uint8 [n, H, W, 3] -> [n, image_tokens, hidden]."""
-        features: Tensor = _over(self.shapes.images, len(pixels), self.see, pixels.to(self.device))
+        """SigLIP encoder and projector: uint8 [n, H, W, 3] -> [n, image_tokens, hidden]."""
+        features: Tensor = _in_pieces(self.shapes.images, len(pixels), self.encode_images, pixels.to(self.device))
         return features
 
-    def see(self, pixels: Tensor, layers: int | None = None) -> Tensor:
-        """The same in one go, through the first so many layers."""
+    def encode_images(self, pixels: Tensor, layers: int | None = None) -> Tensor:
+        """As `embed_images` in one batch, optionally through the first `layers` layers only."""
         tower = self.network.model.vision_tower
         patch, convolution = tower.embeddings.patch_size, tower.embeddings.patch_embedding
         side = pixels.shape[1] // patch
@@ -155,18 +155,18 @@ class Model:
 
     @torch.inference_mode()
     def prefill(self, features: Tensor, prompts: Sequence[Sequence[int]], slots: Slots, rows: Sequence[int]) -> Tensor:
-        """Read image and prompt of g requests into their slots: [g, image_tokens, hidden] -> logits [g, vocab].
+        """Write image and prompt of g requests to their slots: features [g, image_tokens, hidden] -> logits [g, vocab].
 
-        `rows`: the slot of each.
+        `rows`: the slot of each request.
         """
         tokens = self.shapes.tokens
         counts = [self.image_tokens + len(prompt) for prompt in prompts]
-        starts, total = tokens.places(counts)
+        starts, total = tokens.layout(counts)
         bounds = [(start, start + count) for start, count in zip(starts, counts, strict=True)]
         spans = Spans(bounds, total, self.device)
-        owners: list[int] = []  # the slots of rows that are somebody's
-        taken: list[int] = []  # which these are
-        turn = [0] * total  # positions of all
+        owners: list[int] = []  # slot of each row that is not padding
+        taken: list[int] = []  # indices of these rows
+        turn = [0] * total  # position of every row
         for row, (start, end) in zip(rows, bounds, strict=True):
             slots.begin(row, end - start)
             owners += [row] * (end - start)
@@ -174,7 +174,7 @@ class Model:
             taken += range(start, end)
         flat = [token for prompt in prompts for token in prompt]
         ids, owner, turns, place = (to_device(values, self.device) for values in (flat, owners, turn, taken))
-        places = slots.places(owner, turns[place] - 1)
+        places = slots.indices(owner, turns[place] - 1)
         embedded = self.network.get_input_embeddings()(ids).split([len(prompt) for prompt in prompts])
         rest = embedded[0].new_zeros(total, embedded[0].shape[1])
         parts = []
@@ -184,23 +184,23 @@ class Model:
         cosines, sines = (part[turns] for part in self.rotation)
         *blocks, top = self.network.model.language_model.layers
         for number, block in enumerate(blocks):
-            query, key, value = _over(tokens, total, block.before, hidden, cosines, sines)
+            query, key, value = _in_pieces(tokens, total, block.before, hidden, cosines, sines)
             slots.write(number, places, key[place], value[place])
-            attended = over_prompts(query, key, value, spans, block.scaling, block.softcap)
-            hidden = _over(tokens, total, block.after, attended, hidden)
-        query, key, value = _over(tokens, total, top.before, hidden, cosines, sines)
+            attended = prefill_attention(query, key, value, spans, block.scaling, block.softcap)
+            hidden = _in_pieces(tokens, total, block.after, attended, hidden)
+        query, key, value = _in_pieces(tokens, total, top.before, hidden, cosines, sines)
         slots.write(len(blocks), places, key[place], value[place])
-        # Of the last layer only what the last position sees is needed; its keys and values are those of all.
-        found = [whole(query[b - 1 : b], key[a:b], value[a:b], top.scaling, top.softcap) for a, b in bounds]
+        # The last layer's output is needed at each request's last position only; its keys and values everywhere.
+        found = [full_attention(query[b - 1 : b], key[a:b], value[a:b], top.scaling, top.softcap) for a, b in bounds]
         attended, hidden = torch.cat(found).flatten(1), torch.stack([hidden[end - 1] for _, end in bounds])
-        logits: Tensor = _over(self.shapes.rows, len(hidden), self.finish, attended, hidden)
+        logits: Tensor = _in_pieces(self.shapes.rows, len(hidden), self.finish, attended, hidden)
         return logits
 
     @torch.inference_mode()
     def decode_step(self, slots: Slots, positions: Tensor, length: int) -> Tensor:
-        """Append `slots.tokens` to the first r slots: logits [r, vocab] of what follows.
+        """Append `slots.tokens` to the first r slots: logits [r, vocab] of the next token.
 
-        `positions`: int64 [r], the tokens that each slot holds; `length`: how many are looked at, above all of them.
+        `positions`: int64 [r], tokens held by each slot; `length`: keys to read, greater than every position.
         """
         done, start = [], 0
         for size in self.shapes.rows.pieces(len(positions)):
@@ -209,11 +209,11 @@ class Model:
         return torch.cat(done) if len(done) > 1 else done[0]
 
     def decode_rows(self, slots: Slots, start: int, positions: Tensor, length: int) -> Tensor:
-        """The same in one go for the slots from `start`."""
+        """As `decode_step` in one batch, for the slots from `start`."""
         end = start + len(positions)
         hidden = self.network.get_input_embeddings()(slots.tokens[start:end])
         cosines, sines = (part[positions + 1] for part in self.rotation)
-        places = slots.places(torch.arange(start, end, device=self.device), positions)
+        places = slots.indices(torch.arange(start, end, device=self.device), positions)
         column = torch.arange(length, device=self.device)
         later = (column > positions[:, None])[:, None, None]
         outside = later
@@ -223,22 +223,22 @@ class Model:
         for number, block in enumerate(blocks):
             query, key, value = block.before(hidden, cosines, sines)
             slots.write(number, places, key, value)
-            keys, values = slots.held(number, start, end, length)
+            keys, values = slots.read(number, start, end, length)
             unseen = later if block.window is None else outside
-            attended = over_slots(query, keys, values, unseen, slots.chunk, block.scaling, block.softcap)
+            attended = decode_attention(query, keys, values, unseen, slots.chunk, block.scaling, block.softcap)
             if number + 1 < len(blocks):
                 hidden = block.after(attended, hidden)
         return self.finish(attended, hidden)
 
     def finish(self, attended: Tensor, hidden: Tensor) -> Tensor:
-        """The end of the last layer, and the head: [r, heads * head_dim] and [r, hidden] -> logits [r, vocab]."""
+        """End of the last layer and the LM head: [r, heads * head_dim] and [r, hidden] -> logits [r, vocab]."""
         decoder = self.network.model.language_model
         logits: Tensor = self.network.lm_head(decoder.norm(decoder.layers[-1].after(attended, hidden)))
         return logits if self.softcap is None else torch.tanh(logits.float() / self.softcap) * self.softcap
 
 
-def _over(sizes: Sizes, count: int, function: Callable[..., Any], *rows: Tensor) -> Any:
-    """What a function of rows makes of the first `count`, in pieces of such sizes, filled up with zeros."""
+def _in_pieces(sizes: Sizes, count: int, function: Callable[..., Any], *rows: Tensor) -> Any:
+    """Apply a row-wise function to the first `count` rows, in pieces of the given sizes, zero-padded."""
     pieces = sizes.pieces(count)
     if sum(pieces) > len(rows[0]):
         rows = tuple(torch.cat([part, part.new_zeros(sum(pieces) - len(part), *part.shape[1:])]) for part in rows)
@@ -252,13 +252,13 @@ def _over(sizes: Sizes, count: int, function: Callable[..., Any], *rows: Tensor)
 
 
 def to_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers of the host as a tensor. Nobody waits for a GPU to be done with what it was given before."""
+    """Host numbers as a tensor on the device. On a GPU the copy is asynchronous."""
     tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def load(spec: ModelSpec, *, device: str | None = None) -> Model:
-    """Load a model with its tokenizer onto `device` (default: the GPU if there is one).
+    """Load a model and its tokenizer onto `device` (default: the GPU if there is one).
 
     Raises UsageError for a model that is missing, gated, not a PaliGemma, or that this engine cannot run exactly.
     """
@@ -287,22 +287,22 @@ def load(spec: ModelSpec, *, device: str | None = None) -> Model:
             use_safetensors=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, SafetensorError) as error:  # a file is missing, broken, out of reach, or wants code
+    except (OSError, ValueError, SafetensorError) as error:  # missing, corrupt, unreachable, or needs code
         raise UsageError(f"model {spec.id} cannot be loaded: {' '.join(str(error).split())}") from None
     model = Model(network.eval(), processor.tokenizer, located, spec)
     if model.image_tokens >= model.context:
         raise UsageError(
             f"model {spec.id}: an image of {located.image_size} px is {model.image_tokens} tokens, more than the "
-            f"{model.context} positions that its decoder was made for"
+            f"{model.context} positions of its decoder"
         )
     return model
 
 
 def choose_kernels() -> None:
-    """Set this process so that a GPU's libraries take one path whatever the shape, and round as little as they can."""
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape and thread
+    """Configure GPU libraries for this process: one kernel choice for all shapes, and minimal rounding."""
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a new plan for every shape and thread
     torch.backends.cuda.preferred_blas_library("cublaslt")
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in parts round in between
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # split sums would round in between
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -312,7 +312,7 @@ def _quantization(spec: ModelSpec) -> Any:
 
     if spec.quantization == "none":
         return None
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it has a line for every product
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs a line per product on a CPU
     if spec.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=FULL_PRECISION)
     return BitsAndBytesConfig(
@@ -325,10 +325,10 @@ def _quantization(spec: ModelSpec) -> Any:
 
 
 def _check_processor(name: str, processor: Any, located: Located) -> None:
-    """Refuse a checkpoint whose pixels are prepared in another way than `images` and `embed_images` do it."""
+    """Raise UsageError if a checkpoint preprocesses pixels differently from `images` and `embed_images`."""
     images = processor.image_processor
     size = (images.size.get("height"), images.size.get("width"))
     if size != (located.image_size, located.image_size):
-        raise UsageError(f"model {name}: its processor resizes to {size}, its encoder wants {located.image_size}")
+        raise UsageError(f"model {name}: its processor resizes to {size}, its encoder expects {located.image_size}")
     if any(abs(value - 0.5) > 1e-9 for value in [*images.image_mean, *images.image_std]) or images.resample != 3:
         raise UsageError(f"model {name}: its processor does not resize bicubically and scale pixels to -1..1")

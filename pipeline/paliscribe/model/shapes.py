@@ -1,12 +1,11 @@
-"""The closed sets of sizes in which products run, so that a request's numbers are its own to the last bit.
+"""Closed sets of product sizes: batch invariance, so that a request's numbers do not depend on the batch, bit for bit.
 
-What a row of a product comes out as follows from the product's shape and from the library, not from its neighbours'
-values. So rows of many requests go through products of a few sizes only, filled up with rows that nobody reads; and
-which sizes give equal rows on this machine is found out by trying (`Probe`): random rows, in every size and in several
-places. Sizes that differ from the chosen ones are left out. If no two agree one size is left, and if rows depend on
-their place even there, nothing is shared: a request's rows then have products of their own.
+A row's result depends on the product's shape and the library, not on the values of other rows. So rows of many requests
+go through products of a few sizes only, padded with unused rows. `probe` finds the sizes that give equal rows on this
+machine: random rows, in every size and at several positions. Sizes that disagree with the chosen set are left out. If
+no two sizes agree, one is kept. If rows depend on their position even there, requests share no product.
 
-A similar aim, for other models, by kernels of fixed shape: He et al. 2025, "Defeating Nondeterminism in LLM Inference".
+The same goal by fixed-shape kernels, for other models: He et al. 2025, "Defeating Nondeterminism in LLM Inference".
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,9 +18,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Sizes that give equal rows, ascending. A call costs as much as `call` rows.
+    """Sizes that give equal rows, ascending. `call`: fixed cost of a call, in rows.
 
-    `apart`: a row depends on its place, so each request begins a piece of its own.
+    `apart`: results depend on a row's position, so each request starts a piece of its own.
     """
 
     sizes: tuple[int, ...]
@@ -29,51 +28,51 @@ class Sizes:
     apart: bool = False
 
     def pieces(self, count: int) -> tuple[int, ...]:
-        """Sizes whose sum is at least `count`, at the least cost; none for none."""
+        """The cheapest sizes whose sum is at least `count`; empty for 0."""
         return _cheapest(self.sizes, self.call, count)[1]
 
-    def filled(self, count: int) -> int:
-        """The rows that `count` take once filled up."""
+    def padded(self, count: int) -> int:
+        """`count` rows after padding."""
         return sum(self.pieces(count))
 
-    def totals(self, most: int) -> list[int]:
-        """What 1, 2, ... `most` rows take once filled up, each number once."""
-        return sorted({self.filled(count) for count in range(1, most + 1)})
+    def padded_counts(self, most: int) -> list[int]:
+        """The distinct padded sizes of 1, 2, ... `most` rows, ascending."""
+        return sorted({self.padded(count) for count in range(1, most + 1)})
 
-    def words(self) -> str:
-        """For the log and `doctor`."""
+    def describe(self) -> str:
+        """A summary for the log and `doctor`."""
         first, *others = self.sizes
         said = f"{first} to {others[-1]} in {len(self.sizes)} sizes" if others else str(first)
         return said + (", each request apart" if self.apart else "")
 
-    def places(self, counts: Iterable[int]) -> tuple[list[int], int]:
-        """Where the rows of each request begin, and the rows of all, filled up."""
+    def layout(self, counts: Iterable[int]) -> tuple[list[int], int]:
+        """First row of each request in a packed batch, and the total number of rows, padding included."""
         starts, end = [], 0
         for count in counts:
             starts.append(end)
-            end += self.filled(count) if self.apart else count
-        return starts, self.filled(end)
+            end += self.padded(count) if self.apart else count
+        return starts, self.padded(end)
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Of one model on one machine: sizes of tokens in prefills, of rows in decode steps, and of images."""
+    """Product sizes of one model on one machine: tokens of a prefill, rows of a decode step, images."""
 
     tokens: Sizes
     rows: Sizes
     images: Sizes
-    any_length: bool = True  # False: how far a step looks shows in its rows, so every step looks at whole slots
+    any_length: bool = True  # False: results depend on the read length, so every step reads whole slots
 
-    def words(self) -> str:
-        """For the log and `doctor`."""
+    def describe(self) -> str:
+        """A summary for the log and `doctor`."""
         parts = (("tokens of a prefill", self.tokens), ("rows of a step", self.rows), ("images", self.images))
-        said = "; ".join(f"{name}: {found.words()}" for name, found in parts)
-        return said + ("" if self.any_length else "; steps look at whole slots")
+        said = "; ".join(f"{name}: {found.describe()}" for name, found in parts)
+        return said + ("" if self.any_length else "; steps read whole slots")
 
 
 @cache
 def _cheapest(sizes: tuple[int, ...], call: int, count: int) -> tuple[int, tuple[int, ...]]:
-    """The cost in rows, and the pieces: the smallest size that is enough, or the largest that is not and the rest."""
+    """Cost in rows, and pieces: the smallest size that is enough, or the largest smaller one plus the rest."""
     if count <= 0:
         return 0, ()
     ways: list[tuple[int, tuple[int, ...]]] = []
@@ -85,13 +84,13 @@ def _cheapest(sizes: tuple[int, ...], call: int, count: int) -> tuple[int, tuple
     return min(ways, key=lambda way: way[0])
 
 
-Run = Callable[[Tensor], Sequence[Tensor]]  # rows [n, ...] -> what becomes of each: [n, ...], one or more
+Run = Callable[[Tensor], Sequence[Tensor]]  # rows [n, ...] -> one or more results [n, ...]
 
 
 def choose(runs: Sequence[tuple[Run, Tensor]], sizes: Sequence[int], *, call: int, most: int) -> Sizes:
     """Of the sets of sizes in which all `runs` give equal rows, the cheapest for 1 to `most` rows.
 
-    Each run has a pool of rows [n, ...] that go through it in every size, twice, in other places the second time.
+    Each run has a pool of rows [n, ...], which goes through it in every size twice, the second time in another order.
     """
     groups: list[tuple[list[Tensor], list[int]]] = []
     for size in sorted(sizes):
@@ -111,7 +110,7 @@ def choose(runs: Sequence[tuple[Run, Tensor]], sizes: Sequence[int], *, call: in
 
 
 def _results(runs: Sequence[tuple[Run, Tensor]], size: int) -> list[Tensor] | None:
-    """What becomes of all pools' rows in products of this size; None if that depends on where they stand."""
+    """Results of all pools in products of this size; None if they depend on a row's position."""
     found: list[Tensor] = []
     for run, pool in runs:
         generator = torch.Generator().manual_seed(size)
@@ -121,7 +120,7 @@ def _results(runs: Sequence[tuple[Run, Tensor]], size: int) -> list[Tensor] | No
         for one, other in zip(first, second, strict=True):
             again = one[
                 torch.arange(count, len(one), device=pool.device) % count
-            ]  # what the rows that fill up should be
+            ]  # expected results of the padding rows
             if size > 1 and not (torch.equal(one[others], other[:count]) and torch.equal(one[count:], again)):
                 return None
             found.append(one[:count])
@@ -129,7 +128,7 @@ def _results(runs: Sequence[tuple[Run, Tensor]], size: int) -> list[Tensor] | No
 
 
 def _through(run: Run, pool: Tensor, size: int) -> list[Tensor]:
-    """All rows of the pool, and the first ones again, through products of `size` rows: what becomes of each."""
+    """Run the pool through products of `size` rows, padded with its first rows; the results, concatenated."""
     order = torch.arange(-(-len(pool) // size) * size, device=pool.device) % len(pool)
     done = [run(pool[part]) for part in torch.split(order, size)]
     return [torch.cat(parts) for parts in zip(*done, strict=True)]

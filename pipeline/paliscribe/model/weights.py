@@ -1,8 +1,7 @@
-"""Where weights come from: the package's demo, a folder, a prefix of an object store, or a Hugging Face repository.
+"""Locate model weights: the built-in demo, a folder, an object store prefix, or a Hugging Face repository.
 
-`locate` answers on any machine, without torch and without fetching the weights: does the model exist, may it be
-read, is it a PaliGemma, which revision is it. What is wrong with a model is said here, in one line, before a
-cluster is started.
+`locate` needs no torch and downloads no weights. It checks that the model exists, is readable and is a PaliGemma, and
+resolves its revision, so that errors are reported in one line before a cluster starts.
 """
 
 import hashlib
@@ -15,15 +14,15 @@ from typing import Any
 
 from paliscribe.config import ModelSpec
 from paliscribe.errors import UsageError
-from paliscribe.model.download import HASH, NEEDED, download, model_objects, revision_of
+from paliscribe.model.download import HASH_PREFIX, MODEL_SUFFIXES, download, model_objects, revision_of
 from paliscribe.storage import StorageError, open_store
 
 DEMO = "demo"
 PREFIX = "s3://"
-# PaliGemma 1 is published in float32, with a branch for each of the other precisions; PaliGemma 2 in bfloat16 alone.
+# PaliGemma 1 is published in float32, with a branch per other precision; PaliGemma 2 in bfloat16 only.
 BRANCHED = re.compile(r"google/paligemma-3b-[\w-]+")
 BRANCHES = ("bfloat16", "float16")
-INDEX = "model.safetensors.index.json"  # there where the weights are in several files
+INDEX = "model.safetensors.index.json"  # present if the weights are in several files
 NO_SAFETENSORS = (
     "has no .safetensors file; weights in other formats, which can hold code, are not loaded: "
     "load them elsewhere and write them with `save_pretrained`"
@@ -32,27 +31,27 @@ NO_SAFETENSORS = (
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A model that exists. `path`: a folder, a prefix, or a Hugging Face id to be loaded at the commit `revision`.
+    """An existing model. `path`: a folder, a prefix, or a Hugging Face id to load at commit `revision`.
 
-    A folder's or a prefix's revision is a hash of what it holds.
+    The revision of a folder or prefix is a content hash.
     """
 
     path: str
     revision: str
-    image_size: int  # pixels a side
+    image_size: int  # pixels per side
     family: str  # model_type of the decoder: gemma or gemma2
 
     @property
     def is_folder(self) -> bool:
-        """Whether `path` is a folder of this machine."""
+        """Whether `path` is a local folder."""
         return Path(self.path).is_dir()
 
     def pin(self, spec: ModelSpec) -> ModelSpec:
-        """The model at this very revision: whoever loads it gets these weights or an error, and no newer ones."""
+        """The spec at exactly this revision: loading it gives these weights or an error."""
         return spec.model_copy(update={"revision": self.revision})
 
     def local(self) -> tuple[str, str | None]:
-        """Path and revision as transformers takes them; a prefix is fetched, once a node. Raises UsageError."""
+        """Path and revision for transformers; downloads a prefix, once per node. Raises UsageError."""
         if self.is_folder:
             return self.path, None
         if self.path.startswith(PREFIX):
@@ -61,7 +60,7 @@ class Located:
 
 
 def locate(spec: ModelSpec) -> Located:
-    """Find the model and its exact revision. Raises UsageError: missing, gated, not a PaliGemma, out of reach."""
+    """Find the model and its exact revision. Raises UsageError: missing, gated, not a PaliGemma, unreachable."""
     folder = Path(str(files("paliscribe.demo") / "checkpoint")) if spec.id == DEMO else Path(spec.id).expanduser()
     if folder.is_dir():
         return _checked(spec, str(folder.resolve()), _config_of(folder), _digest(folder))
@@ -73,7 +72,7 @@ def locate(spec: ModelSpec) -> Located:
 
 
 def default_branch(spec: ModelSpec) -> str | None:
-    """The branch whose weights are in the precision that is asked for, where none is given and there may be one."""
+    """The branch with weights in the spec's precision, if it sets no revision and the repository may have one."""
     given = spec.revision is not None or spec.precision not in BRANCHES
     return None if given or not BRANCHED.fullmatch(spec.id) else spec.precision
 
@@ -84,7 +83,7 @@ def _locate_in_store(spec: ModelSpec) -> Located:
         objects = model_objects(store)
         names = {found.key for found in objects}
         if not names:
-            raise UsageError(f"model {store.uri}: no model is there")
+            raise UsageError(f"model {store.uri}: no model found")
         _check_files(store.uri, names)
         return _checked(spec, spec.id, _parsed(store.uri, store.get("config.json")), revision_of(objects))
     except StorageError as error:
@@ -97,7 +96,7 @@ def _locate_on_hub(spec: ModelSpec) -> Located:
     if branch := default_branch(spec):
         try:
             return _hub_config(spec, branch)
-        except (RevisionNotFoundError, LocalEntryNotFoundError):  # or not cached: main may be
+        except (RevisionNotFoundError, LocalEntryNotFoundError):  # or not cached: try main
             pass
     try:
         return _hub_config(spec, spec.revision)
@@ -108,7 +107,7 @@ def _locate_on_hub(spec: ModelSpec) -> Located:
 
 
 def _hub_config(spec: ModelSpec, revision: str | None) -> Located:
-    """Ask the hub for the configuration at a revision, and whether there are weights that may be loaded."""
+    """Fetch the configuration at a revision from the hub, and check that it has loadable weights."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -119,7 +118,7 @@ def _hub_config(spec: ModelSpec, revision: str | None) -> Located:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's own, which has been another
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's own httpx
 
     try:
         config = Path(hf_hub_download(spec.id, "config.json", revision=revision))
@@ -139,7 +138,7 @@ def _hub_config(spec: ModelSpec, revision: str | None) -> Located:
     except EntryNotFoundError:
         raise UsageError(f"model {spec.id} has no config.json: it is not a transformers model") from None
     except (HfHubHTTPError, httpx.HTTPError) as error:
-        raise UsageError(f"model {spec.id}: asking Hugging Face ended in {error.__class__.__name__}") from None
+        raise UsageError(f"model {spec.id}: request to Hugging Face failed: {error.__class__.__name__}") from None
     commit = config.parent.name
     if _without_safetensors(spec.id, commit):
         raise UsageError(f"model {spec.id} {NO_SAFETENSORS}")
@@ -147,10 +146,10 @@ def _hub_config(spec: ModelSpec, revision: str | None) -> Located:
 
 
 def _without_safetensors(repository: str, commit: str) -> bool:
-    """Whether a repository surely has no safetensors; where the hub cannot say, loading will."""
+    """Whether a repository has no safetensors. False if the hub cannot tell: then loading will fail."""
     from huggingface_hub import file_exists
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # as below
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # as above
 
     try:
         return not any(file_exists(repository, name, revision=commit) for name in ("model.safetensors", INDEX))
@@ -161,10 +160,10 @@ def _without_safetensors(repository: str, commit: str) -> bool:
 def _checked(spec: ModelSpec, path: str, config: dict[str, Any], revision: str) -> Located:
     if config.get("model_type") != "paligemma":
         raise UsageError(f"model {spec.id} is a {config.get('model_type', 'model of unknown type')}, not a PaliGemma")
-    if revision.startswith(HASH) and spec.revision not in (None, revision):
-        if not str(spec.revision).startswith(HASH):
+    if revision.startswith(HASH_PREFIX) and spec.revision not in (None, revision):
+        if not str(spec.revision).startswith(HASH_PREFIX):
             raise UsageError(f"model {spec.id}: only Hugging Face repositories have revisions; drop `revision`")
-        raise UsageError(f"model {spec.id}: it holds {revision} now, and not {spec.revision}")
+        raise UsageError(f"model {spec.id}: it is at {revision} now, not at {spec.revision}")
     return Located(
         path=path,
         revision=revision,
@@ -183,7 +182,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
 
 def _check_files(where: str, names: set[str]) -> None:
     if "config.json" not in names:
-        raise UsageError(f"model {where}: no config.json there; write one with `save_pretrained`")
+        raise UsageError(f"model {where}: no config.json; write one with `save_pretrained`")
     if not any(name.endswith(".safetensors") for name in names):
         raise UsageError(f"model {where} {NO_SAFETENSORS}")
 
@@ -199,9 +198,9 @@ def _parsed(where: str, config: bytes) -> dict[str, Any]:
 
 
 def _digest(folder: Path) -> str:
-    """A folder's revision: a hash of everything in it that decides an answer."""
+    """A folder's revision: a hash of every file that can affect an answer."""
     whole = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in NEEDED):
+    for path in sorted(p for p in folder.iterdir() if p.suffix in MODEL_SUFFIXES):
         with path.open("rb") as file:
             whole.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return f"{HASH}{whole.hexdigest()[:16]}"
+    return f"{HASH_PREFIX}{whole.hexdigest()[:16]}"

@@ -1,1 +1,1 @@
-"""The life of an HTTP request: the endpoint in front of the replicas."""
+"""The HTTP endpoint in front of the replicas: live requests and background jobs."""

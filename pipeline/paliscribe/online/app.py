@@ -1,4 +1,4 @@
-"""The routes, and what all of them share: keys, limits, request ids and the shape of errors."""
+"""The HTTP routes, and what they share: API keys, limits, request ids and error bodies."""
 
 import asyncio
 import logging
@@ -23,33 +23,33 @@ from paliscribe.errors import RequestError
 from paliscribe.online import chat, native, page
 from paliscribe.online.background import batches, files
 from paliscribe.online.background.batches import Launcher
-from paliscribe.online.background.store import Orders
+from paliscribe.online.background.store import BackgroundStore
 from paliscribe.online.chat import ChatRequest
 from paliscribe.online.keys import Keys
-from paliscribe.online.native import AnnotateRequest, Named
+from paliscribe.online.native import AnnotateRequest, NamedImage
 from paliscribe.online.service import Service
 from paliscribe.storage import StorageError
 
-OPEN_PATHS = {"/", "/health", "/docs", "/openapi.json"}  # answered without a key
-RETRY_AFTER = 1  # seconds: a queue that is full has moved on by then
+OPEN_PATHS = {"/", "/health", "/docs", "/openapi.json"}  # no API key required
+RETRY_AFTER = 1  # seconds; the default of Retry-After, after which a full queue has drained a little
 ID_HEADER = "x-request-id"
-LONGEST, LONGEST_ID = 200, 64  # characters of what a caller writes into the log
-FAILED = RequestError(500, "internal_error", "the gateway failed on this call")
-BODY_SECONDS = 60.0  # within which a body must have come
-FILES, FILE_SECONDS, FORM = "/v1/files", 600.0, 2**16  # files come slower; bytes of the form around one
-FILE_BODIES = 4  # files of the largest size, likewise
-BODIES = 16  # bodies of the largest size that are held at a time; what is beyond them is refused
-Observe = Callable[[str, int, float], None]  # route, status (0: the client went away), seconds
-Over = Callable[[Scope, int, float], None]  # the same of a call
+MAX_LOGGED, MAX_ID = 200, 64  # characters of a caller's method, path and request id in the log
+FAILED = RequestError(500, "internal_error", "internal error in the gateway")
+BODY_TIMEOUT = 60.0  # seconds in which a request body must arrive
+FILES_PATH, FILE_TIMEOUT = "/v1/files", 600.0  # uploads get more time
+FORM_OVERHEAD = 2**16  # bytes of the multipart form around a file
+MAX_BODIES, MAX_FILES = 16, 4  # buffered at a time, in bodies and files of the largest size; beyond that: 429
+Observe = Callable[[str, int, float], None]  # route, status (0: the client disconnected), seconds
+ObserveScope = Callable[[Scope, int, float], None]  # the same for an ASGI scope
 log = logging.getLogger("paliscribe.access")
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The call is wrong; `error.param` names the field."},
-    401: {"description": "No valid API key."},
+    400: {"description": "Invalid request; `error.param` names the field."},
+    401: {"description": "Missing or invalid API key."},
     404: {"description": "No such model, file, batch or job."},
-    413: {"description": "The body, an image or the call is too large."},
-    429: {"description": "Too much is waiting, or this key calls too often; `Retry-After` says when."},
-    503: {"description": "No replica is up."},
-    504: {"description": "No answer within the time limit."},
+    413: {"description": "The body, an image or the number of requests is too large."},
+    429: {"description": "Queue full or rate limit reached; retry after `Retry-After` seconds."},
+    503: {"description": "No replica is available."},
+    504: {"description": "Timeout."},
 }
 
 
@@ -59,14 +59,14 @@ def create_app(  # long: the handlers of one application
     observe: Observe = lambda path, status, seconds: None,
     *,
     label: bool = True,
-    orders: Orders | None = None,
+    store: BackgroundStore | None = None,
     launcher: Launcher | None = None,
 ) -> FastAPI:
-    """The endpoint over a service. `observe` is told of every call that is over.
+    """The ASGI application of the endpoint.
 
-    `orders`: where files, batches and jobs are kept, if they are; `launcher` works on them.
-
-    `label`: whether replies carry the call's id; False where a proxy before this adds the id that it found or made.
+    `observe` is called after every HTTP request. `label`: whether to add the request id to replies; False behind a
+    proxy that adds it. `store`: where files and background jobs are kept; without it their routes answer 404.
+    `launcher` runs the background jobs.
     """
     about: dict[str, Any] = {"title": "Paliscribe", "version": __version__, "description": "PaliGemma, online."}
     app = FastAPI(**about, redoc_url=None, redirect_slashes=False)
@@ -77,93 +77,95 @@ def create_app(  # long: the handlers of one application
     async def front() -> HTMLResponse:
         return HTMLResponse(page.HTML, headers=page.HEADERS)
 
-    @app.get("/health", summary="Whether the gateway is up")
+    @app.get("/health", summary="Health check of the gateway")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/v1/models", summary="The models that are served")
+    @app.get("/v1/models", summary="List the served models")
     async def models() -> dict[str, Any]:
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "paliscribe"} for name in service.models]
         return {"object": "list", "data": data}
 
-    @app.post("/v1/chat/completions", summary="One answer, as OpenAI's clients ask for it", responses=ERRORS)
+    @app.post("/v1/chat/completions", summary="OpenAI-compatible chat completion", responses=ERRORS)
     async def completions(call: ChatRequest) -> Any:
         served = service.model(call.model)
-        picture, prompt = call.check()
-        asked = service.ask(await service.look(served, picture), prompt, **call.options())
+        image, prompt = call.check()
+        checked = service.check(await service.load(served, image), prompt, **call.options())
         if not call.stream:
-            return await chat.complete(service, served, call, asked)
-        return await _streamed(chat.stream(service, served, call, asked))
+            return await chat.complete(service, served, call, checked)
+        return await _streamed(chat.stream(service, served, call, checked))
 
-    @app.post("/v1/annotate", summary="Records of images under tasks", responses=ERRORS)
+    @app.post("/v1/annotate", summary="Annotate images: one record for each image and task", responses=ERRORS)
     async def annotate(call: AnnotateRequest) -> Any:
         if call.stream:
             return await _streamed(native.stream(service, call))
-        pictures: list[Named] = [(f"{number}", image) for number, image in enumerate(call.images)]
-        return await native.annotate(service, pictures, call.tasks, call.model, call.max_tokens)
+        images: list[NamedImage] = [(f"{number}", image) for number, image in enumerate(call.images)]
+        return await native.annotate(service, images, call.tasks, call.model, call.max_tokens)
 
-    @app.post("/v1/annotate/upload", summary="The same, with images as files of a form", responses=ERRORS)
+    @app.post("/v1/annotate/upload", summary="The same, with images uploaded as a multipart form", responses=ERRORS)
     async def upload(
-        image: Annotated[list[UploadFile], File(description="One image or several.")],
-        task: Annotated[list[str], Form(description="One prompt or several.")],
+        image: Annotated[list[UploadFile], File(description="One or more images.")],
+        task: Annotated[list[str], Form(description="One or more prompts.")],
         model: Annotated[str | None, Form()] = None,
         max_tokens: Annotated[int | None, Form(ge=1)] = None,
     ) -> dict[str, Any]:
-        pictures: list[Named] = [(chat.whole(file.filename or ""), await file.read()) for file in image]
-        return await native.annotate(service, pictures, task, model, max_tokens)
+        images: list[NamedImage] = [(chat.replace_surrogates(each.filename or ""), await each.read()) for each in image]
+        return await native.annotate(service, images, task, model, max_tokens)
 
-    app.include_router(files.routes(orders), responses=ERRORS)
-    app.include_router(batches.routes(service.config, list(service.models), orders, launcher), responses=ERRORS)
+    app.include_router(files.routes(store), responses=ERRORS)
+    app.include_router(batches.routes(service.config, list(service.models), store, launcher), responses=ERRORS)
 
     routes = {route.path for route in app.routes if isinstance(route, Route)}
 
-    def over(scope: Scope, status: int, seconds: float) -> None:
+    def observe_scope(scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in routes else getattr(scope.get("route"), "path", "other")
         observe(path, status, seconds)
 
-    app.add_middleware(Guard, keys=keys, config=service.config, over=over, label=label)
+    app.add_middleware(Guard, keys=keys, config=service.config, observe=observe_scope, label=label)
     return app
 
 
 def _handle_errors(app: FastAPI) -> None:
-    """Give every error the one shape."""
+    """Answer every error with the same JSON shape."""
 
     @app.exception_handler(RequestError)
-    async def refused(_: Request, error: RequestError) -> JSONResponse:
-        return _refusal(error)
+    async def rejected(_: Request, error: RequestError) -> JSONResponse:
+        return _error_reply(error)
 
     @app.exception_handler(StorageError)
-    async def no_store(_: Request, error: StorageError) -> JSONResponse:
+    async def storage_failed(_: Request, error: StorageError) -> JSONResponse:
         log.error("storage failed at %s", error)
-        return _refusal(RequestError(503, "storage", "the store of files and orders does not answer; try again"))
+        words = "the storage of files and background jobs does not respond; retry"
+        return _error_reply(RequestError(503, "storage", words))
 
     @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body") or None
-        return _refusal(RequestError(400, "invalid_request", f"{place or 'the body'}: {first['msg'].lower()}", place))
+        words = f"{place or 'the body'}: {first['msg'].lower()}"
+        return _error_reply(RequestError(400, "invalid_request", words, place))
 
     @app.exception_handler(HTTPException)
     async def no_route(_: Request, error: HTTPException) -> JSONResponse:
-        reply = _refusal(RequestError(error.status_code, "invalid_request", str(error.detail)))
-        reply.headers.update(error.headers or {})  # of a 405: the methods that there are
+        reply = _error_reply(RequestError(error.status_code, "invalid_request", str(error.detail)))
+        reply.headers.update(error.headers or {})  # `Allow` of a 405
         return reply
 
 
 class Guard:
-    """Around every call: its key, the size of its body, its id, its line in the log, and what nobody has caught."""
+    """ASGI middleware around every request: authentication, body limits, request id, access log, unexpected errors."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, config: ServeConfig, over: Over, label: bool) -> None:
-        self.app, self.keys, self.config, self.over, self.label = app, keys, config, over, label
-        self._held = 0  # bytes of the bodies of calls under way
+    def __init__(self, app: ASGIApp, keys: Keys, config: ServeConfig, observe: ObserveScope, label: bool) -> None:
+        self.app, self.keys, self.config, self.observe, self.label = app, keys, config, observe, label
+        self._buffered = 0  # bytes of the bodies of requests in flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one call."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         begun, status, body = time.perf_counter(), 0, bytearray()
-        name = quote(_header(scope, ID_HEADER) or "", safe="")[:LONGEST_ID] or uuid.uuid4().hex
+        name = quote(_header(scope, ID_HEADER) or "", safe="")[:MAX_ID] or uuid.uuid4().hex
 
         async def labelled(message: Message) -> None:
             nonlocal status
@@ -180,24 +182,27 @@ class Guard:
         except Exception as error:
             if not isinstance(error, RequestError):
                 log.exception("id=%s failed", name)
-            if status:  # too late for words
+            if status:  # the response has started: too late for an error body
                 raise
-            await _refusal(error if isinstance(error, RequestError) else FAILED)(scope, receive, labelled)
+            await _error_reply(error if isinstance(error, RequestError) else FAILED)(scope, receive, labelled)
         finally:
-            self._held -= len(body)
+            self._buffered -= len(body)
             taken = time.perf_counter() - begun
-            self.over(scope, status, taken)
-            method, path = (quote(scope[part], errors="replace")[:LONGEST] for part in ("method", "path"))
+            self.observe(scope, status, taken)
+            method, path = (quote(scope[part], errors="replace")[:MAX_LOGGED] for part in ("method", "path"))
             log.info("id=%s method=%s path=%s status=%d ms=%.1f", name, method, path, status, taken * 1e3)
 
     async def _read(self, body: bytearray, scope: Scope, receive: Receive) -> Receive:
-        """Take in the whole body, and give it again to who asks. Raises RequestError: too large, too slow, too many."""
-        length, most, seconds = _header(scope, "content-length"), self.config.max_body, BODY_SECONDS
-        if scope["path"] == FILES and self.config.files is not None:
-            most, seconds = self.config.max_file + FORM, FILE_SECONDS
+        """Buffer the whole body; returns a `receive` that replays it.
+
+        Raises RequestError: 408 (too slow), 413 (too large), 429 (too many bytes buffered).
+        """
+        length, most, seconds = _header(scope, "content-length"), self.config.max_body, BODY_TIMEOUT
+        if scope["path"] == FILES_PATH and self.config.files is not None:
+            most, seconds = self.config.max_file + FORM_OVERHEAD, FILE_TIMEOUT
         if length is not None and re.fullmatch("[0-9]{1,18}", length) and int(length) > most:
             raise _too_large(most)
-        files = FILE_BODIES * self.config.max_file if self.config.files is not None else 0
+        files = MAX_FILES * self.config.max_file if self.config.files is not None else 0
         last: Message = {}
         try:
             async with asyncio.timeout(seconds):
@@ -205,34 +210,35 @@ class Guard:
                     last = await receive()
                     part = last.get("body", b"")
                     body += part
-                    self._held += len(part)
+                    self._buffered += len(part)
                     if len(body) > most:
                         raise _too_large(most)
-                    if self._held > max(BODIES * self.config.max_body, files):
-                        raise RequestError(429, "overloaded", "too many large bodies are under way")
+                    if self._buffered > max(MAX_BODIES * self.config.max_body, files):
+                        raise RequestError(429, "overloaded", "too many large request bodies in flight")
         except TimeoutError:
-            raise RequestError(408, "too_slow", f"the body did not come within {seconds:g} seconds") from None
+            words = f"the request body did not arrive within {seconds:g} seconds"
+            raise RequestError(408, "too_slow", words) from None
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
         if last["type"] != "http.request":
             whole = [last]
 
-        async def again() -> Message:
+        async def replay() -> Message:
             return whole.pop() if whole else await receive()
 
-        return again
+        return replay
 
 
 def _header(scope: Scope, name: str) -> str | None:
-    """A header of the call. One that comes twice is none: who stands before us may read the other one."""
+    """A header of the request, or None. Duplicates count as absent: a proxy may have read the other one."""
     found = [value.decode("latin-1") for key, value in scope["headers"] if key == name.encode()]
     return found[0] if len(found) == 1 else None
 
 
 def _too_large(most: int) -> RequestError:
-    return RequestError(413, "too_large", f"the body has more than the {most:,} bytes that are taken")
+    return RequestError(413, "too_large", f"the request body exceeds the limit of {most:,} bytes")
 
 
-def _refusal(error: RequestError) -> JSONResponse:
+def _error_reply(error: RequestError) -> JSONResponse:
     seconds = str(math.ceil(error.retry_after or RETRY_AFTER))
     headers = {"retry-after": seconds} if error.status in (429, 503) else {}
     if error.status == 401:
@@ -241,12 +247,12 @@ def _refusal(error: RequestError) -> JSONResponse:
 
 
 async def _streamed(events: AsyncIterator[str]) -> StreamingResponse:
-    """Events as a reply. An error before the first of them is raised here, and has a status of its own."""
+    """Server-sent events as a response. An error before the first event is raised, so it gets its own status."""
     return StreamingResponse(_events(await anext(events), events), media_type="text/event-stream")
 
 
 async def _events(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
-    """A stream under way: an error ends it in words."""
+    """Events of a started stream. An error becomes its last event."""
     yield first
     try:
         async for event in rest:

@@ -1,4 +1,4 @@
-"""The deployment that speaks HTTP."""
+"""The gateway deployment: the HTTP endpoint as a Serve replica."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from ray.serve.exceptions import RayServeException
 from paliscribe.config import ServeConfig
 from paliscribe.grammar.masks import MaskDecoder
 from paliscribe.online.app import create_app
-from paliscribe.online.background.store import Order, Orders
+from paliscribe.online.background.store import BackgroundJob, BackgroundStore
 from paliscribe.online.keys import Keys
 from paliscribe.online.service import Served, Service
 from paliscribe.pool.client import GRACE, PoolBackend
@@ -23,7 +23,7 @@ from paliscribe.storage import open_store
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the gateway needs to know of a model."""
+    """A served model as the gateway needs it. `image_size`: pixels a side."""
 
     name: str
     revision: str
@@ -31,32 +31,32 @@ class ModelInfo:
 
 
 class DriversLauncher:
-    """The deployment of drivers behind its handle."""
+    """Calls the drivers deployment through its handle."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def begin(self, order: Order) -> None:
+    async def start(self, job: BackgroundJob) -> None:
         """See `Launcher`."""
-        await self._call(self._handle.begin, order)
+        await self._call(self._handle.start, job)
 
-    async def cancel(self, order: Order) -> None:
+    async def cancel(self, job: BackgroundJob) -> None:
         """See `Launcher`."""
-        await self._call(self._handle.cancel, order)
+        await self._call(self._handle.cancel, job)
 
-    async def _call(self, method: Any, order: Order) -> None:
-        """Tell the drivers; where that fails, they read of it in the store when they are back."""
+    async def _call(self, method: Any, job: BackgroundJob) -> None:
+        """Call the drivers. Failures are ignored: the drivers scan the store and find the job there."""
         with contextlib.suppress(RayError, RayServeException, TimeoutError):
-            await asyncio.wait_for(method.remote(order), GRACE)
+            await asyncio.wait_for(method.remote(job), GRACE)
 
 
 class Gateway:
-    """The deployment that speaks HTTP. It decodes pictures; the replicas see pixels."""
+    """The HTTP deployment. It decodes images on CPUs and sends pixels to the replicas."""
 
     def __init__(
         self,
         config: ServeConfig,
-        facts: Sequence[ModelInfo],
+        infos: Sequence[ModelInfo],
         keys: Sequence[str],
         masks: MaskDecoder | None,
         drivers: Any,
@@ -64,17 +64,17 @@ class Gateway:
     ) -> None:
         access = logging.getLogger("paliscribe.access")
         access.setLevel(logging.INFO)
-        for handler in logging.getLogger("ray.serve").handlers:  # Serve's file of this replica
+        for handler in logging.getLogger("ray.serve").handlers:  # the log file of this Serve replica
             access.addHandler(handler)
         models = [
-            Served(known.name, known.revision, known.image_size, PoolBackend(handle, config.timeout))
-            for known, handle in zip(facts, handles, strict=True)
+            Served(info.name, info.revision, info.image_size, PoolBackend(handle, config.timeout))
+            for info, handle in zip(infos, handles, strict=True)
         ]
         self._service, self._keys = Service(config, models, masks), Keys(keys, config.rate)
-        self._orders = Orders(open_store(config.files)) if config.files is not None else None
+        self._store = BackgroundStore(open_store(config.files)) if config.files is not None else None
         self._launcher = DriversLauncher(drivers) if drivers is not None else None
 
     def __serve_build_asgi_app__(self) -> Any:
-        """The application that Serve's proxy calls."""
+        """The ASGI application that Serve's proxy calls."""
         observe = GatewayMetrics().call
-        return create_app(self._service, self._keys, observe, label=False, orders=self._orders, launcher=self._launcher)
+        return create_app(self._service, self._keys, observe, label=False, store=self._store, launcher=self._launcher)

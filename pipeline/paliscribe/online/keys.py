@@ -1,4 +1,4 @@
-"""Who may call: API keys, of which only hashes are kept, and how often each may."""
+"""Authentication by API keys, kept as hashes only, and a rate limit for each key."""
 
 import hashlib
 import hmac
@@ -10,17 +10,18 @@ from pathlib import Path
 
 from paliscribe.errors import RequestError, UsageError
 
-VARIABLE = "PALISCRIBE_API_KEYS"  # several, with commas between them
-HASHED = "sha256:"  # a key in a file may be given as its hash: sha256:HEX
-SHORTEST = 16  # characters of a key
-EVERYBODY = "everybody"  # the caller where there are no keys
+VARIABLE = "PALISCRIBE_API_KEYS"  # comma-separated keys
+HASHED = "sha256:"  # prefix of a key that is given as its hash: sha256:HEX
+MIN_LENGTH = 16  # characters of a key
+ANONYMOUS = "everybody"  # caller id where no keys are configured; a stored folder name, do not change
 COMMENT = re.compile(r"(^|\s)#.*")
 
 
 def read_keys(file: str | None) -> tuple[str, ...]:
-    """Hashes of the keys in a file, one a line, and in the environment. Raises UsageError, also for a file without any.
+    """SHA-256 hashes of the keys in a file (one a line) and in the environment, without duplicates.
 
-    `#` begins a comment at the beginning of a line or after a space, so that none of a key is taken for one.
+    `#` starts a comment at the start of a line or after whitespace only, since a key may contain it. Raises UsageError
+    for an unreadable file, a file without keys, or a malformed key.
     """
     words = [word.strip() for word in os.environ.get(VARIABLE, "").split(",")]
     if file is not None:
@@ -30,7 +31,7 @@ def read_keys(file: str | None) -> tuple[str, ...]:
             raise UsageError(f"keys {file}: cannot be read ({error.__class__.__name__})") from None
         found = [word for line in lines if (word := COMMENT.sub("", line).strip())]
         if not found:
-            raise UsageError(f"keys {file}: holds no key; without `keys` the endpoint asks for none")
+            raise UsageError(f"keys {file}: contains no key; to require none, leave out `keys`")
         words += found
     return tuple(dict.fromkeys(_hashed(word) for word in words if word))
 
@@ -39,49 +40,49 @@ def _hashed(word: str) -> str:
     if word.startswith(HASHED):
         digest = word.removeprefix(HASHED).lower()
         if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            raise UsageError("a key that begins with sha256: has 64 hexadecimal digits after it")
+            raise UsageError("a key that starts with sha256: must be followed by 64 hexadecimal digits")
         return digest
-    if len(word) < SHORTEST:
-        raise UsageError(f"an API key has at least {SHORTEST} characters; `openssl rand -hex 24` makes one")
+    if len(word) < MIN_LENGTH:
+        raise UsageError(f"an API key needs at least {MIN_LENGTH} characters; generate one: `openssl rand -hex 24`")
     return hashlib.sha256(word.encode()).hexdigest()
 
 
 class Keys:
-    """Lets calls in. Without keys everybody may call, and all share one rate."""
+    """Authenticates and rate-limits callers. Without keys every call is allowed, and all share one rate limit."""
 
     def __init__(
         self, hashes: Sequence[str], rate: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`rate`: calls a second of one key; it may save up ten seconds of them."""
+        """`rate`: calls per second and key, with a burst of ten seconds' worth; None for no limit."""
         self._hashes, self._rate, self._clock = tuple(hashes), rate, clock
-        self._left: dict[str, tuple[float, float]] = {}  # by key: calls it may make, and when that was so
+        self._buckets: dict[str, tuple[float, float]] = {}  # key hash -> calls left, time of that count
 
     def admit(self, authorization: str | None) -> str:
-        """Check a call's `Authorization` header, and name its caller. Raises RequestError 401 or 429."""
+        """Check an `Authorization` header; returns the caller's id. Raises RequestError 401 or 429."""
         key = self._key(authorization)
         if self._rate is not None:
             self._count(key, self._rate)
-        return hashlib.sha256(key.encode()).hexdigest()[:16] if key else EVERYBODY
+        return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ANONYMOUS
 
     def _count(self, key: str, rate: float) -> None:
         now, most = self._clock(), max(1.0, 10 * rate)
-        left, then = self._left.get(key, (most, now))
+        left, then = self._buckets.get(key, (most, now))
         left = min(most, left + (now - then) * rate)
         if left < 1:
-            words = f"{'this key' if key else 'the callers'} may make {rate:g} calls a second"
+            words = f"rate limit of {rate:g} calls per second reached for {'this key' if key else 'all callers'}"
             raise RequestError(429, "rate_limited", words, retry_after=(1 - left) / rate)
-        self._left[key] = (left - 1, now)
+        self._buckets[key] = (left - 1, now)
 
     def _key(self, authorization: str | None) -> str:
         if not self._hashes:
             return ""
         scheme, _, token = (authorization or "").partition(" ")
-        raw = token.strip(" \t").encode("latin-1", "replace")  # as it came: headers are read as Latin-1
+        raw = token.strip(" \t").encode("latin-1", "replace")  # the bytes as sent: ASGI decodes headers as Latin-1
         given = hashlib.sha256(raw).hexdigest()
         found = ""
-        for known in self._hashes:  # all of them, so that the time says nothing
+        for known in self._hashes:  # compare all, so that timing leaks nothing
             if hmac.compare_digest(known, given):
                 found = known
         if not found or scheme.lower() != "bearer":
-            raise RequestError(401, "invalid_api_key", "an API key is needed: Authorization: Bearer KEY")
+            raise RequestError(401, "invalid_api_key", "API key required: Authorization: Bearer KEY")
         return found

@@ -1,4 +1,4 @@
-"""The page for people: one file, and headers that let it load and reach nothing but this endpoint."""
+"""The web page at `/`: a single HTML file, with headers that restrict it to this endpoint."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ HTML: Final = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
 def _hashes(tag: str) -> str:
-    """The Content-Security-Policy's sources for the elements of this tag that stand in the page."""
+    """Content-Security-Policy hashes of the page's inline elements with this tag."""
     inline = re.findall(f"<{tag}>(.*?)</{tag}>", HTML, re.DOTALL)
     digests = [hashlib.sha256(content.encode()).digest() for content in inline]
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
@@ -25,12 +25,12 @@ POLICY: Final = {
     "frame-ancestors": "'none'",
     "base-uri": "'none'",
     "form-action": "'none'",
-    "require-trusted-types-for": "'script'",  # with the next one: no text can become markup
+    "require-trusted-types-for": "'script'",  # with `trusted-types`: text cannot become markup
     "trusted-types": "'none'",
 }
 HEADERS: Final = {
     "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in POLICY.items()),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # a page of the release before may not fit this one
+    "Cache-Control": "no-cache",  # a cached page of an earlier release may not match this API
 }

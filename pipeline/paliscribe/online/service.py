@@ -1,4 +1,4 @@
-"""What an online call goes through, whatever its shape: picture, prompt, engine, record. No HTTP here."""
+"""Steps of a live request, independent of its HTTP shape: load the image, check the prompt, predict, make a record."""
 
 import asyncio
 import itertools
@@ -12,13 +12,13 @@ from paliscribe.errors import RequestError, RowError, UsageError
 from paliscribe.grammar.masks import MaskDecoder
 from paliscribe.grammar.tasks import Task, parse_task
 from paliscribe.images.decode import Decoded, decode
-from paliscribe.images.untrusted import Pictures
+from paliscribe.images.untrusted import UntrustedImages
 from paliscribe.records import ONLINE, ManifestRow, Piece, Prediction, Request
 from paliscribe.results import record_values
 from paliscribe.results.record import record
 
 log = logging.getLogger(__name__)
-STATUS = {  # of a row's error, for a caller who waits: his own fault unless named here
+STATUS = {  # row error kind -> HTTP status of a live request; 400 for the others
     "unreachable": 502,
     "throttled": 503,
     "too_large": 413,
@@ -30,18 +30,18 @@ STATUS = {  # of a row's error, for a caller who waits: his own fault unless nam
 
 
 class Backend(Protocol):
-    """The replicas of one model, as a gateway calls them."""
+    """The replicas of one model, as the gateway calls them."""
 
     async def predict(self, requests: Sequence[Request]) -> list[Prediction]:
-        """Answer requests in their order. Raises RequestError: 429, 503, 504."""
+        """Predictions for requests, in order. Raises RequestError: 429, 503, 504."""
 
     def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
-        """The pieces of one answer as they come, and its prediction at the end. Raises RequestError likewise."""
+        """Pieces of one answer as they are generated, then its prediction. Raises RequestError as `predict`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One model that is served: what clients call it, what it is, and who answers."""
+    """A served model: client-facing name, revision, image size in pixels a side, and replicas."""
 
     name: str
     revision: str
@@ -50,8 +50,8 @@ class Served:
 
 
 @dataclass(slots=True)
-class Asked:
-    """A call that has been checked: what to send to the engine, and what its answer needs to be read."""
+class CheckedRequest:
+    """A validated request: what to send to the engine, and what is needed to parse its answer."""
 
     task: Task
     image: Decoded
@@ -59,34 +59,34 @@ class Asked:
 
 
 class Service:
-    """The models of an endpoint and the limits of its calls."""
+    """The models of an endpoint and the limits of its requests."""
 
     def __init__(self, config: ServeConfig, models: Sequence[Served], masks: MaskDecoder | None = None) -> None:
         self.config, self.masks = config, masks
         self.models = {served.name: served for served in models}
-        self.pictures = Pictures(config.images)
+        self.images = UntrustedImages(config.images)
         self._numbers = itertools.count()
 
     def model(self, name: str | None) -> Served:
-        """The model of this name; without a name the first one. Raises RequestError 404."""
+        """The model with this name; the first one without a name. Raises RequestError 404."""
         if name is None:
             return next(iter(self.models.values()))
         if name not in self.models:
             known = ", ".join(sorted(self.models))
-            raise RequestError(404, "model_not_found", f"there is no model {name[:100]!r} here; there is {known}")
+            raise RequestError(404, "model_not_found", f"there is no model {name[:100]!r}; available: {known}")
         return self.models[name]
 
-    async def look(self, served: Served, picture: str | bytes) -> Decoded:
-        """Read and decode a picture for this model. Raises RequestError."""
+    async def load(self, served: Served, image: str | bytes) -> Decoded:
+        """Read and decode an untrusted image for this model. Raises RequestError."""
         try:
-            data = await self.pictures.read(picture)
+            data = await self.images.read(image)
             limit = self.config.images.max_pixels
             return await asyncio.to_thread(decode, data, served.image_size, max_pixels=limit)
         except RowError as error:
             raise RequestError(STATUS.get(error.kind, 400), error.kind, error.message) from None
 
-    def ask(self, image: Decoded, prompt: str, *, max_tokens: int | None = None, **options: Any) -> Asked:
-        """Check a prompt and make the request. `options` are those of `Request`. Raises RequestError."""
+    def check(self, image: Decoded, prompt: str, *, max_tokens: int | None = None, **options: Any) -> CheckedRequest:
+        """Check a prompt and build the request. `options`: fields of `Request`. Raises RequestError."""
         task = checked_task(prompt, max_tokens, self.config.max_prompt)
         options.setdefault("timeout", self.config.timeout)
         request = Request(
@@ -98,21 +98,21 @@ class Service:
             priority=ONLINE,
             **options,
         )
-        return Asked(task, image, request)
+        return CheckedRequest(task, image, request)
 
-    async def predict(self, served: Served, asked: Sequence[Asked]) -> list[Prediction]:
-        """Answer requests; an error that is a request's own is in its prediction."""
-        return [_guarded(one) for one in await served.backend.predict([one.request for one in asked])]
+    async def predict(self, served: Served, checked: Sequence[CheckedRequest]) -> list[Prediction]:
+        """Predictions for requests, in order. A request's own error is in its prediction. Raises RequestError."""
+        return [_redacted(one) for one in await served.backend.predict([one.request for one in checked])]
 
-    async def stream(self, served: Served, asked: Asked) -> AsyncIterator[Piece | Prediction]:
-        """The pieces of an answer, then its prediction."""
-        async for part in served.backend.stream(asked.request):
-            yield _guarded(part) if isinstance(part, Prediction) else part
+    async def stream(self, served: Served, checked: CheckedRequest) -> AsyncIterator[Piece | Prediction]:
+        """Pieces of an answer, then its prediction. Raises RequestError."""
+        async for part in served.backend.stream(checked.request):
+            yield _redacted(part) if isinstance(part, Prediction) else part
 
-    def record(self, served: Served, name: str, asked: Asked, prediction: Prediction) -> dict[str, Any]:
-        """The record that a batch writes, as plain values, without those of a manifest."""
-        row, prompt = ManifestRow(0, name, None), asked.request.prompt
-        made = record(row, asked.task, prompt, asked.image, prediction, None, 0, self.masks)
+    def record(self, served: Served, name: str, checked: CheckedRequest, prediction: Prediction) -> dict[str, Any]:
+        """The record that a run would write, as plain values, without the manifest's columns."""
+        row, prompt = ManifestRow(0, name, None), checked.request.prompt
+        made = record(row, checked.task, prompt, checked.image, prediction, None, 0, self.masks)
         values = record_values(replace(made, task=prompt))
         for column in ("shard", "row"):
             values.pop(column, None)
@@ -120,28 +120,28 @@ class Service:
 
 
 def checked_task(prompt: str, max_tokens: int | None, max_prompt: int) -> Task:
-    """A caller's prompt as a task without placeholders. Raises RequestError."""
+    """A caller's prompt as a task; braces are literal, not placeholders. Raises RequestError."""
     if len(prompt) > max_prompt:
-        words = f"the prompt has {len(prompt):,} characters; at most {max_prompt:,} are taken"
+        words = f"the prompt has {len(prompt):,} characters; the limit is {max_prompt:,}"
         raise RequestError(400, "prompt_too_long", words)
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        raise RequestError(400, "prompt", "the prompt holds half a character (a lone surrogate of UTF-16)")
+        raise RequestError(400, "prompt", "the prompt contains a lone UTF-16 surrogate")
     try:
         return parse_task(prompt.replace("{", "{{").replace("}", "}}"), max_tokens=max_tokens)
     except UsageError as error:
         raise RequestError(400, "prompt", str(error)) from None
 
 
-def _guarded(prediction: Prediction) -> Prediction:
-    """A failure of the model without its words, which are about our inside: they go into the log."""
+def _redacted(prediction: Prediction) -> Prediction:
+    """Replace a model failure's message, which may expose internals; the original goes to the log."""
     if prediction.error_kind != "model":
         return prediction
     log.error("request %s: %s", prediction.id, prediction.error_message)
     return replace(prediction, error_message="the model failed on this request")
 
 
-def refusal(prediction: Prediction) -> RequestError | None:
-    """A prediction's own error as the refusal of its call."""
+def request_error(prediction: Prediction) -> RequestError | None:
+    """A prediction's error as an HTTP error; None if it has none."""
     if prediction.error_kind is None:
         return None
     status = STATUS.get(prediction.error_kind, 400)

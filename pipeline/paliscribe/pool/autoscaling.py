@@ -1,4 +1,4 @@
-"""How many replicas queued work calls for: the policy that Serve's own autoscaler asks."""
+"""Autoscaling policy: replicas by queued requests. Serve's autoscaler calls it."""
 
 import math
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from paliscribe.config import PoolConfig
 
-ROWS, SLOTS = "rows", "slots"  # what a replica reports: requests that it holds, and those that it decodes together
-REPORT = 1.0  # seconds between two reports of a handle
+ROWS, SLOTS = "rows", "slots"  # metrics a replica reports: requests it holds, and requests it can decode together
+REPORT_INTERVAL = 1.0  # seconds between reports
 
 
-def wanted(rows: Mapping[Any, float], slots: Mapping[Any, float], calls: float, each: int | None) -> int:
-    """Replicas for so much work: every one is to hold `each` requests, by default as many as it decodes together.
+def desired_replicas(rows: Mapping[Any, float], slots: Mapping[Any, float], calls: float, each: int | None) -> int:
+    """Number of replicas such that each holds at most `each` requests; default: its number of slots.
 
-    `rows`, `slots`: by replica. `calls`: calls under way, wherever they are; while there is one, a replica stays.
+    `rows`, `slots`: by replica. `calls`: calls in flight; at least one replica stays while there are any.
     """
     held = sum(rows.values())
     target = each or (max(slots.values()) if slots else 1)
@@ -23,20 +23,20 @@ def wanted(rows: Mapping[Any, float], slots: Mapping[Any, float], calls: float, 
 
 
 class RowsPolicy:
-    """Serve's interface to `wanted`; its bounds and delays are applied by Serve."""
+    """Serve's interface to `desired_replicas`; Serve applies bounds and delays."""
 
     def __init__(self, each: int | None = None) -> None:
         self._each = each
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """The number of replicas that the work of now calls for."""
+        """The desired number of replicas, from the current metrics."""
         metrics = context.aggregated_metrics or {}
         rows, slots = metrics.get(ROWS, {}), metrics.get(SLOTS, {})
-        return wanted(rows, slots, context.total_num_requests, self._each), {}
+        return desired_replicas(rows, slots, context.total_num_requests, self._each), {}
 
 
 def autoscaling(config: PoolConfig, most: int) -> AutoscalingConfig | None:
-    """The autoscaler's settings, for at most `most` replicas where the pool names no number; None: a fixed number."""
+    """Autoscaler settings, or None for a fixed number of replicas. `most`: upper bound if the pool sets none."""
     if config.max_replicas is None and config.min_replicas is None:
         return None
     least = 1 if config.min_replicas is None else config.min_replicas
@@ -44,8 +44,8 @@ def autoscaling(config: PoolConfig, most: int) -> AutoscalingConfig | None:
         min_replicas=least,
         max_replicas=max(config.max_replicas or most, least, 1),
         initial_replicas=least,
-        metrics_interval_s=REPORT,
-        look_back_period_s=2 * REPORT,
+        metrics_interval_s=REPORT_INTERVAL,
+        look_back_period_s=2 * REPORT_INTERVAL,
         upscale_delay_s=config.scale_up_after,
         downscale_delay_s=config.scale_down_after,
         policy=AutoscalingPolicy(

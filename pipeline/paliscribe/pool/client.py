@@ -1,4 +1,4 @@
-"""What calls a pool: `PoolClient` for a run, which waits and repeats, `PoolBackend` for the endpoint."""
+"""Clients of a pool: `PoolClient` for runs, which blocks and retries; `PoolBackend` for the endpoint."""
 
 import asyncio
 import contextlib
@@ -16,15 +16,15 @@ from paliscribe.pool.ray_cluster import unwrapped
 from paliscribe.pool.replica import ReplicaFacts
 from paliscribe.records import Piece, Prediction, Request
 
-GRACE = 5.0  # seconds that an engine gets to say itself that a request has expired
-LOSSES = 3  # replicas that one request may outlive the loss of before it is given up
+GRACE = 5.0  # seconds beyond the timeout, for the engine to report the expiry itself
+MAX_LOSSES = 3  # replicas lost to one request before it fails
 
 
 class PoolClient:
-    """Calls a pool from a process of the cluster, and outlives the loss of replicas.
+    """Calls a pool from a process of the cluster, and survives the loss of replicas.
 
-    Serve does not repeat a call that a replica had accepted when it died: the client does. A call that was lost
-    is repeated in halves, so that a request that kills replicas ends alone and is given up after `LOSSES` of them.
+    Serve does not retry a call that a replica had accepted when it died; this client does. A lost call is bisected, so
+    that a request that kills replicas is isolated, and fails after `MAX_LOSSES` of them.
     """
 
     def __init__(self, address: PoolAddress, timeout: float = 3600.0) -> None:
@@ -32,31 +32,31 @@ class PoolClient:
         self._handle = serve.get_deployment_handle(address.deployment, address.application)
 
     def facts(self) -> ReplicaFacts:
-        """What one of the replicas says of itself. Raises RunError if the pool stays without an answer."""
+        """Facts of any one replica. Raises RunError if none answers in time."""
         try:
             facts: ReplicaFacts = self._handle.facts.remote().result(timeout_s=self.timeout)
         except TimeoutError:
-            raise RunError(f"the pool gave no answer within {self.timeout:.0f} s") from None
+            raise RunError(f"the pool did not answer within {self.timeout:.0f} s") from None
         return facts
 
     def send(self, requests: Sequence[Request]) -> "PendingCall":
-        """Begin a call; its answers come from `PendingCall.result`."""
+        """Start a call; `PendingCall.result` waits for its answers."""
         return PendingCall(self, list(requests))
 
     def predict(self, requests: Sequence[Request]) -> list[Prediction]:
-        """Answer requests in their order. Raises RunError if the pool stays without an answer."""
+        """Answer requests, in order. Raises RunError if the pool does not answer in time."""
         return self.send(requests).result()
 
 
 class PendingCall:
-    """A call under way."""
+    """A call in flight."""
 
     def __init__(self, client: PoolClient, requests: list[Request]) -> None:
         self._client, self._requests = client, requests
         self._response = client._handle.predict.remote(requests)
 
     def result(self) -> list[Prediction]:
-        """Wait for the answers; repeat what was lost. Raises RunError if the pool stays without an answer."""
+        """Wait for the answers; retry lost calls. Raises RunError if the pool does not answer in time."""
         try:
             return self._wait(self._response)
         except ReplicaError as error:
@@ -67,14 +67,14 @@ class PendingCall:
         waiting = deque([(range(len(self._requests)), 1, first)])
         while waiting:
             places, losses, error = waiting.popleft()
-            if len(places) == 1 and losses >= LOSSES:
+            if len(places) == 1 and losses >= MAX_LOSSES:
                 request = self._requests[places[0]]
-                message = f"{losses} replicas were lost while they worked on this request; the last: {error}"
+                message = f"{losses} replicas were lost while working on this request; last error: {error}"
                 answers[places[0]] = Prediction(request.id, "", (), (), None, "replica_lost", message)
                 continue
             middle = len(places) // 2
             for half in (places[:middle], places[middle:]) if middle else (places,):
-                time.sleep(min(0.5 * losses, 5.0))  # a replacement needs a moment
+                time.sleep(min(0.5 * losses, 5.0))  # time for a replacement to start
                 try:
                     found = self._wait(self._client._handle.predict.remote([self._requests[i] for i in half]))
                     answers.update(zip(half, found, strict=True))
@@ -84,38 +84,38 @@ class PendingCall:
 
     def _wait(self, response: Any) -> list[Prediction]:
         try:
-            with _calling():
+            with _translated_errors():
                 answers: list[Prediction] = response.result(timeout_s=self._client.timeout)
                 return answers
         except TimeoutError:
-            raise RunError(f"the pool gave no answer within {self._client.timeout:.0f} s") from None
+            raise RunError(f"the pool did not answer within {self._client.timeout:.0f} s") from None
         except RequestError as error:
             raise RunError(f"a replica failed: {error}") from error
 
 
 class PoolBackend:
-    """Replicas behind a Serve handle. A plain call that is lost with its replica is repeated on another one."""
+    """A Serve handle as a `Backend`. A plain call is retried on another replica if its replica is lost."""
 
     def __init__(self, handle: Any, timeout: float) -> None:
         self._handle, self._timeout = handle, timeout
 
     async def predict(self, requests: Sequence[Request]) -> list[Prediction]:
         """See `Backend`."""
-        for _ in range(LOSSES):
-            with _for_callers():
+        for _ in range(MAX_LOSSES):
+            with _http_errors():
                 answers: list[Prediction] = await asyncio.wait_for(
                     self._handle.predict.remote(list(requests)), self._timeout + GRACE
                 )
                 return answers
-        raise RequestError(503, "replica_lost", f"{LOSSES} replicas were lost while they worked on this call")
+        raise RequestError(503, "replica_lost", f"{MAX_LOSSES} replicas were lost while working on this call")
 
     async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
-        """See `Backend`. A stream that had begun is not repeated: its beginning may have been shown."""
-        for _ in range(LOSSES):
+        """See `Backend`. A stream that has sent a part is not retried: the client has seen its beginning."""
+        for _ in range(MAX_LOSSES):
             begun = False
             parts = self._handle.options(stream=True).stream.remote(request)
             try:
-                with _for_callers():
+                with _http_errors():
                     while True:
                         try:
                             part = await asyncio.wait_for(anext(parts), self._timeout + GRACE)
@@ -126,15 +126,15 @@ class PoolBackend:
             finally:
                 parts.cancel()
             if begun:
-                raise RequestError(503, "replica_lost", "the replica was lost in mid-answer; ask again")
-        raise RequestError(503, "replica_lost", f"{LOSSES} replicas were lost while they worked on this call")
+                raise RequestError(503, "replica_lost", "the replica was lost mid-stream; retry")
+        raise RequestError(503, "replica_lost", f"{MAX_LOSSES} replicas were lost while working on this call")
 
 
 @contextlib.contextmanager
-def _for_callers() -> Iterator[None]:
-    """Errors of a call as HTTP has them; the loss of a replica ends the block without an error."""
+def _http_errors() -> Iterator[None]:
+    """Raise a call's errors as RequestError with an HTTP status. Suppresses ReplicaError: the caller retries."""
     try:
-        with _calling():
+        with _translated_errors():
             yield
     except ReplicaError:
         return
@@ -145,11 +145,11 @@ def _for_callers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _calling() -> Iterator[None]:
-    """Translate errors of a call: ReplicaError if the replica is lost, else what it raised if ours, else RunError."""
+def _translated_errors() -> Iterator[None]:
+    """Translate Ray's errors: a wrapped PaliscribeError itself, ReplicaError if the replica is lost, else RunError."""
     try:
         yield
-    except TimeoutError:  # one of Ray's is both
+    except TimeoutError:  # some of Ray's errors are TimeoutErrors too
         raise
     except RayError as error:
         if (inner := unwrapped(error)) is not None:

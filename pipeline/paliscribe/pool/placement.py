@@ -1,7 +1,7 @@
-"""Where replicas and stage processes find room: what they ask of a node, and what the nodes have.
+"""Placement: resources of replicas and stage processes, and whether the cluster's nodes have them.
 
-Ray knows the nodes that are there, and not those that its autoscaler could add. So a pool that asks for a GPU is a GPU
-pool whatever is there now, and what fits into no node is waited for, unless Ray was started here and cannot grow.
+Ray lists existing nodes, not those that its autoscaler could add. So a pool that requests a GPU is a GPU pool even if
+there is none yet, and resources that fit no node are waited for, unless Ray was started here and cannot grow.
 """
 
 import math
@@ -12,28 +12,28 @@ import ray
 
 from paliscribe.config import FetchConfig, PoolConfig
 from paliscribe.errors import UsageError
-from paliscribe.pool.ray_cluster import is_own
+from paliscribe.pool.ray_cluster import started_here
 
-WORKERS = 64  # stage processes at most, unless the job says otherwise
-SPARE = 0.25  # CPUs that are left to Ray Data's own tasks and to the publishing of parts
-KIND = "accelerator_type:"  # Ray's resource for a kind of GPU, of which every node has 1
-ASKED_OF_KIND = 0.001  # what Ray takes of it for an actor that asks for the kind
+MAX_WORKERS = 64  # maximum number of stage processes unless the job sets one
+SPARE_CPUS = 0.25  # CPUs left for Ray Data's own tasks and for publishing parts
+ACCELERATOR_PREFIX = "accelerator_type:"  # Ray's resource for an accelerator type; every node with it has 1
+ACCELERATOR_AMOUNT = 0.001  # what an actor with this accelerator type takes of it
 
 Resources = Mapping[str, float]
 
 
 def has_gpus() -> bool:
-    """Whether the cluster that is joined has GPUs now."""
+    """Whether the current cluster has GPUs now."""
     return float(ray.cluster_resources().get("GPU", 0)) > 0
 
 
 def live_nodes() -> list[Resources]:
-    """The resources of every node that is there."""
+    """The resources of every live node."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def actor_options(config: PoolConfig, gpus: float) -> dict[str, Any]:
-    """A replica's resources as Ray takes them. `gpus`: as `PoolConfig.gpus` settled them."""
+    """A replica's resources as Ray actor options. `gpus`: as resolved by `PoolConfig.gpus`."""
     options: dict[str, Any] = {"num_cpus": config.cpus_per_replica, "num_gpus": gpus}
     if config.accelerator_type is not None:
         options["accelerator_type"] = config.accelerator_type
@@ -42,31 +42,33 @@ def actor_options(config: PoolConfig, gpus: float) -> dict[str, Any]:
     return options
 
 
-def asked(config: PoolConfig, gpus: float) -> dict[str, float]:
-    """A replica's resources as a node counts them."""
+def replica_resources(config: PoolConfig, gpus: float) -> dict[str, float]:
+    """A replica's resources by Ray resource name, zeros left out."""
     wanted = {"CPU": config.cpus_per_replica, "GPU": gpus, **config.resources}
     if config.accelerator_type is not None:
-        wanted[KIND + config.accelerator_type] = ASKED_OF_KIND
+        wanted[ACCELERATOR_PREFIX + config.accelerator_type] = ACCELERATOR_AMOUNT
     return {name: amount for name, amount in wanted.items() if amount}
 
 
 def fits(node: Resources, wanted: Resources) -> bool:
-    """Whether a node of these resources could hold a replica, were nothing else on it."""
+    """Whether an otherwise empty node with these resources could hold a replica."""
     return all(node.get(name, 0) >= amount for name, amount in wanted.items())
 
 
-def room(nodes: Sequence[Resources], wanted: Resources) -> int:
-    """How many replicas the nodes' GPUs and custom resources hold; 1 at least, and 1 where neither is asked for.
+def replicas_that_fit(nodes: Sequence[Resources], wanted: Resources) -> int:
+    """Number of replicas that fit by the nodes' GPUs and custom resources; at least 1, and 1 if neither is requested.
 
-    CPUs are not counted: they are shared with stage processes, and a share of a GPU lies on one device.
+    CPUs are not counted, as stage processes share them. A fractional GPU lies on one device.
     """
-    devices = {name: amount for name, amount in wanted.items() if name != "CPU" and not name.startswith(KIND)}
+    devices = {
+        name: amount for name, amount in wanted.items() if name != "CPU" and not name.startswith(ACCELERATOR_PREFIX)
+    }
     if not devices:
         return 1
-    return max(1, sum(_held(node, devices) for node in nodes if fits(node, wanted)))
+    return max(1, sum(_replicas_on(node, devices) for node in nodes if fits(node, wanted)))
 
 
-def _held(node: Resources, devices: Resources) -> int:
+def _replicas_on(node: Resources, devices: Resources) -> int:
     counts = []
     for name, amount in devices.items():
         if name == "GPU" and amount < 1:
@@ -76,31 +78,33 @@ def _held(node: Resources, devices: Resources) -> int:
     return min(counts)
 
 
-def missing(nodes: Sequence[Resources], wanted: Resources) -> str | None:
-    """What no node has at once for one replica, in words; None where one has it."""
+def missing_resources(nodes: Sequence[Resources], wanted: Resources) -> str | None:
+    """The resources of one replica in words if no single node has them all, else None."""
     if any(fits(node, wanted) for node in nodes):
         return None
     return "a node with " + ", ".join(
-        f"GPUs of kind {name.removeprefix(KIND)}" if name.startswith(KIND) else f"{amount:g} {name}"
+        f"accelerator type {name.removeprefix(ACCELERATOR_PREFIX)}"
+        if name.startswith(ACCELERATOR_PREFIX)
+        else f"{amount:g} {name}"
         for name, amount in sorted(wanted.items())
     )
 
 
-def refuse_what_cannot_come(wanted: Resources) -> None:
-    """Raise UsageError if Ray was started here, on one machine, and that does not have what a replica asks for."""
-    if is_own() and (lack := missing(live_nodes(), wanted)) is not None:
-        raise UsageError(f"a replica asks for {lack}, which this machine is not (`pool` in the settings)")
+def require_feasible(wanted: Resources) -> None:
+    """Raise UsageError if Ray was started here, on one machine that lacks the resources of a replica."""
+    if started_here() and (lack := missing_resources(live_nodes(), wanted)) is not None:
+        raise UsageError(f"a replica needs {lack}; this machine lacks it (`pool` in the settings)")
 
 
 def stage_size(fetch: FetchConfig, *, total: float, free: float, replicas: float) -> tuple[float, int]:
-    """CPUs of a stage process, and how many there may be.
+    """CPUs per stage process, and the maximum number of processes.
 
-    `total`, `free`: CPUs of the cluster, and those of them that nobody holds now; `replicas`: CPUs that a pool's
-    replicas take of the total. Where no whole CPU is free, a process asks for less and does not wait for others.
+    `total`, `free`: CPUs of the cluster, and those unused now; `replicas`: CPUs that the pool's replicas take of the
+    total. If no whole CPU is free, a process requests a fraction instead of waiting.
     """
-    left = max(SPARE, total - replicas - SPARE)
-    now = max(SPARE, free - SPARE)
-    workers = fetch.workers or min(WORKERS, max(1, int(left / (fetch.cpus_per_worker or 1.0))))
+    left = max(SPARE_CPUS, total - replicas - SPARE_CPUS)
+    now = max(SPARE_CPUS, free - SPARE_CPUS)
+    workers = fetch.workers or min(MAX_WORKERS, max(1, int(left / (fetch.cpus_per_worker or 1.0))))
     if fetch.cpus_per_worker is not None:
         return fetch.cpus_per_worker, workers
     return min(1.0, now, left / workers), workers

@@ -1,4 +1,4 @@
-"""Ray, joined or started, and the errors that it wraps around ours."""
+"""Join or start a Ray cluster, and unwrap our errors from Ray's."""
 
 import contextlib
 import io
@@ -10,73 +10,85 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 
-from paliscribe.errors import PaliscribeError, PassingError, RunError
+from paliscribe.errors import PaliscribeError, RunError, TemporaryError
 
 log = logging.getLogger(__name__)
-_own = threading.Event()  # set while Ray runs in this process, which started it
+_started = threading.Event()  # set while a Ray started by this process runs
 
 
 @contextlib.contextmanager
 def cluster(num_cpus: int | None = None) -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names, or start Ray in this process; leave or stop it afterwards.
+    """Join the cluster at RAY_ADDRESS, or start Ray in this process; disconnect or stop it afterwards.
 
-    `num_cpus`: of a Ray that is started here; default: the machine's. What is printed meanwhile goes to the log, not
-    to stdout. Raises RunError if there is no cluster to join.
+    `num_cpus`: of a Ray started here; default: the machine's. Output to stdout meanwhile goes to the log. Raises
+    RunError if there is no cluster to join.
     """
     if ray.is_initialized():
-        _quiet_data()
-        with _stdout_of_our_own():
+        _disable_progress_bars()
+        with _redirected_stdout():
             yield
         return
-    _hush()
+    _silence_loggers()
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address := os.environ.get("RAY_ADDRESS"):
         _check_listening(address)
         own = {}
-    else:  # "local": never a cluster that somebody happens to have started on this machine
+    else:  # "local": never join another Ray on this machine
         own = {"address": "local", "num_cpus": num_cpus or os.cpu_count(), "include_dashboard": False}
     try:
-        with _silent(), _kept_signals():
-            ray.init(**quiet, **own)
+        with _discard_stderr(), _restored_signals():
+            ray.init(**quiet, **own, **_own_code())
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
         if address := os.environ.get("RAY_ADDRESS"):
             raise RunError(f"no Ray cluster at {address}: {line} (is RAY_AUTH_TOKEN that cluster's?)") from error
         raise RunError(f"Ray cannot be started here: {line}") from error
-    _quiet_data()
+    _disable_progress_bars()
     if own:
-        _own.set()
+        _started.set()
     try:
-        with _stdout_of_our_own():
+        with _redirected_stdout():
             yield
     finally:
-        _own.clear()
+        _started.clear()
         ray.shutdown()
 
 
-def is_own() -> bool:
-    """Whether Ray was started in this process: then no node can join it, and it ends with this process."""
-    return _own.is_set()
+def _own_code() -> dict[str, Any]:
+    """A runtime_env for `ray.init` that ships this package, if a job runs it from a subfolder of its working directory.
+
+    The nodes may not have it installed.
+    """
+    package, place = Path(__file__).resolve().parents[1], Path.cwd().resolve()
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and package.parent != place and package.is_relative_to(place):
+        return {"runtime_env": {"py_modules": [str(package)]}}
+    return {}
+
+
+def started_here() -> bool:
+    """Whether this process started Ray: then no node can join it, and it ends with this process."""
+    return _started.is_set()
 
 
 @contextlib.contextmanager
 def translating() -> Iterator[None]:
-    """Give back the error of ours inside what Ray wrapped around it; name what is left."""
+    """Re-raise a PaliscribeError that Ray has wrapped; translate other Ray errors to TemporaryError."""
     try:
         yield
     except ray.exceptions.RayError as error:
         if (inner := unwrapped(error)) is not None:
             raise inner from None
         line = str(error).strip().splitlines()[-1]
-        raise PassingError(f"a worker failed: {line}; run the same command again to go on") from error
+        raise TemporaryError(f"a worker failed: {line}; run the same command again to resume") from error
 
 
 def unwrapped(error: ray.exceptions.RayError) -> PaliscribeError | None:
-    """The error of ours that Ray has wrapped, or None."""
+    """The PaliscribeError that Ray has wrapped, or None."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, PaliscribeError):
         inner = getattr(inner, "cause", None) or inner.__cause__
@@ -84,10 +96,10 @@ def unwrapped(error: ray.exceptions.RayError) -> PaliscribeError | None:
 
 
 def _check_listening(address: str) -> None:
-    """Raise RunError at once where nothing answers at HOST:PORT; Ray itself would try for minutes."""
+    """Raise RunError at once if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
-        return  # `auto`, `ray://...`: for Ray to resolve
+        return  # `auto`, `ray://...`: Ray resolves these
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
@@ -95,8 +107,8 @@ def _check_listening(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _kept_signals() -> Iterator[None]:
-    """Put the signal handlers back afterwards: Ray takes SIGTERM over, in Python to exit, in C++ to abort."""
+def _restored_signals() -> Iterator[None]:
+    """Restore the signal handlers afterwards: Ray replaces SIGTERM's, in Python to exit, in C++ to abort."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     try:
@@ -107,8 +119,8 @@ def _kept_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _hush() -> None:
-    """Keep Ray's own lines off stderr; they are in its log folder. An environment variable that is set stays."""
+def _silence_loggers() -> None:
+    """Keep Ray's log lines off stderr; its log folder has them. Environment variables that are set win."""
     import ray.data  # noqa: F401  # sets the level of its logger when it is imported
 
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -117,15 +129,15 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
 
 
-def _quiet_data() -> None:
-    """No bars of Ray Data's own."""
+def _disable_progress_bars() -> None:
+    """Disable Ray Data's progress bars."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
 
 class _Log(io.TextIOBase):
-    """What is written to it becomes lines of a log."""
+    """A file that logs each line written to it."""
 
     def write(self, text: str) -> int:
         if line := text.strip():
@@ -134,15 +146,15 @@ class _Log(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def _stdout_of_our_own() -> Iterator[None]:
-    """Keep Ray off stdout, where results go: warnings of its raylet are printed there, from a thread, at any time."""
+def _redirected_stdout() -> Iterator[None]:
+    """Keep Ray off stdout, which is for results: a thread prints raylet warnings there at any time."""
     with contextlib.redirect_stdout(_Log()):
         yield
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Send file descriptor 2 nowhere: Ray's core, in C++, reports its own log level there."""
+def _discard_stderr() -> Iterator[None]:
+    """Redirect file descriptor 2 to /dev/null: Ray's C++ core prints its log level there."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

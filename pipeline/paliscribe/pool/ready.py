@@ -1,26 +1,26 @@
-"""What a replica is made of: the model on its device, and an engine that has answered before anybody asks it."""
+"""Build a replica's engine: load the model, start the engine, run a self-test."""
 
 import numpy as np
 import torch
 
 from paliscribe.config import ModelSpec, PoolConfig
-from paliscribe.engine import Engine, engine_sizes, keep_to_share
+from paliscribe.engine import Engine, engine_sizes, limit_memory_to_share
 from paliscribe.errors import ReplicaError
 from paliscribe.model.paligemma import load
 from paliscribe.records import ONLINE, Request
 
-ANSWERED = 600.0  # seconds within which the first answer must have come; large models on a CPU need minutes
+SELF_TEST_TIMEOUT = 600.0  # seconds for the first answer; large models on a CPU need minutes
 
 
 def ready_engine(spec: ModelSpec, config: PoolConfig) -> Engine:
-    """Load a model and start an engine that has shown that it can answer.
+    """Load a model, start its engine and run the self-test.
 
-    `config.gpus_per_replica`: None for the GPU if there is one. Raises UsageError as `load` does, and ReplicaError if
-    the device is not there, the memory does not suffice, or the model fails.
+    `config.gpus_per_replica` None: the GPU if there is one. Raises UsageError as `load` does, and ReplicaError if the
+    device is missing, out of memory, or the model fails.
     """
     device = _device(config)
     try:
-        keep_to_share(device, config)
+        limit_memory_to_share(device, config)
         model = load(spec, device=device)
         if config.compile:
             model.compile()
@@ -31,28 +31,28 @@ def ready_engine(spec: ModelSpec, config: PoolConfig) -> Engine:
         said = str(error).strip().splitlines()[0]
         raise ReplicaError(f"{spec.id} does not fit into {share}the device's memory: {said}") from error
     try:
-        prove(engine)
+        self_test(engine)
     except ReplicaError:
         engine.close()
         raise
     return engine
 
 
-def prove(engine: Engine) -> None:
-    """Have a started engine answer a small request of its own. Raises ReplicaError with its words if it cannot."""
+def self_test(engine: Engine) -> None:
+    """Answer one small request. Raises ReplicaError with the engine's error if that fails."""
     size = engine.model.image_size
     grey = np.full((size, size, 3), 128, dtype=np.uint8)
     [future] = engine.submit([Request("proof", "caption en", grey, "grey", 1, ONLINE)])
     try:
-        answer = future.result(timeout=ANSWERED)
+        answer = future.result(timeout=SELF_TEST_TIMEOUT)
     except TimeoutError:
-        raise ReplicaError(f"the model gave no answer within {ANSWERED:g} s") from None
+        raise ReplicaError(f"the model did not answer within {SELF_TEST_TIMEOUT:g} s") from None
     if answer.error_kind is not None:
         raise ReplicaError(f"the model cannot answer: {answer.error_message}")
 
 
 def _device(config: PoolConfig) -> str | None:
-    """Where the model goes. Ray shows the GPUs of its node also to a replica that has asked for none."""
+    """The model's device. Checks the configuration first: Ray shows a node's GPUs also to replicas without one."""
     if config.gpus_per_replica is None:
         return None
     if not config.gpus_per_replica:

@@ -1,4 +1,4 @@
-"""A replica: one actor that holds the model, as Serve runs it."""
+"""A replica: a Serve actor that holds one model."""
 
 import logging
 import threading
@@ -14,12 +14,12 @@ from paliscribe.errors import ReplicaError, RequestError
 from paliscribe.pool.autoscaling import ROWS, SLOTS
 from paliscribe.records import Piece, Prediction, Request
 
-STUCK = 120.0  # seconds of one step of the engine after which its device is taken to be broken
+STEP_TIMEOUT = 120.0  # seconds of one engine step after which the device counts as hung
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFacts:
-    """What a replica says of itself."""
+    """Identity and configuration of a replica."""
 
     replica: str
     image_size: int
@@ -29,7 +29,7 @@ class ReplicaFacts:
 
 
 class Replica:
-    """One actor that holds the model. Serve wraps it into the deployment."""
+    """The actor class that Serve deploys: one model and its engine."""
 
     def __init__(self, spec: ModelSpec, threads: int | None, config: PoolConfig) -> None:
         import torch
@@ -43,22 +43,22 @@ class Replica:
         self._name = serve.get_replica_context().replica_tag
         if threads is not None:
             torch.set_num_threads(threads)
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # a line a call otherwise
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # else it logs a line per call
         self.engine = ready_engine(spec, config)
         self.model = self.engine.model
         self._load_seconds = time.monotonic() - begun
-        threading.Thread(target=self._watch, name="metrics", daemon=True).start()
+        threading.Thread(target=self._export_metrics, name="metrics", daemon=True).start()
 
     async def predict(self, requests: list[Request]) -> list[Prediction]:
-        """Answer requests that arrive together, in their order."""
-        with self._counting(requests):
+        """Answer one call's requests, in order."""
+        with self._counting_refusals(requests):
             predictions = await self._aio.predict(self.engine, requests)
         self._metrics.answered(requests, predictions)
         return [replace(prediction, replica=self._name) for prediction in predictions]
 
     async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
-        """The pieces of one answer as they come, then its prediction."""
-        with self._counting([request]):
+        """Stream an answer's pieces, then its prediction."""
+        with self._counting_refusals([request]):
             async for part in self._aio.stream(self.engine, request):
                 if isinstance(part, Prediction):
                     self._metrics.answered([request], [part])
@@ -66,33 +66,33 @@ class Replica:
                 yield part
 
     async def facts(self) -> ReplicaFacts:
-        """Which replica this is and what it runs."""
+        """Identity and configuration of this replica."""
         context = serve.get_replica_context()
         located, spec = self.model.located, self.model.spec
         slots = self.engine.sizes.limits.slots
         return ReplicaFacts(context.replica_tag, located.image_size, located.revision, spec.precision, slots)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Serve's autoscaler goes by: requests that wait or are under way, and slots for them."""
+        """Metrics for Serve's autoscaler: queued and running requests, and slots."""
         stats = self.engine.stats()
         return {ROWS: stats.waiting + stats.live, SLOTS: self.engine.sizes.limits.slots}
 
     def check_health(self) -> None:
-        """Serve's probe: an engine that no longer answers has its replica replaced."""
+        """Serve's health check. Raises ReplicaError if the engine is dead or hangs; Serve then replaces the replica."""
         if not self.engine.alive:
             raise ReplicaError("the engine thread has died")
-        if self.engine.step_seconds() > STUCK:
-            raise ReplicaError(f"a step of the engine has lasted more than {STUCK:g} s: its device does not answer")
+        if self.engine.step_seconds() > STEP_TIMEOUT:
+            raise ReplicaError(f"an engine step has lasted more than {STEP_TIMEOUT:g} s: the device hangs")
 
     @contextmanager
-    def _counting(self, requests: Sequence[Request]) -> Iterator[None]:
+    def _counting_refusals(self, requests: Sequence[Request]) -> Iterator[None]:
         try:
             yield
         except RequestError as error:
             self._metrics.refused(requests, error.code)
             raise
 
-    def _watch(self) -> None:
+    def _export_metrics(self) -> None:
         while self.engine.alive:
-            self._metrics.look(self.engine.stats(), self.engine.step_seconds(), self._load_seconds)
+            self._metrics.update(self.engine.stats(), self.engine.step_seconds(), self._load_seconds)
             time.sleep(self._period)

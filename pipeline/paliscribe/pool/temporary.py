@@ -1,7 +1,8 @@
-"""A headless pool ends with its driver, however the driver ends.
+"""Temporary pools: deleted when their driver ends, even if it is killed.
 
-Serve's applications are detached: one outlives the driver that started it. A driver that is killed cannot remove its
-pool, so a reaper does, an actor that outlives the driver as well and waits for another one, the sign, that does not.
+Serve applications are detached and outlive their driver, and a killed driver cannot delete its pool. So a detached
+actor, the reaper, waits for the driver's sentinel, an actor that Ray ends with the driver, and then deletes the
+application.
 """
 
 import asyncio
@@ -19,27 +20,27 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from paliscribe.errors import Stopped
-from paliscribe.pool.ray_cluster import is_own
+from paliscribe.pool.ray_cluster import started_here
 
-HEADLESS = "paliscribe-batch-"  # applications with this prefix belong to one attempt at a run each
-TRIES = 5  # a driver may have been killed while it deployed
-PAUSE = 2.0  # seconds between them
+TEMPORARY = "paliscribe-batch-"  # name prefix of applications that belong to one attempt at a run
+DELETE_ATTEMPTS = 5  # the driver may have been killed during a deployment
+PAUSE = 2.0  # seconds between attempts
 
 log = logging.getLogger(__name__)
 
 
-def headless_name(run: str) -> str:
-    """A name for the pool of an attempt at a run: a late reaper cannot delete the pool of a newer one."""
-    return f"{HEADLESS}{run}-{uuid.uuid4().hex[:6]}"
+def temporary_name(run: str) -> str:
+    """A pool name unique to one attempt at a run, so that a late reaper cannot delete a newer pool."""
+    return f"{TEMPORARY}{run}-{uuid.uuid4().hex[:6]}"
 
 
 @contextmanager
 def ends_with_driver(application: str) -> Iterator[None]:
-    """Delete an application when the block ends or, on a cluster that outlives it, when this driver does.
+    """Delete an application when the block ends or, on a cluster that was joined, when this driver ends.
 
-    A driver that is told to stop leaves it to the reaper: whoever stops jobs kills what does not end within seconds.
+    On Stopped the reaper deletes it: a stopped job is killed within seconds, too soon to wait for Serve.
     """
-    reaper = _begin(application) if not is_own() else None
+    reaper = _start_reaper(application) if not started_here() else None
     left = False
     try:
         yield
@@ -53,10 +54,10 @@ def ends_with_driver(application: str) -> Iterator[None]:
                 ray.kill(actor)
 
 
-def _begin(application: str) -> tuple[Any, Any]:
-    """The reaper and the sign of this driver that it watches; both beside the driver, and neither takes resources."""
+def _start_reaper(application: str) -> tuple[Any, Any]:
+    """Start the reaper and the sentinel that it watches. Both run on the driver's node and take no resources."""
     here = ray.get_runtime_context().get_node_id()
-    sign = _Sign.options(  # type: ignore[attr-defined]
+    sentinel = _DriverSentinel.options(  # type: ignore[attr-defined]
         num_cpus=0, max_restarts=3, scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False)
     ).remote()
     reaper = _Reaper.options(  # type: ignore[attr-defined]
@@ -66,13 +67,13 @@ def _begin(application: str) -> tuple[Any, Any]:
         name=f"reaper of {application}",
         namespace="paliscribe",
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
-    ).remote(application, sign)
-    return reaper, sign
+    ).remote(application, sentinel)
+    return reaper, sentinel
 
 
 @ray.remote
-class _Sign:
-    """Lives as long as the driver that made it: Ray ends it with that."""
+class _DriverSentinel:
+    """Lives as long as its driver: Ray ends it with the driver."""
 
     async def end(self) -> None:
         """Never returns."""
@@ -81,28 +82,29 @@ class _Sign:
 
 @ray.remote
 class _Reaper:
-    """Waits for the end of a sign, deletes an application, and ends itself.
+    """Waits for the sentinel's end, deletes the application, and exits.
 
-    It works in a thread that its construction starts, since a call would be lost with its node or its driver.
+    It works in a thread started by the constructor, which a restart repeats: a call would be lost with its node or
+    driver.
     """
 
-    def __init__(self, application: str, sign: Any) -> None:
+    def __init__(self, application: str, sentinel: Any) -> None:
         me = ray.get_runtime_context().current_actor
-        threading.Thread(target=_reap, args=(application, sign, me), name="reaper", daemon=True).start()
+        threading.Thread(target=_reap, args=(application, sentinel, me), name="reaper", daemon=True).start()
 
 
-def _reap(application: str, sign: Any, me: Any) -> None:
+def _reap(application: str, sentinel: Any, me: Any) -> None:
     while True:
         try:
-            ray.get(sign.end.remote())
-        except ActorUnavailableError:  # it is restarted, or its node is out of reach for now
+            ray.get(sentinel.end.remote())
+        except ActorUnavailableError:  # restarting, or its node is unreachable for now
             time.sleep(PAUSE)
         except RayActorError:
             break
-    for _ in range(TRIES):
+    for _ in range(DELETE_ATTEMPTS):
         try:
             serve.delete(application)
-        except Exception as error:  # no Serve instance, or one that is being replaced; the types are private to Ray
+        except Exception as error:  # Serve is down or restarting; the exception types are private to Ray
             log.warning("deleting %s: %s", application, error)
         time.sleep(PAUSE)
     ray.kill(me)

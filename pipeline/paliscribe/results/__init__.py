@@ -1,4 +1,4 @@
-"""Results: their schema, the commit of shards, the publication of parts, and the lease of the one driver."""
+"""Results of a run: schema, commit of shards, publication of parts, and the driver's lease."""
 
 from paliscribe.results.commit import Marker, commit, done, read_committed, read_marker, write_shard
 from paliscribe.results.lease import Lease, Owner, hold, read_lease

@@ -1,9 +1,9 @@
-"""The commit of a shard: a file of any name, then one marker that can be written only once.
+"""Commit of a shard: a data file, then a marker that can be written only once.
 
-An attempt writes its records to a file named by shard and attempt, then creates the shard's marker by one
-conditional put. The first marker wins. Nothing is renamed, and no file that a marker may name is ever deleted.
-State files are Arrow, not Parquet, so that `OUTPUT/**/*.parquet` sees published files only: DuckDB and polars do not
-skip folders that begin with an underscore.
+An attempt writes its records to a file named by shard and attempt, then creates the shard's marker by a conditional
+put. The first marker wins. Nothing is renamed, and a file that a marker may name is never deleted. State files are
+Arrow, not Parquet, so that `OUTPUT/**/*.parquet` matches published files only: DuckDB and polars do not skip folders
+whose name starts with an underscore.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ FIRST_RUN = "_run"
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """What a finished shard vouches for."""
+    """Marker of a committed shard: its file and the counts of its records."""
 
     shard: int
     file: str  # key of the shard file
@@ -35,27 +35,27 @@ class Marker:
     statuses: dict[str, int]
     error_kinds: dict[str, int]
     tokens: int
-    replicas: Sequence[str] = ()  # that answered; of an older version: not known
+    replicas: Sequence[str] = ()  # ids of those that answered; empty in markers of older versions
 
     def as_json(self) -> bytes:
-        """Canonical bytes."""
+        """Canonical JSON: equal markers give equal bytes."""
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @classmethod
     def from_json(cls, body: bytes | str) -> "Marker":
-        """Read a marker back."""
+        """Parse a marker."""
         return cls(**json.loads(body))
 
 
 def marker_key(shard: int, base: str = FIRST_RUN) -> str:
-    """Where the marker of a shard is."""
+    """Key of a shard's marker."""
     return f"{base}/done/shard-{shard:05d}.json"
 
 
 def write_shard(
     store: Store, shard: int, attempt: str, table: pa.Table, base: str = FIRST_RUN, replicas: Sequence[str] = ()
 ) -> Marker:
-    """Write an attempt's records; nothing counts until `commit`. `replicas`: who answered."""
+    """Write an attempt's records. They do not count until `commit`. `replicas`: ids of those that answered."""
     body = encode(table)
     key = f"{base}/shards/shard-{shard:05d}.{attempt}.arrow"
     store.put(key, body)
@@ -74,28 +74,28 @@ def write_shard(
 
 
 def commit(store: Store, marker: Marker, base: str = FIRST_RUN) -> Marker:
-    """Commit an attempt. Returns the marker that counts: this one, or that of an attempt that was first."""
+    """Commit an attempt. Returns the effective marker: this one, or that of an earlier attempt."""
     if store.put_if_absent(marker_key(marker.shard, base), marker.as_json()):
         return marker
     return read_marker(store, marker.shard, base)
 
 
 def read_marker(store: Store, shard: int, base: str = FIRST_RUN) -> Marker:
-    """The marker of a finished shard."""
+    """The marker of a committed shard."""
     return Marker.from_json(store.get(marker_key(shard, base)))
 
 
 def done(store: Store, base: str = FIRST_RUN) -> set[int]:
-    """The finished shards, by one listing."""
+    """The committed shards, from one listing."""
     start = f"{base}/done/shard-"
     return {int(found.key.removeprefix(start).removesuffix(".json")) for found in store.list(start)}
 
 
 def read_committed(store: Store, marker: Marker) -> pa.Table:
-    """A committed shard's records. Raises RunError if the file is not the one that was committed."""
+    """Records of a committed shard. Raises RunError if the file's hash differs from the marker's."""
     body = store.get(marker.file)
     if hashlib.sha256(body).hexdigest() != marker.sha256:
-        raise RunError(f"{store.uri}/{marker.file} is not what was committed: the output has been tampered with")
+        raise RunError(f"{store.uri}/{marker.file} does not match its marker: the output was modified or is corrupt")
     return decode(body)
 
 

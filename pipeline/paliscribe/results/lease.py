@@ -1,7 +1,7 @@
-"""One driver a run: an object that its owner keeps renewing, created and replaced by conditional puts.
+"""The lease of a run, which allows one driver at a time: an object that its owner renews by conditional puts.
 
-A lease is stale if its content has not changed for `ttl` seconds of the *reader's* clock, so that clocks of two
-machines need not agree, or at once if its owner was a process of this very boot of this machine and is gone.
+A lease is stale if its content has not changed for `ttl` seconds of the *reader's* clock, so clocks need not be
+synchronized. It is stale at once if its owner was a process of this boot of this machine and no longer exists.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from paliscribe.errors import PassingError
+from paliscribe.errors import TemporaryError
 from paliscribe.storage import StorageError, Store
 
 KEY = "_run/lease.json"
@@ -24,46 +24,46 @@ TTL = 60.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who holds a lease. `process_start`: clock ticks after boot, which tells a pid from its later namesakes."""
+    """Owner of a lease. `process_start`: clock ticks after boot; with it a reused pid is not taken for the owner."""
 
     token: str
     host: str
     pid: int
     boot: str
     process_start: str
-    since: float  # seconds since 1970, for people
+    since: float  # seconds since 1970; only for messages
     renewals: int = 0
     ttl: float = TTL
 
     @classmethod
-    def me(cls, ttl: float) -> "Owner":
-        """This process."""
+    def current(cls, ttl: float) -> "Owner":
+        """This process as an owner."""
         pid = os.getpid()
         return cls(uuid.uuid4().hex, socket.gethostname(), pid, _boot(), _started(pid) or "", time.time(), 0, ttl)
 
     @property
-    def here(self) -> bool:
-        """Whether it is or was a process of this boot of this machine, so that this one can tell if it runs."""
+    def is_local(self) -> bool:
+        """Whether the owner is or was a process of this boot of this machine, so that its existence can be checked."""
         return self.boot == _boot() != "" and self.host == socket.gethostname()
 
     @property
-    def surely_gone(self) -> bool:
-        """Whether it was a process of this boot of this machine that no longer runs."""
-        return self.here and _started(self.pid) != self.process_start
+    def is_dead(self) -> bool:
+        """Whether the owner was a process of this boot of this machine that no longer exists."""
+        return self.is_local and _started(self.pid) != self.process_start
 
     def as_json(self) -> bytes:
-        """Canonical bytes."""
+        """Canonical JSON."""
         return json.dumps(asdict(self), sort_keys=True).encode()
 
 
 def read_lease(store: Store) -> Owner | None:
-    """Who holds the lease of this output, or None."""
+    """Owner of the output's lease, or None."""
     found = _read(store)
     return found[0] if found else None
 
 
 class Lease:
-    """A lease that this process holds; a thread renews it."""
+    """A lease held by this process; a thread renews it."""
 
     def __init__(self, store: Store, owner: Owner, etag: str, on_lost: Callable[[], None]) -> None:
         self._store, self._owner, self._etag, self._on_lost = store, owner, etag, on_lost
@@ -73,10 +73,10 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Give the lease back, if it is still ours."""
+        """Stop renewing and delete the lease, if this process still owns it."""
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(StorageError):  # it will be stale, and what ended the run shall be heard of
+        with contextlib.suppress(StorageError):  # the lease expires anyway; do not mask the error that ended the run
             if (found := _read(self._store)) is not None and found[0].token == self._owner.token:
                 self._store.delete(KEY)
 
@@ -87,10 +87,10 @@ class Lease:
             try:
                 etag = self._store.put_if_match(KEY, renewed.as_json(), self._etag)
                 if etag is None and (found := _read(self._store)) is not None and found[0].token == renewed.token:
-                    etag = found[1]  # an earlier renewal was written although its answer was an error
+                    etag = found[1]  # an earlier renewal succeeded although its response was an error
             except StorageError:
                 if time.monotonic() - last < self._owner.ttl:
-                    continue  # the store may come back in time
+                    continue  # retry until the lease expires
                 etag = None
             if etag is None:
                 self.lost = True
@@ -107,12 +107,12 @@ def hold(
     on_lost: Callable[[], None] = lambda: None,
     waiting: Callable[[str], None] = lambda words: None,
 ) -> Iterator[Lease]:
-    """Hold the lease of an output. `on_lost` is called from the renewing thread.
+    """Hold the lease of an output. `on_lost` is called from the renewing thread if the lease is lost.
 
-    Raises PassingError if another driver is at work; a lease that may be stale is watched for its `ttl` first, and
-    `waiting` is told so.
+    A lease that may be stale is watched for its `ttl` first, and `waiting` gets a message about that. Raises
+    TemporaryError if another driver holds the lease.
     """
-    owner = Owner.me(ttl)
+    owner = Owner.current(ttl)
     etag = _acquire(store, owner, waiting)
     lease = Lease(store, owner, etag, on_lost)
     try:
@@ -130,9 +130,9 @@ def _acquire(store: Store, owner: Owner, waiting: Callable[[str], None]) -> str:
             continue
         found = _read(store)
         if found is None:
-            continue  # given back meanwhile
+            continue  # released in the meantime
         holder, etag = found
-        if not holder.surely_gone:
+        if not holder.is_dead:
             _watch(store, holder, etag, waiting)
         taken = store.put_if_match(KEY, owner.as_json(), etag)
         if taken is not None:
@@ -140,11 +140,11 @@ def _acquire(store: Store, owner: Owner, waiting: Callable[[str], None]) -> str:
 
 
 def _watch(store: Store, holder: Owner, etag: str, waiting: Callable[[str], None]) -> None:
-    """Return if the lease stays unchanged for its ttl; raise PassingError as soon as its owner renews it."""
+    """Return if the lease is unchanged for its ttl. Raises TemporaryError as soon as its owner renews it."""
     at = f"process {holder.pid} on {holder.host}"
-    if holder.here:
-        raise PassingError(f"another driver is at work on {store.uri}: {at}, since {_ago(holder.since)}")
-    waiting(f"watching whether {at} still works on this run")
+    if holder.is_local:
+        raise TemporaryError(f"another driver holds the lease of {store.uri}: {at}, since {_ago(holder.since)}")
+    waiting(f"waiting to see whether {at} still holds the lease of this run")
     until = time.monotonic() + holder.ttl
     while time.monotonic() < until:
         time.sleep(min(1.0, holder.ttl / 10))
@@ -152,7 +152,7 @@ def _watch(store: Store, holder: Owner, etag: str, waiting: Callable[[str], None
         if found is None:
             return
         if found[1] != etag:
-            raise PassingError(f"another driver is at work on {store.uri}: {at}, since {_ago(holder.since)}")
+            raise TemporaryError(f"another driver holds the lease of {store.uri}: {at}, since {_ago(holder.since)}")
 
 
 def _read(store: Store) -> tuple[Owner, str] | None:
@@ -170,7 +170,7 @@ def _ago(moment: float) -> str:
 
 
 def _boot() -> str:
-    """This boot of this machine, and the name space of its pids: containers of one host may share its name."""
+    """Id of this boot and of the pid namespace, since containers of one host may share its hostname."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
@@ -178,7 +178,7 @@ def _boot() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, or None if it is not there (a zombie is gone as well)."""
+    """Start time of a process in clock ticks after boot; None if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,21 +1,21 @@
-"""Parts: what readers see, made of committed shards and nothing else, under names fixed by the part.
+"""Publication of parts: the Parquet files that readers see, made from committed shards, with deterministic names.
 
-A run's first generation has the base `_run`; the g-th retry `_run/retry-00g`, where the same commit protocol runs
-over the dead letters of the generation before. What a part publishes is a function of what its generation committed:
+The state of a run's first generation is under `_run`; that of the g-th retry under `_run/retry-00g`, where the same
+commit protocol runs over the previous generation's dead letters. A part is a function of its generation's commits:
 
-* `annotations/[col-value/]part-00003[.retry-001].parquet`: records that were answered (ok and invalid);
-* `errors/[col-value/]part-00003.parquet`: records of the newest generation that were not.
+* `annotations/[col-value/]part-00003[.retry-001].parquet`: answered records (ok and invalid);
+* `errors/[col-value/]part-00003.parquet`: dead letters of the newest generation.
 
-A retry first deletes the errors of the generation before, then writes its own, then adds the annotations, so that a
-reader who looks in between misses a record for a moment and never sees it twice, even one whose mended row belongs to
-another folder. Each step writes equal bytes when it is repeated after a crash; the part's marker comes last.
+A retry deletes the previous generation's errors, then writes its own, then adds annotations. A concurrent reader may
+miss a record for a moment but never sees it twice, even if its corrected row moves to another folder. Every step is
+idempotent: repeated after a crash it writes equal bytes. The part's marker is written last.
 
-Folders are named `task-caption en`, not `task=caption en`, and every column is in the files. Readers infer a column
-from `name=value` paths beside or instead of the one in the files, with a type of their own: pandas and
-`pyarrow.parquet.read_table` refuse even a string column that is in both, `pyarrow.dataset(partitioning="hive")` an
-integer one and strings such as `007`, and DuckDB turns booleans and floats into text. Nor would a long task fit into a
-name of 255 bytes. The files of a folder hold its value alone, so that the statistics in their footers let readers skip
-them all the same.
+Folders are named `task-caption en`, not `task=caption en`, and every column is in the files. From hive-style
+`name=value` paths readers infer an additional or replacing column of another type: pandas and
+`pyarrow.parquet.read_table` reject even a string column that is in both, `pyarrow.dataset(partitioning="hive")` an
+integer one and strings such as `007`, and DuckDB turns booleans and floats into text. Also a long task would not fit
+into a name of 255 bytes. Files of a folder hold a single partition value, so footer statistics still let readers skip
+them.
 """
 
 import hashlib
@@ -39,13 +39,13 @@ from paliscribe.storage import StorageError, Store
 
 PART_RECORDS = 1_000_000  # about 128 MB of Parquet at some 130 bytes a record
 ROW_GROUP = 65_536  # records
-FOLDER_BYTES = 120  # of one partition value in a folder's name
+FOLDER_BYTES = 120  # most bytes of a column name or a value in a folder's name
 SUMMARY, SUCCESS = "_summary.json", "_SUCCESS"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a run's shards fall into parts: a function of the run's settings alone."""
+    """Assignment of shards to parts. Depends on the run's settings only."""
 
     shards: int
     shard_rows: int
@@ -55,12 +55,12 @@ class Layout:
 
     @property
     def part_shards(self) -> int:
-        """Consecutive shards of a part."""
+        """Number of consecutive shards in a part."""
         return max(1, PART_RECORDS // (self.shard_rows * len(self.tasks)))
 
     @property
     def parts(self) -> int:
-        """Parts of the run."""
+        """Number of parts of the run."""
         return -(-self.shards // self.part_shards)
 
     def shards_of(self, part: int) -> range:
@@ -68,13 +68,13 @@ class Layout:
         return range(part * self.part_shards, min(self.shards, (part + 1) * self.part_shards))
 
     def part_of(self, shard: int) -> int:
-        """The part of a shard."""
+        """The part that contains a shard."""
         return shard // self.part_shards
 
 
 @dataclass(frozen=True, slots=True)
 class PartMarker:
-    """What a published part vouches for."""
+    """Marker of a published part: its files and the counts of their records."""
 
     part: int
     files: dict[str, dict[str, Any]]  # key -> records, sha256
@@ -85,12 +85,12 @@ class PartMarker:
     shards_with_errors: list[int]
 
     def as_json(self) -> bytes:
-        """Canonical bytes."""
+        """Canonical JSON."""
         return json.dumps(asdict(self), sort_keys=True).encode()
 
 
 def generation_base(generation: int) -> str:
-    """Where a generation keeps its state: 0 is the run itself, 1 its first retry."""
+    """Prefix of a generation's state. Generation 0 is the run itself, 1 its first retry."""
     return FIRST_RUN if generation == 0 else f"{FIRST_RUN}/retry-{generation:03d}"
 
 
@@ -105,15 +105,15 @@ def read_part(store: Store, part: int, generation: int = 0) -> PartMarker | None
 
 
 def published(store: Store, generation: int = 0) -> set[int]:
-    """The published parts, by one listing."""
+    """The published parts, from one listing."""
     start = f"{generation_base(generation)}/parts/part-"
     return {int(found.key.removeprefix(start).removesuffix(".json")) for found in store.list(start)}
 
 
 def publish_part(store: Store, layout: Layout, part: int, generation: int = 0) -> PartMarker:
-    """Publish a part whose shards are all committed. One that is published already is left as it is."""
-    if (there := read_part(store, part, generation)) is not None:
-        return there
+    """Publish a part whose shards are all committed. Idempotent: an already published part is unchanged."""
+    if (existing := read_part(store, part, generation)) is not None:
+        return existing
     before = None if generation == 0 else read_part(store, part, generation - 1)
     base = generation_base(generation)
     shards = layout.shards_of(part) if before is None else before.shards_with_errors
@@ -134,7 +134,7 @@ def publish_part(store: Store, layout: Layout, part: int, generation: int = 0) -
 
 
 def finish(store: Store, layout: Layout, facts: dict[str, Any], generation: int = 0) -> dict[str, Any]:
-    """Check that the totals add up, write the summary, then `_SUCCESS`. Raises RunError if a record is missing."""
+    """Check the totals, write the summary, then `_SUCCESS`. Raises RunError if their number of records is wrong."""
     statuses: Counter[str] = Counter()
     error_kinds: Counter[str] = Counter()
     tokens = 0
@@ -143,9 +143,7 @@ def finish(store: Store, layout: Layout, facts: dict[str, Any], generation: int 
         parts = [marker for part in sorted(published(store, number)) if (marker := read_part(store, part, number))]
         expected = layout.rows * len(layout.tasks) if number == 0 else statuses["error"]
         if (found := sum(marker.records for marker in parts)) != expected:
-            raise RunError(
-                f"{store.uri}: {found:,} records where {expected:,} should be; nothing was declared finished"
-            )
+            raise RunError(f"{store.uri}: {found:,} records, expected {expected:,}; the run is not marked as finished")
         statuses["error"], error_kinds = 0, Counter()
         files = {key: value for key, value in files.items() if not key.startswith("errors/")}
         for marker in parts:
@@ -183,9 +181,9 @@ def read_summary(store: Store) -> dict[str, Any] | None:
 
 
 def begin_retry(store: Store, generation: int, rows: list[ManifestRow]) -> None:
-    """Note that a retry is under way, so that one that is cut short is gone on with. `_SUCCESS` goes first.
+    """Record the start of a retry, so that an interrupted one is resumed. Deletes `_SUCCESS` first.
 
-    `rows`: the dead letters' rows as the manifest has them now; what is noted first stays.
+    `rows`: the dead letters' rows as they are in the manifest now. Repeated calls do not replace them.
     """
     store.delete(SUCCESS)
     body = json.dumps({"rows": [asdict(row) for row in rows]}).encode()
@@ -193,13 +191,13 @@ def begin_retry(store: Store, generation: int, rows: list[ManifestRow]) -> None:
 
 
 def retry_rows(store: Store, generation: int) -> dict[int, ManifestRow]:
-    """Row number -> row, of the rows that a retry took from the manifest anew."""
+    """Row number -> row, for the rows that a retry read from the manifest again."""
     rows = json.loads(store.get(f"{generation_base(generation)}/begun.json"))["rows"]
     return {row["row"]: ManifestRow(**row) for row in rows}
 
 
 def read_failed(store: Store, shard: int, generation: int) -> list[dict[str, Any]]:
-    """id, row and task of a shard's dead letters in a generation."""
+    """`id`, `row` and `task` of a shard's dead letters in a generation."""
     table = read_committed(store, read_marker(store, shard, generation_base(generation)))
     failed = table.filter(pc.equal(table["status"], "error"))
     records: list[dict[str, Any]] = failed.select(["id", "row", "task"]).to_pylist()
@@ -207,20 +205,20 @@ def read_failed(store: Store, shard: int, generation: int) -> list[dict[str, Any
 
 
 def retry_begun(store: Store, generation: int) -> bool:
-    """Whether this retry was begun."""
+    """Whether this retry was started."""
     return store.exists(f"{generation_base(generation)}/begun.json")
 
 
 def run_name(uri: str) -> str:
-    """A short name for the run of this output, the same in every process."""
+    """A short, deterministic name for the run of this output."""
     return hashlib.sha256(uri.encode()).hexdigest()[:12]
 
 
 def sweep(store: Store, layout: Layout) -> int:
-    """Delete shard files that nobody needs any more; returns how many.
+    """Delete shard files that are no longer needed; returns their number.
 
-    Only for a finished run, whose driver holds the lease: every shard is committed and published, so what is left to
-    need is the records of dead letters, which a retry reads.
+    Only for a finished run whose lease is held: every shard is committed and published, so only shards with dead
+    letters are still needed, by a retry.
     """
     needed = set()
     for part in range(layout.parts):
@@ -254,7 +252,7 @@ def _part_marker(part: int, markers: list[Marker], files: dict[str, dict[str, An
 
 
 class _Files:
-    """The Parquet files of one part while they are written, one a folder of the output."""
+    """Writes the Parquet files of one part, one for each folder of the output."""
 
     def __init__(self, scratch: Path, layout: Layout, name: str, suffix: str) -> None:
         self._scratch, self._by, self._name, self._suffix = scratch, layout.partition_by, name, suffix
@@ -263,7 +261,7 @@ class _Files:
         self._records: Counter[str] = Counter()
 
     def add(self, table: pa.Table) -> None:
-        """Spread a shard's records over the files they belong to."""
+        """Distribute a shard's records to the files that they belong to."""
         failed = pc.equal(table["status"], "error")
         for kind, half in (("annotations", table.filter(pc.invert(failed))), ("errors", table.filter(failed))):
             for folder, slice_ in _split(half, self._by):
@@ -275,7 +273,7 @@ class _Files:
                     self._write(key, last=False)
 
     def close(self) -> dict[str, tuple[Path, dict[str, Any]]]:
-        """Finish the files, one after the other, so that any number of folders can be written: key -> path, facts."""
+        """Finish the files one by one, to bound open files; returns key -> path, facts (records, sha256)."""
         made = {}
         for key in list(self._waiting):
             self._write(key, last=True)
@@ -300,7 +298,7 @@ class _Files:
 
 
 def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[list[str], pa.Table]]:
-    """Slices of equal partition values with their folders, rows in order."""
+    """Slices with equal partition values and their folder names. Rows keep their order."""
     if not table.num_rows:
         return
     if not columns:
@@ -315,7 +313,7 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[list[str
 
 
 def _folder(column: str, value: Any) -> str:
-    """A folder's name: no reader takes it for a column or for hidden, and every file system for a name."""
+    """Name of a partition folder: not hive-style, not hidden, valid on every file system."""
     name = quote(column, safe="")
     if name[0] in "_.":
         name = f"%{ord(name[0]):02X}{name[1:]}"
@@ -324,7 +322,7 @@ def _folder(column: str, value: Any) -> str:
 
 
 def _short(quoted: str) -> str:
-    """A quoted name as it is, or, where it is long, its beginning and a hash of it all."""
+    """A quoted name; if it is too long, its start and a hash of the whole."""
     if len(quoted) <= FOLDER_BYTES:
         return quoted
     return f"{quoted[: FOLDER_BYTES - 9]}~{hashlib.sha256(quoted.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""The one record of a row under a task."""
+"""Builds the result record of one row under one task."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def record(
     shard: int,
     masks: MaskDecoder | None,
 ) -> Record:
-    """Make the one record of a row under a task, from whichever of answer and error there is."""
+    """The record of one row under one task, from its prediction or its error."""
     kind, message = (error.kind, error.message) if error is not None else (None, None)
     annotation: Annotation | None = None
     score: float | None = None
@@ -59,7 +59,7 @@ def record(
 
 
 def load_mask_decoder(uri: str | None) -> MaskDecoder | None:
-    """The decoder at this address, or None for none. Raises UsageError if it cannot be read or is something else."""
+    """The mask decoder at this address; None without one. Raises UsageError if it is unreadable or invalid."""
     if uri is None:
         return None
     folder, name = split(uri)

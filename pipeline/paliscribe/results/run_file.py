@@ -1,4 +1,4 @@
-"""The run file: what a run was asked to do, so that only the same run goes on in its output."""
+"""The run file: settings of a run, so that only the same run can be resumed in an output."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,9 +14,9 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Everything that decides what a run publishes. Two runs with equal fingerprints give equal files."""
+    """Everything that determines what a run publishes. Runs with equal fingerprints publish equal files."""
 
-    manifest: str  # digest of rows, ids and columns
+    manifest: str  # hash of rows, ids and columns
     rows: int
     tasks: tuple[str, ...]
     model: str
@@ -29,7 +29,7 @@ class Fingerprint:
     id_column: str
     partition_by: tuple[str, ...]
     mask_decoder: str | None
-    draft: bool = False  # absent from the run files of older versions, as are the next
+    draft: bool = False  # from here on absent from run files of older versions
     double_quantization: bool = False
     options_column: str | None = None
 
@@ -56,34 +56,34 @@ class Fingerprint:
         )
 
     def differences(self, now: "Fingerprint") -> list[str]:
-        """What differs, in words, from the run that is there (self) to the one asked for."""
+        """Differences between the existing run (self) and the requested one, as text."""
         found = []
         for name, then in asdict(self).items():
-            asked = getattr(now, name)
-            if then == asked or name == "rows":
+            requested = getattr(now, name)
+            if then == requested or name == "rows":
                 continue
             if name == "manifest":
                 found.append(f"the manifest ({self.rows:,} rows then, {now.rows:,} rows now, or other content)")
             else:
-                found.append(f"{name} ({_words(then)} then, {_words(asked)} now)")
+                found.append(f"{name} ({_words(then)} then, {_words(requested)} now)")
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """`_run/run.json`: the fingerprint, the job as it was given, and the model as it was resolved."""
+    """`_run/run.json`: the fingerprint, the job as submitted, and the resolved model."""
 
     fingerprint: Fingerprint
     job: JobConfig
-    model: ModelSpec  # its precision is never `auto`
+    model: ModelSpec  # precision is never `auto`
     image_size: int
 
     def write(self, store: Store) -> None:
-        """Write it once; a run file that is already there stays."""
+        """Write the run file. An existing one is kept."""
         body = {
             "version": VERSION,
             "fingerprint": asdict(self.fingerprint),
-            "job": self.job.model_dump(mode="json") | {"manifest": redacted(self.job.manifest)},  # no secrets here
+            "job": self.job.model_dump(mode="json") | {"manifest": redacted(self.job.manifest)},  # without secrets
             "model": self.model.model_dump(mode="json"),
             "image_size": self.image_size,
         }
@@ -91,7 +91,7 @@ class RunFile:
 
     @classmethod
     def read(cls, store: Store) -> "RunFile | None":
-        """The run of this output, or None where there is none. Raises RunError for a file of another version."""
+        """The run file of an output, or None. Raises RunError for a file of another version."""
         try:
             body: dict[str, Any] = json.loads(store.get(RUN_FILE))
         except StorageError as error:
@@ -99,7 +99,7 @@ class RunFile:
                 return None
             raise
         if body["version"] != VERSION:
-            raise RunError(f"{store.uri}: this run was written by another version of paliscribe; use that one")
+            raise RunError(f"{store.uri}: this run was written by another version of paliscribe; use that version")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body["fingerprint"].items()}
         return cls(
             fingerprint=Fingerprint(**given),
@@ -110,10 +110,10 @@ class RunFile:
 
 
 def refuse_changes(store: Store, then: Fingerprint, now: Fingerprint) -> None:
-    """Raise UsageError, naming what differs, if an output already holds another run."""
+    """Raise UsageError, with the differences, if an output contains another run."""
     if found := then.differences(now):
         raise UsageError(
-            f"{store.uri} holds a run that differs in {'; '.join(found)}. Give another output, or undo the change"
+            f"{store.uri} contains a run that differs in {'; '.join(found)}. Use another output, or undo the change"
         )
 
 

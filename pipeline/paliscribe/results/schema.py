@@ -1,4 +1,4 @@
-"""The columns of a result, once: names, types, units, meanings."""
+"""Columns of the results: names, types, units, meanings."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -6,13 +6,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from paliscribe.grammar.tasks import KINDS
 from paliscribe.records import Box, Mask, Record
 
 VERSION = "1"
 
 
 def _list(kind: pa.DataType) -> pa.DataType:
-    """A list whose child has the name that Parquet gives it, so that what is read is what is documented."""
+    """A list whose child is named as in Parquet, so that files have the documented schema."""
     return pa.list_(pa.field("element", kind))
 
 
@@ -38,26 +39,26 @@ MASK = pa.struct(
 )
 COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("id", pa.string(), "The row's id in the manifest"),
-    ("image", pa.string(), "Address of the image; null if the row names none"),
-    ("task", pa.string(), "The task as it was given, placeholders unfilled"),
-    ("kind", pa.string(), "caption, describe, ocr, answer, question, detect, segment or free"),
-    ("prompt", pa.string(), "What the model was asked; null if it could not be rendered"),
-    ("status", pa.string(), "ok; invalid: the output breaks the task's grammar; error: a dead letter"),
+    ("image", pa.string(), "Address of the image; null if the row has none"),
+    ("task", pa.string(), "The task as configured, with its placeholders"),
+    ("kind", pa.string(), ", ".join(KINDS)),
+    ("prompt", pa.string(), "The prompt sent to the model; null if it could not be rendered"),
+    ("status", pa.string(), "ok; invalid: the output violates the task's grammar; error: a dead letter"),
     ("text", pa.string(), "The model's output; null for an error"),
-    ("boxes", _list(BOX), "Boxes in pixels of the upright original image"),
-    ("masks", _list(MASK), "Masks: codebook indices, and with a mask decoder COCO run lengths over the image"),
+    ("boxes", _list(BOX), "Boxes in pixels of the original image after Exif rotation"),
+    ("masks", _list(MASK), "Masks: codebook indices; with a mask decoder also COCO RLE over the whole image"),
     ("score", pa.float32(), "Mean probability of the generated tokens, 0 to 1"),
     ("prompt_tokens", pa.int32(), "Tokens of the image and the prompt"),
     ("tokens", pa.int32(), "Generated tokens, without end-of-sequence"),
-    ("finish_reason", pa.string(), "stop: the model ended; length: the token limit ended it"),
-    ("error_kind", pa.string(), "For an error: its kind, one of a fixed list"),
-    ("error_message", pa.string(), "For an error or an invalid output: what was wrong, in words"),
-    ("width", pa.int32(), "Pixels of the upright original image"),
-    ("height", pa.int32(), "Pixels of the upright original image"),
-    ("image_sha256", pa.string(), "Hash of the encoded image"),
+    ("finish_reason", pa.string(), "stop: the model ended the answer; length: the token limit did"),
+    ("error_kind", pa.string(), "For an error: its kind, from a fixed list"),
+    ("error_message", pa.string(), "For an error or an invalid output: what went wrong"),
+    ("width", pa.int32(), "Width of the original image after Exif rotation, in pixels"),
+    ("height", pa.int32(), "Height of the original image after Exif rotation, in pixels"),
+    ("image_sha256", pa.string(), "SHA-256 of the encoded image"),
     ("model", pa.string(), "The model's id"),
-    ("revision", pa.string(), "Its commit, or a hash of its folder or prefix"),
-    ("precision", pa.string(), "Arithmetic of its weights"),
+    ("revision", pa.string(), "The model's commit, or a hash of its folder or prefix"),
+    ("precision", pa.string(), "Precision of the model's weights"),
     ("shard", pa.int32(), "Shard of the frozen manifest"),
     ("row", pa.int64(), "Row of the manifest, from 0"),
 )
@@ -66,7 +67,7 @@ NAMES = frozenset(name for name, _, _ in COLUMNS)
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The model as every record of a run names it."""
+    """Model columns, equal in every record of a run."""
 
     model: str
     revision: str
@@ -74,14 +75,14 @@ class ModelFacts:
 
 
 def schema(carried: pa.Schema) -> pa.Schema:
-    """The Arrow schema of a run's results; `carried` are the manifest's own columns, which come last."""
+    """Arrow schema of a run's results. `carried`: the manifest's own columns, appended at the end."""
     fields = [pa.field(name, kind, metadata={"description": words}) for name, kind, words in COLUMNS]
     own = [pa.field(f.name, f.type, metadata={"description": "Carried from the manifest"}) for f in carried]
     return pa.schema([*fields, *own], metadata={"paliscribe.schema_version": VERSION})
 
 
 def describe() -> str:
-    """The columns as a Markdown table, for the docs."""
+    """The columns as a Markdown table for the docs."""
     lines = ["| column | type | meaning |", "|---|---|---|"]
     lines += [f"| `{name}` | `{_words(kind)}` | {words} |" for name, kind, words in COLUMNS]
     return "\n".join(lines)
@@ -92,7 +93,7 @@ def _words(kind: pa.DataType) -> str:
 
 
 def record_values(record: Record) -> dict[str, Any]:
-    """A record as plain values, boxes and masks as dicts, without the model's facts and the carried columns."""
+    """A record as plain values, boxes and masks as dicts, without model columns and carried columns."""
     values = {name: getattr(record, name) for name in NAMES & set(Record.__dataclass_fields__)}
     values["boxes"] = [_box(box) for box in record.boxes]
     values["masks"] = [_mask(mask) for mask in record.masks]
@@ -100,7 +101,7 @@ def record_values(record: Record) -> dict[str, Any]:
 
 
 def to_table(records: Sequence[Record], facts: ModelFacts, whole: pa.Schema) -> pa.Table:
-    """Records under the run's schema, in their order."""
+    """Records as a table of the run's schema `whole`, in order."""
     carried = [name for name in whole.names if name not in NAMES]
     rows = [
         record_values(record) | asdict(facts) | {name: record.columns.get(name) for name in carried}

@@ -1,20 +1,30 @@
-"""Objects by address: local paths, s3:// and http(s)://, behind one interface and one error."""
+"""Storage: objects at local paths, s3:// and http(s):// addresses, behind one interface and one error class."""
 
 import posixpath
 import uuid
 
-from paliscribe.storage.base import ObjectInfo, StorageError, StorageErrorKind, Store, is_local, redacted, scheme
-from paliscribe.storage.http import HttpStore
+from paliscribe.storage import http, local, s3
+from paliscribe.storage.base import (
+    ObjectInfo,
+    Scheme,
+    StorageError,
+    StorageErrorKind,
+    Store,
+    is_local,
+    redacted,
+    scheme,
+)
 from paliscribe.storage.inline import is_inline
-from paliscribe.storage.local import LocalStore, local_path
-from paliscribe.storage.s3 import S3Store
+from paliscribe.storage.local import local_path
 
 __all__ = [
+    "SCHEMES",
     "ObjectInfo",
     "StorageError",
     "StorageErrorKind",
     "Store",
     "check_writable",
+    "get_once",
     "is_local",
     "local_path",
     "open_store",
@@ -24,43 +34,60 @@ __all__ = [
 ]
 
 
+SCHEMES: dict[str, Scheme] = {
+    "": local.SCHEME,
+    "file": local.SCHEME,
+    "s3": s3.SCHEME,
+    "http": http.SCHEME,
+    "https": http.SCHEME,
+}
+
+
+def registered_scheme(uri: str) -> Scheme:
+    """The registered scheme of an address. Raises StorageError `bad_uri` for an unknown scheme."""
+    found = SCHEMES.get(scheme(uri))
+    if found is None:
+        words = ", ".join(dict.fromkeys(each.words for each in SCHEMES.values()))
+        raise StorageError("bad_uri", uri, f"unknown scheme {scheme(uri)!r}; known are {words}")
+    return found
+
+
 def open_store(uri: str) -> Store:
-    """The store of a folder or prefix. Raises StorageError `bad_uri`; nothing is contacted yet."""
-    name = scheme(uri)
-    if is_local(uri):
-        return LocalStore(local_path(uri).expanduser().absolute())
-    if name == "s3":
-        bucket, _, prefix = uri.partition("://")[2].partition("/")
-        if not bucket:
-            raise StorageError("bad_uri", uri, "s3:// needs a bucket")
-        return S3Store(bucket, prefix)
-    if name in ("http", "https"):
-        return HttpStore(uri)
-    raise StorageError("bad_uri", uri, f"unknown scheme {name!r}; local paths, s3:// and http(s):// are known")
+    """The store of a folder or prefix, without any network access. Raises StorageError `bad_uri`."""
+    return registered_scheme(uri).open_store(uri)
+
+
+def get_once(uri: str, max_bytes: int, connections: int, timeout: float) -> bytes:
+    """Read a whole object, without retries. Raises StorageError.
+
+    `max_bytes`: the largest object. `connections`: pool size. `timeout`: seconds to connect, and between two reads.
+    """
+    return registered_scheme(uri).get_once(uri, max_bytes, connections, timeout)
 
 
 def split(uri: str) -> tuple[str, str]:
-    """An object's folder and name: `s3://b/k/m.jsonl` -> (`s3://b/k`, `m.jsonl`).
+    """Split an object's address into folder and name: `s3://b/k/m.jsonl` -> (`s3://b/k`, `m.jsonl`).
 
-    A web address keeps its query with the name, so that folder and name joined are the address again. Raises
+    The name of a web address includes its query, so that folder and name joined give the address again. Raises
     StorageError `bad_uri` for a malformed file:// address.
     """
     name = scheme(uri)
     if is_local(uri):
         path = local_path(uri).expanduser().absolute()
         return str(path.parent), path.name
-    place, mark, query = uri.partition("?") if name in ("http", "https") else (uri, "", "")
+    found = SCHEMES.get(name)
+    place, mark, query = uri.partition("?") if found is not None and found.query else (uri, "", "")
     start = place.index("://") + 3
     folder, slash, last = place[start:].rpartition("/")
     return (place[:start] + folder, last + mark + query) if slash else (place, mark + query)
 
 
 def resolve(reference: str, folder: str) -> str:
-    """An image's address: absolute as it is, else relative to the manifest's folder (`./` and `../` work anywhere)."""
+    """An image's absolute address: a relative `reference` is resolved against `folder`, `./` and `../` included."""
     if "://" in reference or reference.startswith("/") or is_inline(reference):
         return reference
     if not scheme(folder):
-        return f"{folder.rstrip('/')}/{reference.removeprefix('./')}"  # `..` is left to the disk: it may follow a link
+        return f"{folder.rstrip('/')}/{reference.removeprefix('./')}"  # `..` is kept: it may follow a symlink
     start = folder.index("://") + 3
     authority, _, path = folder[start:].rstrip("/").partition("/")
     if not reference.startswith(("./", "../")) and "/./" not in reference and "/../" not in reference:
@@ -70,16 +97,16 @@ def resolve(reference: str, folder: str) -> str:
 
 
 def check_writable(store: Store) -> None:
-    """Create a small object, be refused to create it again, and remove it.
+    """Check that a store is writable: create a small object, fail to create it again, and delete it.
 
-    Raises StorageError if that cannot be done; `forbidden` too where the store ignores the condition of a write:
-    there two attempts at one shard could both count.
+    Raises StorageError if one of these fails; `forbidden` also if the store ignores the condition of a write, since two
+    attempts at one shard could then both be committed.
     """
     key = f"_run/.writable-{uuid.uuid4().hex}"
     store.put_if_absent(key, b"first")
     try:
         if store.put_if_absent(key, b"second"):
-            words = "this store ignores conditional writes (If-None-Match), without which rows could double"
+            words = "this store ignores conditional writes (If-None-Match), without which rows could be duplicated"
             raise StorageError("forbidden", store.uri, words)
     finally:
         store.delete(key)

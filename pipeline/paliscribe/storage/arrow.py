@@ -1,4 +1,4 @@
-"""Arrow beside the stores: state files as bytes, and an output as pyarrow's filesystem."""
+"""Arrow on storage: tables as Arrow IPC bytes, and the pyarrow filesystem of an address."""
 
 import io
 from typing import Any
@@ -12,7 +12,7 @@ from paliscribe.storage.s3 import client
 
 
 def encode(table: pa.Table) -> bytes:
-    """A table as an Arrow IPC file, zstd; equal tables give equal bytes."""
+    """Serialise a table as an Arrow IPC file with zstd. Equal tables give equal bytes."""
     sink = io.BytesIO()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_file(sink, table.schema, options=options) as writer:
@@ -21,14 +21,14 @@ def encode(table: pa.Table) -> bytes:
 
 
 def decode(body: bytes) -> pa.Table:
-    """The table in an Arrow IPC file."""
+    """Read the table of an Arrow IPC file."""
     return pa.ipc.open_file(pa.BufferReader(body)).read_all()
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """Pyarrow's filesystem of a folder or prefix, and the path in it. S3 takes the AWS settings that boto3 takes.
+    """The pyarrow filesystem of a folder or prefix, and the path in it. S3 uses the same AWS settings as boto3.
 
-    Raises StorageError `bad_uri` for what pyarrow cannot read, and as `s3.client`.
+    Raises StorageError `bad_uri` for other schemes, and as `s3.client`.
     """
     if is_local(uri):
         return fs.LocalFileSystem(), str(local_path(uri).expanduser().absolute())

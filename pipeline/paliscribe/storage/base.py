@@ -1,6 +1,6 @@
-"""What a store can do, and the one error of storage."""
+"""The storage interface and its error class."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
@@ -8,18 +8,21 @@ from typing import BinaryIO, Literal, Protocol
 from paliscribe.errors import PaliscribeError
 
 StorageErrorKind = Literal["missing", "forbidden", "throttled", "unreachable", "bad_uri", "too_large"]
-PASSING: frozenset[str] = frozenset({"throttled", "unreachable"})  # worth another attempt
+RETRYABLE: frozenset[str] = frozenset({"throttled", "unreachable"})
 
 
 class StorageError(PaliscribeError):
-    """An object could not be read or written. Its fate depends on who asked: see `Fetcher` and `batch`."""
+    """An object could not be read or written. Callers translate it: `Fetcher` to RowError, `batch` to RunError.
+
+    `kind`: the cause. `uri`: without secrets. `retry_after`: seconds that the store asked to wait, if any.
+    """
 
     def __init__(self, kind: StorageErrorKind, uri: str, message: str, retry_after: float | None = None) -> None:
         self.uri = redacted(uri)
         super().__init__(kind, self.uri, message)
         self.kind: StorageErrorKind = kind
         self.message = message
-        self.retry_after = retry_after  # seconds that the store asked to wait
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         return f"{self.uri}: {self.message}"
@@ -27,7 +30,11 @@ class StorageError(PaliscribeError):
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One listed object. `modified`: seconds since 1970. `etag` is of this listing (a disk's: time and size)."""
+    """One listed object.
+
+    `size`: bytes. `modified`: seconds since 1970. `etag`: comparable between listings only; on a local disk it is made
+    of modification time and size, not of the content.
+    """
 
     key: str
     size: int
@@ -36,61 +43,76 @@ class ObjectInfo:
 
 
 class Store(Protocol):
-    """A folder or prefix. Keys are relative. All methods raise StorageError and may be called from any thread."""
+    """A folder or prefix. Keys are relative to it. All methods raise StorageError and are thread-safe."""
 
     uri: str
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
-        """A whole object; `too_large` if it has more than `max_bytes`."""
+        """Read a whole object. Raises `too_large` for more than `max_bytes`."""
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        """A whole object and the tag of this version of it."""
+        """Read a whole object, with the ETag of the version read."""
 
     def open(self, key: str) -> BinaryIO:
-        """Read an object of any size in constant memory; what comes back can seek."""
+        """A seekable stream of an object of any size, in constant memory."""
 
     def put(self, key: str, data: bytes) -> str:
-        """Write a whole object at once; readers see the old or the new one. Returns its tag."""
+        """Write an object atomically: readers see the old or the new one. Returns its ETag."""
 
     def put_file(self, key: str, path: Path) -> str:
-        """The same from a file of any size."""
+        """Write an object atomically from a file of any size. Returns its ETag."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Create an object. True if this call created it, even where the answer was lost on the way."""
+        """Create an object. True if this call created it, even if the response to an attempt was lost."""
 
     def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
-        """Replace the version with this tag. None if it has changed or gone."""
+        """Replace the version with this ETag. Returns the new ETag; None if the object has changed or is missing."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects below, recursively, always in one order: by key (some stores like S3: folder by folder)."""
+        """List objects recursively, in a stable order: by key (some S3-compatible stores: folder by folder)."""
 
     def exists(self, key: str) -> bool:
-        """Whether an object is there."""
+        """Whether an object exists."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is fine."""
+        """Delete an object; a missing object is not an error."""
 
     def delete_many(self, keys: Iterable[str]) -> None:
-        """Remove objects."""
+        """Delete objects; missing objects are not an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """The implementation of a URI scheme, registered in `storage.SCHEMES`.
+
+    `words`: the scheme's name in messages. `open_store`: returns the store of a folder or prefix. `get_once`: reads a
+    whole object without retries; its arguments are those of `storage.get_once`. Both raise StorageError. `query`: `?`
+    starts a query, which is not part of an object's path.
+    """
+
+    words: str
+    open_store: Callable[[str], Store]
+    get_once: Callable[[str, int, int, float], bytes]
+    query: bool = False
 
 
 def scheme(uri: str) -> str:
-    """An address's scheme in lower case; empty for a plain path."""
+    """The scheme of an address in lower case; empty for a plain path."""
     return uri.partition("://")[0].lower() if "://" in uri else ""
 
 
 def is_local(uri: str) -> bool:
-    """Whether an address is of this machine: a plain path or file://."""
+    """Whether an address is local: a plain path or file://."""
     return scheme(uri) in ("", "file")
 
 
 def redacted(uri: str) -> str:
-    """The address without what may be secret: user, password and, on the web, query."""
+    """The address without possible secrets: user, password and, for http(s), query and fragment."""
     if not (name := scheme(uri)):
         return uri
     authority, slash, path = uri.partition("://")[2].partition("/")
     place = authority.rpartition("@")[2] + slash + path
-    if name in ("http", "https"):  # `?` and `#` are letters like any other in the keys of S3
+    if name in ("http", "https"):  # in S3 keys, `?` and `#` are ordinary characters
         place, *query = place.split("?", 1)
         place = place.partition("#")[0] + ("?..." if query else "")
     return f"{name}://{place}"

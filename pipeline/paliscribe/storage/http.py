@@ -1,4 +1,4 @@
-"""Web servers, read only, through httpx."""
+"""Web servers (http and https), read-only, through httpx."""
 
 import tempfile
 import threading
@@ -10,14 +10,14 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
-from paliscribe.storage.base import ObjectInfo, StorageError, StorageErrorKind
-from paliscribe.storage.retry import repeated
+from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind
+from paliscribe.storage.retry import with_retries
 
 if TYPE_CHECKING:
     import httpx
 
 RETRIES = 5
-PATIENCE = 10  # timeouts that one object may take in all, so that a server which drips holds no thread for ever
+MAX_TIMEOUTS = 10  # time limit of one object, as a multiple of `timeout`: a slow server must not block a thread
 STATUS: dict[int, StorageErrorKind] = {
     400: "bad_uri",
     401: "forbidden",
@@ -35,13 +35,13 @@ _lock = threading.Lock()
 
 
 def client(connections: int = 32, timeout: float = 30.0) -> "httpx.Client":
-    """The process's client. It keeps no cookies and asks for bytes as they are stored."""
+    """The HTTP client of this process. It keeps no cookies and requests no content encoding."""
     import httpx
 
     with _lock:
         if (connections, timeout) not in _clients:
             _clients[connections, timeout] = httpx.Client(
-                timeout=httpx.Timeout(timeout, pool=None),  # waiting for a free connection is not the server's fault
+                timeout=httpx.Timeout(timeout, pool=None),  # no limit for waiting on a free connection
                 limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
                 follow_redirects=True,
                 headers={"Accept-Encoding": "identity", "User-Agent": "paliscribe"},
@@ -51,17 +51,17 @@ def client(connections: int = 32, timeout: float = 30.0) -> "httpx.Client":
 
 
 @contextmanager
-def answered(uri: str, connections: int = 32, timeout: float = 30.0) -> Iterator["httpx.Response"]:
-    """The answer to a GET, its body unread. What goes wrong, also while it is read, becomes a StorageError."""
+def open_response(uri: str, connections: int = 32, timeout: float = 30.0) -> Iterator["httpx.Response"]:
+    """The response to a GET, with its body unread. Raises StorageError, also for errors while the body is read."""
     import httpx
 
     try:
-        with client(connections, timeout).stream("GET", uri) as answer:
-            if answer.status_code != 200:
-                status = answer.status_code
+        with client(connections, timeout).stream("GET", uri) as response:
+            if response.status_code != 200:
+                status = response.status_code
                 kind = STATUS.get(status, "unreachable" if status >= 500 else "forbidden")
-                raise StorageError(kind, uri, f"the server answered {status}", _retry_after(answer))
-            yield answer
+                raise StorageError(kind, uri, f"the server answered {status}", _retry_after(response))
+            yield response
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.TooManyRedirects) as error:
         raise StorageError("bad_uri", uri, f"not an address that can be fetched ({type(error).__name__})") from error
     except httpx.HTTPError as error:
@@ -69,23 +69,23 @@ def answered(uri: str, connections: int = 32, timeout: float = 30.0) -> Iterator
 
 
 def get_once(uri: str, max_bytes: int | None, connections: int = 32, timeout: float = 30.0) -> tuple[bytes, str]:
-    """One attempt at a whole object: its bytes and its ETag, if it has one."""
-    until = time.monotonic() + PATIENCE * timeout
-    with answered(uri, connections, timeout) as answer:
+    """Read a whole object, without retries: its bytes and its ETag, or an empty string. Raises StorageError."""
+    until = time.monotonic() + MAX_TIMEOUTS * timeout
+    with open_response(uri, connections, timeout) as response:
         data = bytearray()
-        for chunk in answer.iter_bytes():
+        for chunk in response.iter_bytes():
             data += chunk
             if max_bytes is not None and len(data) > max_bytes:
                 raise StorageError("too_large", uri, f"more than {max_bytes:,} bytes")
             if time.monotonic() > until:
-                words = f"still sending after {PATIENCE * timeout:g} s ({len(data):,} bytes came)"
+                words = f"still sending after {MAX_TIMEOUTS * timeout:g} s ({len(data):,} bytes received)"
                 raise StorageError("unreachable", uri, words)
-        return bytes(data), answer.headers.get("ETag", "")
+        return bytes(data), response.headers.get("ETag", "")
 
 
-def _retry_after(answer: "httpx.Response") -> float | None:
-    """Seconds that the server asks to wait, given as a number or as a date."""
-    value = answer.headers.get("Retry-After", "")
+def _retry_after(response: "httpx.Response") -> float | None:
+    """Seconds to wait by the Retry-After header, which holds a number or a date."""
+    value = response.headers.get("Retry-After", "")
     if value.isdigit():
         return float(value)
     try:
@@ -95,27 +95,27 @@ def _retry_after(answer: "httpx.Response") -> float | None:
 
 
 class HttpStore:
-    """A folder of a web server: objects can be read, not listed and not written."""
+    """A folder of a web server. Objects can be read; listing and writing raise StorageError."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """See Store."""
-        return repeated(lambda: get_once(self._uri(key), max_bytes)[0], RETRIES)
+        return with_retries(lambda: get_once(self._uri(key), max_bytes)[0], RETRIES)
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """See Store."""
-        return repeated(lambda: get_once(self._uri(key), None), RETRIES)
+        return with_retries(lambda: get_once(self._uri(key), None), RETRIES)
 
     def open(self, key: str) -> BinaryIO:
-        """See Store: by way of a temporary file, because servers need not support ranges."""
+        """See Store. Downloads to a temporary file, since servers may not support range requests."""
 
         def once() -> BinaryIO:
             file = tempfile.TemporaryFile()  # noqa: SIM115  (the caller closes it)
             try:
-                with answered(self._uri(key)) as answer:
-                    for chunk in answer.iter_bytes(1 << 20):
+                with open_response(self._uri(key)) as response:
+                    for chunk in response.iter_bytes(1 << 20):
                         file.write(chunk)
             except BaseException:
                 file.close()
@@ -123,52 +123,59 @@ class HttpStore:
             file.seek(0)
             return cast(BinaryIO, file)
 
-        return repeated(once, RETRIES)
+        return with_retries(once, RETRIES)
 
     def exists(self, key: str) -> bool:
-        """See Store. By a GET that is not read on: many servers refuse HEAD."""
+        """See Store. Sends a GET and ignores the body, since many servers reject HEAD."""
 
         def once() -> bool:
-            with answered(self._uri(key)):
+            with open_response(self._uri(key)):
                 return True
 
         try:
-            return repeated(once, RETRIES)
+            return with_retries(once, RETRIES)
         except StorageError as error:
             if error.kind == "missing":
                 return False
             raise
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Web servers cannot be listed: StorageError."""
+        """Not supported: raises StorageError."""
         raise StorageError("bad_uri", self.uri, "a web server's folder cannot be listed; give a manifest of addresses")
 
     def put(self, key: str, data: bytes) -> str:
-        """Read only: StorageError."""
+        """Not supported: raises StorageError."""
         self._refuse()
 
     def put_file(self, key: str, path: Path) -> str:
-        """Read only: StorageError."""
+        """Not supported: raises StorageError."""
         self._refuse()
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Read only: StorageError."""
+        """Not supported: raises StorageError."""
         self._refuse()
 
     def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
-        """Read only: StorageError."""
+        """Not supported: raises StorageError."""
         self._refuse()
 
     def delete(self, key: str) -> None:
-        """Read only: StorageError."""
+        """Not supported: raises StorageError."""
         self._refuse()
 
     def delete_many(self, keys: Iterable[str]) -> None:
-        """Read only: StorageError."""
+        """Not supported: raises StorageError."""
         self._refuse()
 
     def _uri(self, key: str) -> str:
         return f"{self.uri}{'' if key.startswith('?') else '/'}{key}"
 
     def _refuse(self) -> NoReturn:
-        raise StorageError("forbidden", self.uri, "web servers are read only; write to a folder or to s3://")
+        raise StorageError("forbidden", self.uri, "web servers are read-only; write to a folder or to s3://")
+
+
+def _get(uri: str, max_bytes: int, connections: int, timeout: float) -> bytes:
+    return get_once(uri, max_bytes, connections, timeout)[0]
+
+
+SCHEME = Scheme("http(s)://", HttpStore, _get, query=True)

@@ -1,4 +1,4 @@
-"""Images that stand in their own address: data URLs, RFC 2397, in base64 only."""
+"""Inline images: data URLs (RFC 2397), base64 only."""
 
 import base64
 import binascii
@@ -19,9 +19,9 @@ def decoded(url: str) -> bytes:
     """The bytes of a data URL. Raises RowError `bad_uri` or `not_an_image`."""
     head = DATA.match(url)
     if head is None or not head["base64"]:
-        raise RowError("bad_uri", "a data URL looks like data:image/png;base64,...")
+        raise RowError("bad_uri", "not a data URL of the form data:image/png;base64,...")
     if head["type"] is not None and not head["type"].lower().startswith(("image/", "application/octet-stream")):
-        raise RowError("not_an_image", f"the data URL says that it is {head['type']}, not an image")
+        raise RowError("not_an_image", f"the data URL has the type {head['type']}, not an image type")
     try:
         return base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError):
@@ -29,7 +29,7 @@ def decoded(url: str) -> bytes:
 
 
 def shortened(address: str) -> str:
-    """An address as results name it: a data URL without its data."""
+    """The address as results show it: data URLs without their data."""
     if not is_inline(address):
         return address
     head = DATA.match(address)

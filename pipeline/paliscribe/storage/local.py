@@ -1,4 +1,4 @@
-"""Folders of this machine."""
+"""Local folders, mounted file systems included."""
 
 import errno
 import fcntl
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from paliscribe.storage.base import ObjectInfo, StorageError, StorageErrorKind
+from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind
 
-HIDDEN = ".tmp-"  # names that begin so are writes under way and locks: never listed
+TEMPORARY = ".tmp-"  # name prefix of unfinished writes and of lock files: never listed
 KINDS: dict[int, StorageErrorKind] = {
     errno.ENOENT: "missing",
     errno.ENOTDIR: "missing",
@@ -39,17 +39,17 @@ NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def local_path(uri: str) -> Path:
-    """The path that a plain or file:// address names. Raises StorageError `bad_uri` for another machine's."""
+    """The path of a plain or file:// address. Raises StorageError `bad_uri` for a remote host."""
     if "://" not in uri:
         return Path(uri)
     host, slash, path = uri.partition("://")[2].partition("/")
     if host.lower() not in ("", "localhost"):
-        raise StorageError("bad_uri", uri, "file:// names files of this machine: file:///folder/name")
+        raise StorageError("bad_uri", uri, "file:// addresses have no host: file:///folder/name")
     return Path(slash + unquote(path))
 
 
 class LocalStore:
-    """A folder, also one that several machines mount. Writes go to a hidden file first and appear whole."""
+    """A folder, which several machines may mount. Writes are atomic: to a temporary file, then renamed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,13 +57,13 @@ class LocalStore:
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """See Store."""
-        with self._translated(key):
+        with self._translate_errors(key):
             found = (self.folder / key).stat()
-            if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
+            if not stat.S_ISREG(found.st_mode):  # opening a pipe would block until there is a writer
                 words = "a folder" if stat.S_ISDIR(found.st_mode) else "a device, a pipe or a socket"
                 raise StorageError("bad_uri", self._uri(key), f"{words} where a file should be")
             if max_bytes is not None and found.st_size > max_bytes:
-                words = f"{found.st_size:,} bytes; at most {max_bytes:,} are read"
+                words = f"{found.st_size:,} bytes; the limit is {max_bytes:,}"
                 raise StorageError("too_large", self._uri(key), words)
             return (self.folder / key).read_bytes()
 
@@ -74,7 +74,7 @@ class LocalStore:
 
     def open(self, key: str) -> BinaryIO:
         """See Store."""
-        with self._translated(key):
+        with self._translate_errors(key):
             return (self.folder / key).open("rb")
 
     def put(self, key: str, data: bytes) -> str:
@@ -83,60 +83,60 @@ class LocalStore:
 
     def put_file(self, key: str, path: Path) -> str:
         """See Store."""
-        with self._translated(key), path.open("rb") as source:
+        with self._translate_errors(key), path.open("rb") as source:
             return self._put(key, source)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """See Store: the hidden file is linked to its name, which fails where the name is taken."""
-        with self._translated(key), self._hidden(key) as hidden:
-            _write(hidden, io.BytesIO(data))
+        """See Store. Hard-links a temporary file to the key, which fails if the key exists."""
+        with self._translate_errors(key), self._temporary(key) as temporary:
+            _write(temporary, io.BytesIO(data))
             try:
-                os.link(hidden, self.folder / key)
+                os.link(temporary, self.folder / key)
             except FileExistsError:
                 return False
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
-                words = "this file system cannot link files, without which commits are not safe; use another or s3://"
+                words = "this file system has no hard links, which safe commits need; use another one or s3://"
                 raise StorageError("forbidden", self._uri(key), words) from error
-            _settle(hidden.parent)
+            _fsync_folder(temporary.parent)
         return True
 
     def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
-        """See Store. Calls of it exclude one another by a lock file beside the object."""
-        with self._translated(key):
+        """See Store. A lock file beside the object serialises calls."""
+        with self._translate_errors(key):
             path = self.folder / key
             if not path.exists():
                 return None
-            with path.with_name(f"{HIDDEN}{path.name}.lock").open("ab") as lock:
+            with path.with_name(f"{TEMPORARY}{path.name}.lock").open("ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not path.exists() or _etag(path.read_bytes()) != etag:
                     return None
                 return self.put(key, data)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See Store. Links are followed, but for one that leads back to a folder it is in."""
+        """See Store. Follows symlinks, except to a folder that contains them."""
         start = prefix.rpartition("/")[0]
-        with self._translated(start):
+        with self._translate_errors(start):
             for path in _walk(self.folder / start, frozenset()):
                 key = path.relative_to(self.folder).as_posix()
-                if key.startswith(prefix) and not path.name.startswith(HIDDEN):
+                if key.startswith(prefix) and not path.name.startswith(TEMPORARY):
                     try:
                         found = path.stat()
                     except FileNotFoundError:
-                        continue  # gone since it was listed, or a link to nowhere
+                        continue  # deleted since it was listed, or a broken symlink
                     if stat.S_ISREG(found.st_mode):
                         etag = f"{found.st_mtime_ns}-{found.st_size}"
                         yield ObjectInfo(key, found.st_size, etag, found.st_mtime)
 
     def exists(self, key: str) -> bool:
         """See Store."""
-        with self._translated(key):
+        with self._translate_errors(key):
             return (self.folder / key).is_file()
 
     def delete(self, key: str) -> None:
         """See Store."""
-        with self._translated(key):
+        with self._translate_errors(key):
             (self.folder / key).unlink(missing_ok=True)
 
     def delete_many(self, keys: Iterable[str]) -> None:
@@ -145,39 +145,39 @@ class LocalStore:
             self.delete(key)
 
     def _put(self, key: str, source: BinaryIO) -> str:
-        with self._translated(key), self._hidden(key) as hidden:
-            etag = _write(hidden, source)
-            hidden.replace(self.folder / key)
-            _settle(hidden.parent)
+        with self._translate_errors(key), self._temporary(key) as temporary:
+            etag = _write(temporary, source)
+            temporary.replace(self.folder / key)
+            _fsync_folder(temporary.parent)
         return etag
 
     def _uri(self, key: str) -> str:
         return str(self.folder / key)
 
     @contextmanager
-    def _hidden(self, key: str) -> Iterator[Path]:
+    def _temporary(self, key: str) -> Iterator[Path]:
         path = self.folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = path.with_name(f"{HIDDEN}{uuid.uuid4().hex}")
+        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
-            yield hidden
+            yield temporary
         finally:
-            hidden.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     @contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    def _translate_errors(self, key: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             number = error.errno or 0
             words = WORDS.get(number, os.strerror(number))
             raise StorageError(KINDS.get(number, "unreachable"), self._uri(key), words) from error
-        except ValueError as error:  # a NUL character, or one that the file system's encoding lacks
-            raise StorageError("bad_uri", self._uri(key), "not a path that this machine can have") from error
+        except ValueError as error:  # a NUL character, or one outside the file system's encoding
+            raise StorageError("bad_uri", self._uri(key), "not a valid path") from error
 
 
 def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Files below, in the order of their keys. `above`: device and inode of the folders that this one is in."""
+    """Files of a folder, recursively, ordered by key. `above`: (device, inode) of the folders that contain it."""
     if not folder.is_dir():
         return
     found = folder.stat()
@@ -194,7 +194,7 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
 
 
 def _write(path: Path, source: BinaryIO) -> str:
-    """Copy into a new file, down to the disk. Returns the content's tag."""
+    """Copy into a new file and fsync it. Returns the content's ETag."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         while chunk := source.read(1 << 20):
@@ -205,8 +205,8 @@ def _write(path: Path, source: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _settle(folder: Path) -> None:
-    """Bring a folder's names down to the disk: after a power cut no marker is there without what it vouches for."""
+def _fsync_folder(folder: Path) -> None:
+    """Fsync a folder: after a power loss, no marker exists without the files that it refers to."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -216,3 +216,15 @@ def _settle(folder: Path) -> None:
 
 def _etag(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _open(uri: str) -> LocalStore:
+    return LocalStore(local_path(uri).expanduser().absolute())
+
+
+def _get(uri: str, max_bytes: int, connections: int, timeout: float) -> bytes:
+    path = local_path(uri)
+    return LocalStore(path.parent).get(path.name, max_bytes=max_bytes)
+
+
+SCHEME = Scheme("local paths", _open, _get)

@@ -1,24 +1,27 @@
-"""Repeats of what is worth repeating: exponential backoff with full jitter."""
+"""Retries with exponential backoff and full jitter."""
 
 import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from paliscribe.storage.base import PASSING, StorageError
+from paliscribe.storage.base import RETRYABLE, StorageError
 
 T = TypeVar("T")
-FIRST_WAIT, LONGEST_WAIT = 0.2, 20.0  # seconds
+FIRST_WAIT, MAX_WAIT = 0.2, 20.0  # seconds
 
 
-def repeated(attempt: Callable[[], T], retries: int) -> T:
-    """Call until it succeeds, fails for good, or has failed `retries` + 1 times; a store's Retry-After is honoured."""
+def with_retries(attempt: Callable[[], T], retries: int) -> T:
+    """Call `attempt`, with up to `retries` retries of throttled and unreachable errors; Retry-After is honoured.
+
+    Raises StorageError: the last one, or the first that is not retryable.
+    """
     for number in range(retries + 1):
         try:
             return attempt()
         except StorageError as error:
-            if error.kind not in PASSING or number == retries:
+            if error.kind not in RETRYABLE or number == retries:
                 raise
-            wait = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**number))
-            time.sleep(min(LONGEST_WAIT, max(wait, error.retry_after or 0)))
+            wait = random.uniform(0, min(MAX_WAIT, FIRST_WAIT * 2**number))
+            time.sleep(min(MAX_WAIT, max(wait, error.retry_after or 0)))
     raise AssertionError("unreachable")

@@ -1,4 +1,4 @@
-"""S3 and everything that speaks it, through boto3. Every standard AWS setting works."""
+"""S3 and compatible stores, through boto3, with the standard AWS settings."""
 
 import io
 import threading
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from paliscribe.storage.base import ObjectInfo, StorageError, StorageErrorKind
-from paliscribe.storage.retry import repeated
+from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind
+from paliscribe.storage.retry import with_retries
 
-RETRIES = 5  # of the store's own reads and writes; `Fetcher` has its own count
+RETRIES = 5  # of reads and writes through S3Store; `Fetcher` sets its own number
 CODES: dict[str, StorageErrorKind] = {
     "NoSuchKey": "missing",
     "NoSuchBucket": "missing",
     "NoSuchVersion": "missing",
-    "PreconditionFailed": "missing",  # of a read: that version is gone
+    "PreconditionFailed": "missing",  # in a read: the version was replaced
     "InvalidBucketName": "bad_uri",
     "KeyTooLongError": "bad_uri",
     "InvalidURI": "bad_uri",
@@ -27,20 +27,20 @@ CODES: dict[str, StorageErrorKind] = {
     "TooManyRequests": "throttled",
     "OperationAborted": "throttled",
     "ConditionalRequestConflict": "throttled",
-    "RequestTimeout": "unreachable",  # a 400, and yet worth another attempt
+    "RequestTimeout": "unreachable",  # status 400, but temporary
 }
 STATUS: dict[int, StorageErrorKind] = {404: "missing", 408: "unreachable", 409: "throttled", 429: "throttled"}
 WORDS = {
     "NoSuchBucket": "no such bucket",
     "AccessDenied": "access denied (S3 says the same of an object that is not there if you may not list)",
     "403": "access denied (S3 says the same of an object that is not there if you may not list)",
-    "InvalidAccessKeyId": "this AWS access key is not known to the store",
-    "SignatureDoesNotMatch": "the AWS secret key does not fit the access key",
+    "InvalidAccessKeyId": "the store does not know this AWS access key",
+    "SignatureDoesNotMatch": "the AWS secret key does not match the access key",
     "ExpiredToken": "the AWS credentials have expired",
     "InvalidToken": "the AWS session token is not valid",
     "RequestTimeTooSkewed": "this machine's clock is wrong",
     "InvalidObjectState": "the object is archived; restore it first",
-    "PreconditionFailed": "the object was replaced while it was read",
+    "PreconditionFailed": "the object was replaced during the read",
     "InvalidBucketName": "not a valid bucket name",
 }
 _clients: dict[tuple[int, float], Any] = {}
@@ -48,7 +48,7 @@ _lock = threading.Lock()
 
 
 def client(connections: int = 32, timeout: float = 30.0) -> Any:
-    """The process's client; clients are thread-safe, sessions are not."""
+    """The S3 client of this process; clients are thread-safe, sessions are not. Raises StorageError."""
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
@@ -64,39 +64,39 @@ def client(connections: int = 32, timeout: float = 30.0) -> Any:
                         max_pool_connections=connections,
                         connect_timeout=min(timeout, 10.0),
                         read_timeout=timeout,
-                        retries={"total_max_attempts": 1},  # attempts are counted in one place, `repeated`
-                        request_checksum_calculation="when_required",  # stores other than AWS lack the newer ones
+                        retries={"total_max_attempts": 1},  # only `with_retries` retries
+                        request_checksum_calculation="when_required",  # compatible stores may lack newer checksums
                         response_checksum_validation="when_required",
                     ),
                 )
             except BotoCoreError as error:
                 raise StorageError("forbidden", "s3://", f"the AWS settings cannot be used: {error}") from error
-            except ValueError as error:  # its text would repeat the address, which may hold a password
+            except ValueError as error:  # its text may contain a password of the address
                 raise StorageError("bad_uri", "s3://", "AWS_ENDPOINT_URL is not an address") from error
         return _clients[connections, timeout]
 
 
 @contextmanager
-def translated(uri: str) -> Iterator[None]:
-    """Turn what botocore raises into a StorageError, by code and type."""
+def translate_errors(uri: str) -> Iterator[None]:
+    """Translate botocore's exceptions into StorageError, by code and type."""
     from botocore import exceptions as boto
 
     try:
         yield
     except boto.ClientError as error:
-        raise _refusal(uri, error.response) from error
+        raise _error(uri, error.response) from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
         raise StorageError("forbidden", uri, "no AWS credentials were found") from error
     except (boto.CredentialRetrievalError, boto.TokenRetrievalError, boto.SSOError) as error:
-        raise StorageError("forbidden", uri, f"the AWS credentials cannot be had ({type(error).__name__})") from error
+        raise StorageError("forbidden", uri, f"AWS credentials cannot be loaded ({type(error).__name__})") from error
     except boto.ParamValidationError as error:
         raise StorageError("bad_uri", uri, "not a valid bucket or key") from error
     except (boto.BotoCoreError, OSError) as error:
         raise StorageError("unreachable", uri, f"the store cannot be reached ({type(error).__name__})") from error
 
 
-def _refusal(uri: str, response: dict[str, Any]) -> StorageError:
-    """The store's own answer, by its code, else by its HTTP status: a HEAD has no code."""
+def _error(uri: str, response: dict[str, Any]) -> StorageError:
+    """The error of a store's response, by its code, or by its HTTP status: responses to HEAD have no code."""
     code = str(response.get("Error", {}).get("Code", ""))
     metadata = response.get("ResponseMetadata", {})
     status = int(metadata.get("HTTPStatusCode", 0))
@@ -116,14 +116,14 @@ class S3Store:
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """See Store."""
-        return repeated(lambda: get_once(self.bucket, self._key(key), max_bytes)[0], RETRIES)
+        return with_retries(lambda: get_once(self.bucket, self._key(key), max_bytes)[0], RETRIES)
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """See Store."""
-        return repeated(lambda: get_once(self.bucket, self._key(key), None), RETRIES)
+        return with_retries(lambda: get_once(self.bucket, self._key(key), None), RETRIES)
 
     def open(self, key: str) -> BinaryIO:
-        """See Store: ranges of 8 MiB, each repeated if need be, all of one version."""
+        """See Store. Reads ranges of 8 MiB, each with retries, all of one version."""
         return io.BufferedReader(_Ranges(self.bucket, self._key(key)), buffer_size=8 << 20)
 
     def put(self, key: str, data: bytes) -> str:
@@ -131,37 +131,37 @@ class S3Store:
         return str(self._call("put_object", key, Body=data)["ETag"])
 
     def put_file(self, key: str, path: Path) -> str:
-        """See Store: in parts where it is large."""
+        """See Store. Large files are uploaded in parts."""
         from boto3.exceptions import S3UploadFailedError
         from botocore.exceptions import ClientError
 
         def upload() -> None:
-            with translated(self._uri(key)):
+            with translate_errors(self._uri(key)):
                 try:
                     client().upload_file(str(path), self.bucket, self._key(key))
-                except S3UploadFailedError as error:  # boto3 says in words what botocore had said by code
+                except S3UploadFailedError as error:  # boto3 drops botocore's error code
                     if isinstance(error.__context__, ClientError):
                         raise error.__context__ from None
                     raise StorageError("unreachable", self._uri(key), "the upload failed") from error
 
-        repeated(upload, RETRIES)
+        with_retries(upload, RETRIES)
         return str(self._call("head_object", key)["ETag"])
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """See Store: `If-None-Match: *`. A repeat that meets its own earlier write counts as a success."""
+        """See Store. Sends `If-None-Match: *`. A retry that finds its own earlier write is a success."""
         return self._conditional(key, data, IfNoneMatch="*") is not None
 
     def put_if_match(self, key: str, data: bytes, etag: str) -> str | None:
-        """See Store: `If-Match`."""
+        """See Store. Sends `If-Match`."""
         return self._conditional(key, data, IfMatch=etag)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See Store. Folder markers, which some tools make, are no objects here."""
+        """See Store. Folder markers, which some tools create, are left out."""
         start = f"{self.prefix}/" if self.prefix else ""
         token: dict[str, str] = {}
         while True:
             arguments = {"Bucket": self.bucket, "Prefix": start + prefix, **token}
-            page = repeated(lambda a=arguments: self._list_once(a), RETRIES)  # type: ignore[misc]
+            page = with_retries(lambda a=arguments: self._list_once(a), RETRIES)  # type: ignore[misc]
             for found in page.get("Contents", []):
                 if not found["Key"].endswith("/"):
                     key = found["Key"].removeprefix(start)
@@ -185,7 +185,7 @@ class S3Store:
         self._call("delete_object", key)
 
     def delete_many(self, keys: Iterable[str]) -> None:
-        """See Store. One by one: some stores that speak S3 lack the call for many."""
+        """See Store. One by one, since some compatible stores lack the bulk call."""
         for key in keys:
             self.delete(key)
 
@@ -196,46 +196,46 @@ class S3Store:
         return f"s3://{self.bucket}/{self._key(key)}"
 
     def _list_once(self, arguments: dict[str, str]) -> dict[str, Any]:
-        with translated(self.uri):
+        with translate_errors(self.uri):
             page: dict[str, Any] = client().list_objects_v2(**arguments)
         return page
 
     def _call(self, operation: str, key: str, **arguments: Any) -> dict[str, Any]:
         def once() -> dict[str, Any]:
-            with translated(self._uri(key)):
+            with translate_errors(self._uri(key)):
                 answer: dict[str, Any] = getattr(client(), operation)(
                     Bucket=self.bucket, Key=self._key(key), **arguments
                 )
             return answer
 
-        return repeated(once, RETRIES)
+        return with_retries(once, RETRIES)
 
     def _conditional(self, key: str, data: bytes, **condition: str) -> str | None:
-        """The new tag, or None where the condition does not hold."""
+        """A conditional put. Returns the new ETag, or None if the condition does not hold."""
         from botocore.exceptions import ClientError
 
-        in_doubt = False  # whether an attempt ended without an answer, and may have been carried out
+        in_doubt = False  # whether an attempt got no response, and may have succeeded
 
         def once() -> str | None:
             nonlocal in_doubt
             try:
-                with translated(self._uri(key)):
+                with translate_errors(self._uri(key)):
                     try:
                         answer = client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
                     except ClientError as error:
                         code = error.response.get("Error", {}).get("Code")
                         if code != "PreconditionFailed" and not (code == "NoSuchKey" and "IfMatch" in condition):
                             raise
-                        return self._own(key, data) if in_doubt else None
+                        return self._etag_if_written(key, data) if in_doubt else None
                     return str(answer["ETag"])
             except StorageError as error:
                 in_doubt |= error.kind == "unreachable"
                 raise
 
-        return repeated(once, RETRIES)
+        return with_retries(once, RETRIES)
 
-    def _own(self, key: str, data: bytes) -> str | None:
-        """The tag of what is there if it is what an attempt of ours wrote, whose answer was lost."""
+    def _etag_if_written(self, key: str, data: bytes) -> str | None:
+        """The object's ETag if its content is `data`: written by an earlier attempt whose response was lost."""
         try:
             found, etag = get_once(self.bucket, self._key(key), None)
         except StorageError as error:
@@ -248,23 +248,23 @@ class S3Store:
 def get_once(
     bucket: str, key: str, max_bytes: int | None, connections: int = 32, timeout: float = 30.0
 ) -> tuple[bytes, str]:
-    """One attempt at a whole object: its bytes and its tag."""
+    """Read a whole object, without retries: its bytes and its ETag. Raises StorageError."""
     uri = f"s3://{bucket}/{key}"
-    with translated(uri):
+    with translate_errors(uri):
         answer = client(connections, timeout).get_object(Bucket=bucket, Key=key)
         if max_bytes is not None and answer["ContentLength"] > max_bytes:
             answer["Body"].close()
-            raise StorageError("too_large", uri, f"{answer['ContentLength']:,} bytes; at most {max_bytes:,} are read")
+            raise StorageError("too_large", uri, f"{answer['ContentLength']:,} bytes; the limit is {max_bytes:,}")
         with answer["Body"] as body:
             return body.read(), str(answer["ETag"])
 
 
 class _Ranges(io.RawIOBase):
-    """An object read range by range, all of the version that was there first."""
+    """A seekable stream of an object, read by range requests, all of the version that existed at the start."""
 
     def __init__(self, bucket: str, key: str) -> None:
         self._bucket, self._key, self._at = bucket, key, 0
-        head = repeated(self._head, RETRIES)
+        head = with_retries(self._head, RETRIES)
         self._size, self._etag = int(head["ContentLength"]), str(head["ETag"])
 
     def readable(self) -> bool:
@@ -284,21 +284,36 @@ class _Ranges(io.RawIOBase):
         wanted = min(len(buffer), self._size - self._at)
         if wanted <= 0:
             return 0
-        data = repeated(lambda: self._range(self._at, self._at + wanted - 1), RETRIES)
+        data = with_retries(lambda: self._range(self._at, self._at + wanted - 1), RETRIES)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
 
     def _head(self) -> dict[str, Any]:
-        with translated(f"s3://{self._bucket}/{self._key}"):
+        with translate_errors(f"s3://{self._bucket}/{self._key}"):
             head: dict[str, Any] = client().head_object(Bucket=self._bucket, Key=self._key)
         return head
 
     def _range(self, first: int, last: int) -> bytes:
-        with translated(f"s3://{self._bucket}/{self._key}"):
+        with translate_errors(f"s3://{self._bucket}/{self._key}"):
             answer = client().get_object(
                 Bucket=self._bucket, Key=self._key, Range=f"bytes={first}-{last}", IfMatch=self._etag
             )
             with answer["Body"] as body:
                 data: bytes = body.read()
         return data
+
+
+def _open(uri: str) -> S3Store:
+    bucket, _, prefix = uri.partition("://")[2].partition("/")
+    if not bucket:
+        raise StorageError("bad_uri", uri, "s3:// needs a bucket")
+    return S3Store(bucket, prefix)
+
+
+def _get(uri: str, max_bytes: int, connections: int, timeout: float) -> bytes:
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    return get_once(bucket, key, max_bytes, connections, timeout)[0]
+
+
+SCHEME = Scheme("s3://", _open, _get)

@@ -1,4 +1,4 @@
-"""Jobs on a cluster, through Ray's job API: what of a job is sent, what is refused, and where a job stands."""
+"""Submits jobs to a Ray cluster through its job API: packaging, checks for secrets, status, logs, stop."""
 
 from paliscribe.submit.client import Jobs, SubmittedJob
 from paliscribe.submit.package import Package, pack

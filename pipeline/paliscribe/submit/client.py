@@ -1,4 +1,4 @@
-"""The jobs of a cluster, through the job API of its dashboard. Ray's errors of it are translated here."""
+"""Client of the Ray dashboard's job API. Ray's errors are translated here."""
 
 import asyncio
 import contextlib
@@ -23,16 +23,16 @@ from paliscribe.storage import redacted
 from paliscribe.submit.package import JOB_FILE, Package
 
 ENTRYPOINT = "python -m paliscribe annotate"
-OURS = "paliscribe"  # key of our jobs' metadata; its value is the version that submitted them
+METADATA_KEY = "paliscribe"  # marks jobs submitted by paliscribe; the value is the version
 ADDRESS = "RAY_API_SERVER_ADDRESS"
-POLL = 0.5  # seconds
-STOP_TIMEOUT = 60.0  # seconds that a job gets to stop; Ray itself kills it after 3, or RAY_JOB_STOP_WAIT_TIME_S
+POLL = 0.5  # seconds between two status requests
+STOP_TIMEOUT = 60.0  # seconds to wait for a job to stop; Ray kills it after 3, or RAY_JOB_STOP_WAIT_TIME_S
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """A job as Ray knows it. `state`: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; times in seconds since 1970."""
+    """A Ray job. `state`: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED. Times in seconds since 1970."""
 
     id: str
     state: str
@@ -41,55 +41,52 @@ class SubmittedJob:
     manifest: str | None
     output: str | None
     model: str | None
-    message: str | None  # what Ray says of its state, in one line
+    message: str | None  # first line of Ray's message about the state
 
     @property
     def over(self) -> bool:
-        """Whether it has ended."""
+        """Whether the job has ended."""
         return self.state in ENDED
 
     @property
     def seconds(self) -> float:
-        """How long ago it was submitted."""
+        """Seconds since submission."""
         return max(0.0, time.time() - (self.submitted or time.time()))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields as a dict."""
         return asdict(self)
 
 
 class Jobs:
-    """The jobs of one cluster. Methods raise RunError if its dashboard is gone, UsageError for an unknown id."""
+    """Jobs of one cluster. Methods raise RunError if the dashboard does not respond, UsageError for an unknown id."""
 
     def __init__(self, address: str | None) -> None:
-        """Connect to the dashboard at `address`, by default at RAY_API_SERVER_ADDRESS.
+        """Connect to the dashboard at `address`, by default RAY_API_SERVER_ADDRESS.
 
-        Raises UsageError for an address that is none, RunError if no dashboard is there or the token is not its.
+        Raises UsageError for an invalid address, RunError if no dashboard responds there or it rejects the token.
         """
         self.address = _dashboard(address)
         _check_listening(self.address)
         if _token_given():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it only once, on import
         from ray.job_submission import JobSubmissionClient
 
-        for name in (
-            "",
-            ".dashboard.modules.dashboard_sdk",
-            ".dashboard.modules.job.sdk",
-        ):  # a line a package otherwise
+        for name in ("", ".dashboard.modules.dashboard_sdk", ".dashboard.modules.job.sdk"):  # they log each upload
             logging.getLogger(f"ray{name}").setLevel(logging.ERROR)
-        with self._translated(), _environment(ADDRESS, self.address):  # the variable would override the argument
+        # The environment variable would override the argument.
+        with self._translate_errors(), _environment(ADDRESS, self.address):
             self._client = JobSubmissionClient(self.address)
 
     def submit(self, package: Package, variables: Mapping[str, str], *, code: bool = False) -> str:
-        """Send a job; returns its id. `code`: with the `paliscribe` package of this machine."""
+        """Submit a job; returns its id. `code`: also upload the local `paliscribe` package."""
         job = package.job
         name = re.sub(r"[^A-Za-z0-9-]+", "-", job.output.rstrip("/").rpartition("/")[2])[:40].strip("-") or "run"
-        facts = {OURS: __version__, "manifest": job.manifest, "output": job.output, "model": job.model.id}
+        facts = {METADATA_KEY: __version__, "manifest": job.manifest, "output": job.output, "model": job.model.id}
         runtime: dict[str, Any] = {"env_vars": dict(variables), "excludes": ["__pycache__"]}
         if code:
             runtime["py_modules"] = [_folder("paliscribe")]
-        with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder, self._translated():
+        with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder, self._translate_errors():
             package.write(Path(folder))
             found: str = self._client.submit_job(
                 entrypoint=f"{ENTRYPOINT} {JOB_FILE}",
@@ -99,32 +96,34 @@ class Jobs:
             )
         return found
 
-    def ours(self) -> list[SubmittedJob]:
-        """Our jobs, newest first: those that were submitted from here, and those that run our entrypoint."""
-        with self._translated():
+    def list_jobs(self) -> list[SubmittedJob]:
+        """Jobs of paliscribe, newest first, found by metadata or entrypoint. Other jobs are left out."""
+        with self._translate_errors():
             found = self._client.list_jobs()
-        ours = [
-            job for job in found if job.submission_id and (OURS in (job.metadata or {}) or ENTRYPOINT in job.entrypoint)
+        chosen = [
+            job
+            for job in found
+            if job.submission_id and (METADATA_KEY in (job.metadata or {}) or ENTRYPOINT in job.entrypoint)
         ]
-        return sorted(map(_job, ours), key=lambda job: job.submitted or 0.0, reverse=True)
+        return sorted(map(_job, chosen), key=lambda job: job.submitted or 0.0, reverse=True)
 
     def find(self, job_id: str) -> SubmittedJob:
         """The job with this id."""
-        with self._translated():
+        with self._translate_errors():
             found = [job for job in self._client.list_jobs() if job.submission_id == job_id]
         if not found:
-            raise UsageError(f"no job {job_id} at {self.address}; `paliscribe jobs list` shows those that there are")
+            raise UsageError(f"no job {job_id} at {self.address}; list jobs with `paliscribe jobs list`")
         return _job(found[0])
 
     def log(self, job_id: str) -> str:
-        """All that the job's driver has printed so far."""
+        """The log of the job's driver so far."""
         self.find(job_id)
-        with self._translated():
+        with self._translate_errors():
             log: str = self._client.get_job_logs(job_id)
         return log
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> SubmittedJob:
-        """Give the log to `write` piece by piece until the job has ended, also over breaks of the connection."""
+        """Pass the log to `write` in pieces until the job has ended. Reconnects after a lost connection."""
         job, seen = self.find(job_id), 0
         while not job.over:
             seen += self._tail(job_id, seen, write)
@@ -135,20 +134,20 @@ class Jobs:
         return job
 
     def stop(self, job_id: str) -> SubmittedJob:
-        """Stop a job and wait until it has ended. Raises RunError if it does not."""
+        """Stop a job and wait until it has ended. Raises RunError after `STOP_TIMEOUT` seconds."""
         job = self.find(job_id)
         until = time.monotonic() + STOP_TIMEOUT
         while not job.over:
             if time.monotonic() > until:
                 raise RunError(f"job {job_id} has not stopped within {STOP_TIMEOUT:.0f} s; it is {job.state}")
-            with self._translated():
-                self._client.stop_job(job_id)  # again and again: one that is not begun yet may not have heard it
+            with self._translate_errors():
+                self._client.stop_job(job_id)  # repeated: a job that has not started yet may miss the request
             time.sleep(POLL)
             job = self.find(job_id)
         return job
 
     def _tail(self, job_id: str, seen: int, write: Callable[[str], None]) -> int:
-        """Write what comes after the first `seen` characters of a log, until it ends; returns how many those were."""
+        """Stream a log to `write`, without its first `seen` characters; returns the number of characters written."""
         import aiohttp
 
         written = 0
@@ -161,27 +160,23 @@ class Jobs:
                 written += len(rest)
                 write(rest)
 
-        # A break is no error: `follow` asks whether the job has ended, and whether the dashboard is there at all.
+        # A lost connection is not an error here: `follow` checks the job and the dashboard next.
         with contextlib.suppress(aiohttp.ClientError, RuntimeError):
             asyncio.run(tail())
         return written
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         from ray.exceptions import AuthenticationError
 
         try:
             yield
         except AuthenticationError:
-            words = "the one given here is not its" if _token_given() else "set RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN"
-            raise RunError(f"the dashboard at {self.address} wants its token: {words}") from None
-        except OSError as error:  # those of `requests` too
-            raise RunError(f"no Ray dashboard answers at {self.address} ({type(error).__name__})") from None
-        except (
-            RuntimeError,
-            ValueError,
-            KeyError,
-        ) as error:  # what Ray makes of answers that are not as they should be
+            words = "token rejected" if _token_given() else "token required: set RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
+            raise RunError(f"the dashboard at {self.address}: {words}") from None
+        except OSError as error:  # includes exceptions of `requests`
+            raise RunError(f"no Ray dashboard responds at {self.address} ({type(error).__name__})") from None
+        except (RuntimeError, ValueError, KeyError) as error:  # what Ray raises for unexpected responses
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RunError(f"the dashboard at {self.address}: {line[:300]}") from None
 
@@ -189,16 +184,14 @@ class Jobs:
 def _dashboard(address: str | None) -> str:
     found = (address or os.environ.get(ADDRESS, "")).strip().rstrip("/")
     if not found:
-        raise UsageError(f"which cluster? Give its dashboard by --address http://HOST:8265, or by {ADDRESS}")
+        raise UsageError(f"no cluster address: set --address http://HOST:8265 (the dashboard), or {ADDRESS}")
     if "://" not in found:
         found = f"http://{found}"
     parts = urlsplit(found)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"address {redacted(found)}: not a dashboard's; write http://HOST:8265")
+        raise UsageError(f"address {redacted(found)}: not a dashboard URL; expected http://HOST:8265")
     if "@" in parts.netloc:
-        raise UsageError(
-            f"address {redacted(found)}: give it without user and password; RAY_AUTH_TOKEN_PATH has the token"
-        )
+        raise UsageError(f"address {redacted(found)}: remove user and password; pass the token by RAY_AUTH_TOKEN_PATH")
     return found
 
 
@@ -207,7 +200,7 @@ def _token_given() -> bool:
 
 
 def _check_listening(address: str) -> None:
-    """Raise RunError soon where nothing answers; Ray itself would wait for minutes. A proxy is left to it."""
+    """Raise RunError at once if nothing listens; Ray would retry for minutes. Not checked behind an HTTP proxy."""
     if urllib.request.getproxies():
         return
     parts = urlsplit(address)
@@ -215,9 +208,9 @@ def _check_listening(address: str) -> None:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((str(parts.hostname), port), timeout=10).close()
     except ValueError:
-        raise UsageError(f"address {address}: not a dashboard's; write http://HOST:8265") from None
+        raise UsageError(f"address {address}: not a dashboard URL; expected http://HOST:8265") from None
     except OSError as error:
-        raise RunError(f"no Ray dashboard answers at {address}: {error.strerror or error}") from None
+        raise RunError(f"no Ray dashboard responds at {address}: {error.strerror or error}") from None
 
 
 def _job(details: Any) -> SubmittedJob:
@@ -237,7 +230,7 @@ def _job(details: Any) -> SubmittedJob:
 
 def _folder(package: str) -> str:
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None  # both are installed together
+    assert spec is not None and spec.origin is not None  # it is installed: this module is part of it
     return str(Path(spec.origin).parent)
 
 

@@ -1,4 +1,4 @@
-"""What of a job is sent to a cluster: the checked job file, and the files of this machine that it names."""
+"""Packages a job for submission: the checked job file and the local files that it names."""
 
 import itertools
 import re
@@ -18,32 +18,32 @@ from paliscribe.storage import StorageError, is_local, local_path, open_store
 from paliscribe.submit.secrets import refuse_secrets
 
 JOB_FILE = "job.yaml"
-LOOKED_AT = 1000  # rows of a manifest whose images must be in the cluster's reach
-LARGEST = 100 * 2**20  # bytes that Ray's dashboard takes at once
-REMEDY = "which the cluster does not see: put it into object storage (s3://), or, if it is at that path on every node, "
-REMEDY += "say so by --shared-paths"
+CHECKED_ROWS = 1000  # rows of a manifest whose images are checked for local paths
+MAX_UPLOAD = 100 * 2**20  # bytes; the limit of Ray's dashboard
+REMEDY = "not visible to the cluster: put it into object storage (s3://), or, if that path exists on every node, "
+REMEDY += "pass --shared-paths"
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A job that a cluster can run. `files`: what lies beside its job file, by name."""
+    """A job that a cluster can run. `values`: content of its job file. `files`: name in the package -> local path."""
 
     job: JobConfig
     values: dict[str, Any]
     files: dict[str, Path] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write the job file and what lies beside it."""
+        """Write the job file and the other files into a folder."""
         (folder / JOB_FILE).write_text(yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True))
         for name, path in self.files.items():
             shutil.copyfile(path, folder / name)
 
 
 def pack(file: Path, *, shared_paths: bool = False) -> Package:
-    """Check a job file and make it a job for a cluster.
+    """Check a job file and package it for a cluster.
 
-    `shared_paths`: paths of this machine are the same on every node, so they are passed on, absolute, unread.
-    Raises UsageError: as `config.parse`, for what the cluster cannot see, and for secrets in addresses.
+    `shared_paths`: local paths exist on every node, so they are made absolute and not uploaded.
+    Raises UsageError: as `config.parse`, for local files that the cluster cannot see, and for secrets in addresses.
     """
     values = config.load(file)
     job = config.parse(values, source=str(file))
@@ -51,38 +51,40 @@ def pack(file: Path, *, shared_paths: bool = False) -> Package:
     parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
     for name in ("manifest", "output"):
         _open(name, getattr(job, name))
-    changes, files = _shared(job) if shared_paths else _sent(job)
+    changes, files = _shared_path_changes(job) if shared_paths else _upload_changes(job)
     values |= changes
-    if (size := sum(path.stat().st_size for path in files.values())) > LARGEST:
+    if (size := sum(path.stat().st_size for path in files.values())) > MAX_UPLOAD:
         names = ", ".join(map(str, files.values()))
-        raise UsageError(f"{names}: {size:,} bytes; {LARGEST:,} can be sent. Put it into object storage (s3://)")
+        raise UsageError(
+            f"{names}: {size:,} bytes; the upload limit is {MAX_UPLOAD:,}. Put it into object storage (s3://)"
+        )
     return Package(config.parse(values, source=str(file)), values, files)
 
 
-def _shared(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
-    """The changes that make every local path absolute."""
+def _shared_path_changes(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Changes of the job file that make every local path absolute; no files to upload."""
     changes: dict[str, Any] = {}
     for name in ("manifest", "output", "mask_decoder"):
         uri = getattr(job, name)
         if uri is not None and is_local(uri):
             changes[name] = str(_path(name, uri))
-    if _is_folder_of_here(job.model.id):
+    if _is_local_folder(job.model.id):
         changes["model"] = job.model.model_dump(exclude_unset=True) | {"id": str(_path("model", job.model.id))}
     return changes, {}
 
 
-def _sent(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
-    """The changes that name files which are sent along, and those files."""
+def _upload_changes(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Changes of the job file that refer to uploaded files, and those files by name. Raises UsageError."""
     if is_local(job.output):
-        raise UsageError(f"output {job.output}: a folder of this machine, {REMEDY}")
-    if _is_folder_of_here(job.model.id):
-        raise UsageError(f"model {job.model.id}: a folder of this machine, {REMEDY}")
+        raise UsageError(f"output {job.output}: a local folder, {REMEDY}")
+    if _is_local_folder(job.model.id):
+        raise UsageError(f"model {job.model.id}: a local folder, {REMEDY}")
     changes: dict[str, Any] = {}
     files: dict[str, Path] = {}
     if is_local(job.manifest):
         path = _path("manifest", job.manifest)
         if path.is_dir():
-            raise UsageError(f"manifest {job.manifest}: a folder of this machine, {REMEDY}")
+            raise UsageError(f"manifest {job.manifest}: a local folder, {REMEDY}")
         _check_images(job, path)
         changes["manifest"] = _safe("manifest", path)
         files[changes["manifest"]] = path
@@ -98,12 +100,12 @@ def _sent(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
 
 
 def _check_images(job: JobConfig, path: Path) -> None:
-    """Refuse a manifest that is sent along and whose images stay here. Raises UsageError for a broken one too."""
+    """Raise UsageError for an uploaded manifest that is invalid or names local images."""
     rows = manifest.read(str(path), image_column=job.image_column, id_column=job.id_column)
-    for row in itertools.islice(rows, LOOKED_AT):
+    for row in itertools.islice(rows, CHECKED_ROWS):
         if row.image is not None and is_local(row.image):
             at = f"manifest {job.manifest}, row {row.row + 1}"
-            raise UsageError(f"{at}: image {row.image}: a file of this machine, {REMEDY}")
+            raise UsageError(f"{at}: image {row.image}: a local file, {REMEDY}")
 
 
 def _open(name: str, uri: str) -> None:
@@ -120,13 +122,13 @@ def _path(name: str, uri: str) -> Path:
         raise UsageError(f"{name} {error}") from None
 
 
-def _is_folder_of_here(model: str) -> bool:
-    """Whether a model is a folder rather than `demo`, a prefix or a Hugging Face id: see `weights.locate`."""
+def _is_local_folder(model: str) -> bool:
+    """Whether a model is a local folder, not `demo`, a prefix or a Hugging Face id: see `weights.locate`."""
     if model == "demo" or not is_local(model):
         return False
     return model.startswith(("/", "./", "../", "~", "file:")) or Path(model).expanduser().is_dir()
 
 
 def _safe(purpose: str, path: Path) -> str:
-    """A name that no shell, ignore file or address reads as something else; it keeps the ending."""
+    """A file name without characters special to shells, ignore files or URLs. Keeps the extension."""
     return f"{purpose}-{re.sub(r'[^A-Za-z0-9._-]', '_', path.name)}"

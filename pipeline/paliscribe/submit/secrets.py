@@ -1,4 +1,4 @@
-"""Secrets stay out of what is submitted: Ray shows a job's environment to everybody who may see the dashboard."""
+"""Rejects secrets in submitted jobs: Ray shows a job's environment to everyone with access to the dashboard."""
 
 import os
 import re
@@ -10,14 +10,14 @@ from paliscribe.errors import UsageError
 from paliscribe.storage import redacted
 
 AWS = "AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE, AWS_ROLE_ARN with AWS_WEB_IDENTITY_TOKEN_FILE, or the nodes' own role"
-REFERENCES = {  # what to name instead of a secret, by the beginning of the variable's name
+REFERENCES = {  # prefix of a secret variable's name -> what to use instead
     "AWS_": AWS,
-    "HF_": "HF_TOKEN_PATH, a file on every node that holds it",
-    "HUGGING": "HF_TOKEN_PATH, a file on every node that holds it",
-    "RAY_": "RAY_AUTH_TOKEN_PATH, a file; the cluster's nodes have theirs already",
-    "PALISCRIBE_": "the `keys` file of the endpoint; a run needs none",
+    "HF_": "HF_TOKEN_PATH, which names a file on every node",
+    "HUGGING": "HF_TOKEN_PATH, which names a file on every node",
+    "RAY_": "RAY_AUTH_TOKEN_PATH, which names a file; the cluster's nodes have the token already",
+    "PALISCRIBE_": "the endpoint's `keys` file; a run needs no keys",
 }
-OTHERS = "a file on every node, and a variable that names the file"
+OTHERS = "a file on every node, and a variable with its path"
 SECRET = re.compile(
     r"(.*[_-])?(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|KEYS?|KEY_ID|CREDENTIALS?|APIKEYS?|SAS|COOKIE)", re.I
 )
@@ -28,30 +28,30 @@ SIGNED = re.compile(
 
 
 def variables(given: Sequence[str]) -> dict[str, str]:
-    """Environment variables of a job from `NAME=VALUE`, or `NAME` for the value here. Raises UsageError for secrets."""
+    """Environment variables from `NAME=VALUE`, or `NAME` for the local value. Raises UsageError for secrets."""
     found = {}
     for item in given:
         name, mark, value = item.partition("=")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UsageError(f"--env {name!r}: not the name of a variable; write NAME=VALUE, or NAME")
+            raise UsageError(f"--env {name!r}: not a valid variable name; expected NAME=VALUE or NAME")
         if SECRET.fullmatch(name):
             words = next((words for start, words in REFERENCES.items() if name.upper().startswith(start)), OTHERS)
-            raise UsageError(f"--env {name}: Ray shows a job's environment to whoever sees the dashboard; use {words}")
+            raise UsageError(f"--env {name}: secret rejected, as the dashboard shows a job's environment; use {words}")
         if not mark and name not in os.environ:
-            raise UsageError(f"--env {name}: not set here; write {name}=VALUE")
+            raise UsageError(f"--env {name}: not set in this environment; use {name}=VALUE")
         found[name] = value if mark else os.environ[name]
         refuse_secrets(found[name], f"--env {name}")
     return found
 
 
 def refuse_secrets(values: Any, source: str) -> None:
-    """Raise UsageError if a text anywhere in `values` has an address with a user, a password or a signature."""
+    """Raise UsageError if any text in `values` contains an address with a user, a password or a signature."""
     for key, text in _texts(values, ""):
         for address in ADDRESS.findall(text):
             if _is_secret(address):
                 raise UsageError(
-                    f"{source}{': ' if key else ''}{key}: {redacted(address)} is given with a user, a password or a "
-                    f"signature, which would be stored on the cluster; give it without, and credentials by {AWS}"
+                    f"{source}{': ' if key else ''}{key}: {redacted(address)} contains a user, a password or a "
+                    f"signature, which would be stored on the cluster; remove it, and pass credentials by {AWS}"
                 )
 
 

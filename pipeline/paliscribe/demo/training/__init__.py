@@ -1,1 +1,1 @@
-"""How the demo checkpoint is made: pools of rendered scenes, a tower under dense heads, then the whole model."""
+"""Training of the demo checkpoint: rendered scenes, the vision tower under dense heads, then the whole model."""

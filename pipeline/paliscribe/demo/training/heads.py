@@ -1,4 +1,4 @@
-"""Throw-away dense heads: from every patch of the vision tower, what is there. They teach the tower to see."""
+"""Dense prediction heads on the patches of the vision tower. For pretraining it; not part of the checkpoint."""
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,19 @@ WEIGHTS = (1.0, 1.0, 1.0, 4.0, 1.0)
 
 
 class DenseHeads(nn.Module):
-    """One linear map per patch to all labels and a box."""
+    """One linear layer per patch to all labels and a box."""
 
     def __init__(self) -> None:
         super().__init__()
         self.map = nn.Linear(WIDTH, sum(SIZES) + 4)
 
     def forward(self, features: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Features [n, 64, 128] to logits [n, 64, classes], one tensor a label, and boxes [n, 64, 4] in 0..1."""
+        """Features [n, 64, 128] to logits [n, 64, classes], one tensor per label, and boxes [n, 64, 4] in 0..1."""
         *logits, boxes = self.map(features).split([*SIZES, 4], dim=-1)
         return logits, boxes.sigmoid()
 
     def loss(self, features: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, float]:
-        """Loss over labels [n, 64, 5] and boxes [n, 64, 4], and the share of first characters read rightly."""
+        """Loss over labels [n, 64, 5] and boxes [n, 64, 4], and the accuracy of first characters."""
         logits, found = self(features)
         total = torch.zeros(())
         for column, (scores, weight) in enumerate(zip(logits, WEIGHTS, strict=True)):

@@ -1,4 +1,4 @@
-"""The demo model before training: architecture, start values and processor, all of the library's own classes."""
+"""The demo model before training: architecture, initial weights and processor, all in transformers' classes."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ LOCATION_BINS = 1024
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> PaliGemmaProcessor:
-    """Bicubic squeeze to 112x112, pixels to -1..1, 64 image tokens in front of the prompt."""
+    """The processor: bicubic resize to 112x112, pixels scaled to -1..1, 64 image tokens before the prompt."""
     image_processor = SiglipImageProcessorPil(
         size={"height": SIDE, "width": SIDE},
         resample=3,  # bicubic
@@ -77,7 +77,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> PaliGemmaForCo
 
 
 def save(model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor, folder: Path) -> None:
-    """Write a bfloat16 copy of the weights, with config, tokenizer and processor, as `from_pretrained` reads them."""
+    """Save the weights in bfloat16, with config, tokenizer and processor, for `from_pretrained`."""
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     copy = PaliGemmaForConditionalGeneration(model.config).to(torch.bfloat16)
     copy.load_state_dict(weights)
@@ -87,7 +87,7 @@ def save(model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor
 
 
 def _smooth_rows(scale: float) -> torch.Tensor:
-    """Start rows [1024, 128] of the box tokens: waves of the position, so that near positions look alike."""
+    """Initial embeddings [1024, 128] of the box tokens: sinusoids, so that near positions have similar embeddings."""
     position = torch.arange(LOCATION_BINS)[:, None] / (LOCATION_BINS - 1)
     frequency = torch.logspace(0, math.log10(40), WIDTH // 2)[None]
     phase = torch.rand(1, WIDTH // 2) * 2 * math.pi

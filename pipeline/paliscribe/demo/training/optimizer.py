@@ -1,19 +1,19 @@
-"""Muon for matrices beside AdamW for the rest, in float32 throughout."""
+"""Muon for matrices and AdamW for the other parameters, in float32."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic that drives singular values towards 1
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic that moves singular values towards 1
 MOMENTUM = 0.95
 
 
 class Muon:
-    """Momentum steps made orthogonal. Matrices of one shape are handled as one stack, which a CPU likes better."""
+    """Orthogonalized momentum updates. Matrices of equal shape are stacked, which is faster on a CPU."""
 
     def __init__(self, groups: Iterable[tuple[list[Tensor], float]]) -> None:
-        """`groups`: matrices, or convolutions seen as [out, rest], and the factor on their learning rate."""
+        """`groups`: matrices, or convolutions as [out, rest], with a factor on their learning rate."""
         stacks: dict[tuple[torch.Size, float], list[Tensor]] = {}
         for parameters, factor in groups:
             for parameter in parameters:
@@ -33,20 +33,20 @@ class Muon:
                 parameter.add_(change.view_as(parameter), alpha=-rate * factor * scale)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """What must be kept to go on."""
+        """State needed to resume."""
         return {"momenta": self._momenta}
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Go on from a kept state."""
+        """Resume from a saved state."""
         for momentum, stored in zip(self._momenta, state["momenta"], strict=True):
             momentum.copy_(stored)
 
 
 class Optimizer:
-    """Both optimisers over a set of modules, with one schedule."""
+    """Both optimizers over a set of modules."""
 
     def __init__(self, modules: Iterable[tuple[nn.Module, float]]) -> None:
-        """`modules` with the factor on the learning rate of each."""
+        """`modules`: each with a factor on its learning rate."""
         matrices: list[tuple[list[Tensor], float]] = []
         rest: list[dict[str, object]] = []
         for module, factor in modules:
@@ -61,7 +61,7 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0)
 
     def step(self, muon_rate: float, adamw_rate: float) -> None:
-        """Clip to norm 1, step both and clear the gradients."""
+        """Clip gradients to norm 1, step both optimizers and clear the gradients."""
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -75,11 +75,11 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, object]:
-        """What must be kept to go on."""
+        """State needed to resume."""
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Go on from a kept state."""
+        """Resume from a saved state."""
         self.muon.load_state_dict(state["muon"])  # type: ignore[arg-type]
         self.adamw.load_state_dict(state["adamw"])  # type: ignore[arg-type]
 
@@ -90,7 +90,7 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 
 def _orthogonal(stack: Tensor, steps: int = 5) -> Tensor:
-    """Nearest orthogonal matrices of a stack [n, rows, columns], by Newton-Schulz iteration."""
+    """Orthogonalize a stack [n, rows, columns] by Newton-Schulz iteration."""
     a, b, c = NEWTON_SCHULZ
     tall = stack.shape[1] > stack.shape[2]
     x = stack.mT if tall else stack

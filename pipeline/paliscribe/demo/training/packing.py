@@ -1,7 +1,7 @@
-"""Prompts and answers as tensors: several prompts behind one image, each seeing the image and itself.
+"""Prompts and answers as tensors. Packed rows have several prompts per image; each attends to the image and itself.
 
-The true PaliGemma mask lets the image see the prompt as well. Packed rows leave that out, so that one image serves
-several prompts at the price of one; a last short stage trains on plain rows with the true mask.
+In PaliGemma's own mask the image attends to the prompt too. Packed rows leave that out, so that one image serves
+several prompts for the cost of one. A short last stage trains on plain rows with PaliGemma's own mask.
 """
 
 import re
@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from paliscribe.demo.training.pools import PATCHES
 
 COARSE = 8  # box answers are trained on every eighth bin, 129 values in all
-PICK = {"caption": 1.0, "ocr": 30.0, "answer": 1.0, "detect": 1.4}  # how eagerly a task's prompts are picked
-SILENT_OCR = 0.3  # the same for `ocr` where nothing is written
+PICK = {"caption": 1.0, "ocr": 30.0, "answer": 1.0, "detect": 1.4}  # sampling weight of a task's prompts
+SILENT_OCR = 0.3  # the same for `ocr` without text
 OCR_WEIGHT = 2.0  # of an answer's tokens in the loss; 1 for other tasks
 
 
@@ -35,12 +35,12 @@ class Example:
 class Rows:
     """A batch for the language model: `r` rows of 64 image tokens and up to `t` text tokens."""
 
-    images: Tensor  # [r] which image a row looks at
+    images: Tensor  # [r] index of the row's image
     tokens: Tensor  # [r, t]
-    positions: Tensor  # [r, 64 + t], from 1 as PaliGemma counts
-    mask: Tensor  # [r, 1, 64 + t, 64 + t], true where a query (third axis) may look at a key (fourth)
-    asked: Tensor  # [n, 2] row and text place whose next token is an answer's
-    targets: Tensor  # [n] that token
+    positions: Tensor  # [r, 64 + t], from 1 as in PaliGemma
+    mask: Tensor  # [r, 1, 64 + t, 64 + t], true where a query (third axis) may attend to a key (fourth)
+    answer_places: Tensor  # [n, 2] row and text position whose next token belongs to an answer
+    targets: Tensor  # [n] that next token
     weights: Tensor  # [n]
 
 
@@ -65,18 +65,18 @@ def read_items(items: Sequence[Sequence[Sequence[str]]], tokenizer: PreTrainedTo
 
 
 def choose(examples: Sequence[Example], count: int, rng: np.random.Generator) -> list[Example]:
-    """`count` different examples, drawn by their weights."""
+    """Sample `count` examples without replacement by their weights."""
     keys = rng.random(len(examples)) ** (1 / np.array([example.pick for example in examples]))
     return [examples[i] for i in np.argsort(-keys)[:count]]
 
 
 def packed_rows(chosen: Sequence[Sequence[Example]]) -> Rows:
-    """One row an image, with all its examples."""
+    """One row per image, with all its examples."""
     return _rows(list(range(len(chosen))), chosen, image_sees_prompt=False)
 
 
 def plain_rows(chosen: Sequence[Sequence[Example]]) -> Rows:
-    """One row an example, under PaliGemma's own mask."""
+    """One row per example, with PaliGemma's own mask."""
     images = [image for image, examples in enumerate(chosen) for _ in examples]
     return _rows(images, [[example] for examples in chosen for example in examples], image_sees_prompt=True)
 
@@ -86,19 +86,19 @@ def _rows(images: list[int], contents: Sequence[Sequence[Example]], image_sees_p
     shape = (len(contents), length)
     tokens, offsets, owner = (np.zeros(shape, np.int64) for _ in range(3))  # owner 0 is padding
     prefix = np.zeros(shape, bool)
-    asked: list[tuple[int, int]] = []
+    answer_places: list[tuple[int, int]] = []
     targets: list[int] = []
     weights: list[float] = []
     for row, examples in enumerate(contents):
         start = 0
         for number, example in enumerate(examples, 1):
             text = [*example.prefix, *example.answer[:-1]]
-            stop, first_asked = start + len(text), start + len(example.prefix) - 1
+            stop, first_place = start + len(text), start + len(example.prefix) - 1
             tokens[row, start:stop] = text
             offsets[row, start:stop] = np.arange(len(text))
             owner[row, start:stop] = number
-            prefix[row, start : first_asked + 1] = True
-            asked += [(row, place) for place in range(first_asked, stop)]
+            prefix[row, start : first_place + 1] = True
+            answer_places += [(row, place) for place in range(first_place, stop)]
             targets += example.answer
             weights += [example.weight] * len(example.answer)
             start = stop
@@ -116,7 +116,7 @@ def _rows(images: list[int], contents: Sequence[Sequence[Example]], image_sees_p
         torch.from_numpy(tokens),
         torch.from_numpy(positions),
         torch.from_numpy(mask),
-        torch.tensor(asked),
+        torch.tensor(answer_places),
         torch.tensor(targets),
         torch.tensor(weights),
     )

@@ -1,4 +1,4 @@
-"""Pools of rendered training scenes: arrays on disk, made once by two processes and read memory-mapped."""
+"""Pools of rendered training scenes: arrays on disk, rendered once by two processes and memory-mapped."""
 
 import json
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +15,7 @@ from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_page, sample_scene
 from paliscribe.demo.scenes import COLORS, DIGITS, LETTERS, SHAPES, Scene
 
-SIDE = 112  # pixels the model sees
+SIDE = 112  # pixels a side of the model's input
 GRID = 8  # patches a side, 14 pixels each
 PATCHES = GRID * GRID
 CHARACTERS = DIGITS + LETTERS
@@ -24,7 +24,7 @@ CHUNK = 1000  # scenes rendered by one call of a worker
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Images and, for each patch, what is there. A label of 0 means nothing."""
+    """Images with labels for each patch. Label 0: nothing there."""
 
     images: NDArray[np.uint8]  # [n, 112, 112, 3]
     labels: NDArray[np.uint8]  # [n, 64, 5]: shape, colour, is a centre, first character, second character
@@ -36,7 +36,7 @@ class Pool:
 
 
 def load_or_render(folder: Path, kind: str, first_seed: int, size: int) -> Pool:
-    """The pool of `size` scenes (kind "scenes") or pages (kind "pages") from `first_seed` on."""
+    """A pool of `size` scenes (kind "scenes") or pages (kind "pages") from `first_seed` on; rendered if absent."""
     if not (folder / "items.json").exists():
         _render_pool(folder, kind, first_seed, size)
     return Pool(
@@ -48,7 +48,7 @@ def load_or_render(folder: Path, kind: str, first_seed: int, size: int) -> Pool:
 
 
 def squeeze(image: Image.Image) -> Image.Image:
-    """What the processor does to an image before it becomes numbers."""
+    """Resize an image as the processor does."""
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
@@ -69,7 +69,7 @@ def patch_targets(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.float16]]
         for glyph in text.glyphs:
             row = _cell((glyph.box[1] + glyph.box[3]) / 2 / scene.height)
             column = _cell((glyph.box[0] + glyph.box[2]) / 2 / scene.width)
-            slot = 3 if labels[row, column, 3] == 0 else 4  # a third character on one patch is not asked for
+            slot = 3 if labels[row, column, 3] == 0 else 4  # at most two characters per patch
             if labels[row, column, slot] == 0:
                 labels[row, column, slot] = 1 + CHARACTERS.index(glyph.char)
     return labels.reshape(PATCHES, 5), boxes.reshape(PATCHES, 4)
@@ -99,7 +99,7 @@ def _render_pool(folder: Path, kind: str, first_seed: int, size: int) -> None:
             items += found
     for array in arrays.values():
         array.flush()
-    (folder / "items.json").write_text(json.dumps(items))  # last: its presence says that the pool is whole
+    (folder / "items.json").write_text(json.dumps(items))  # written last: marks the pool as complete
 
 
 def _render(

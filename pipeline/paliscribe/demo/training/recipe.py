@@ -1,4 +1,4 @@
-"""The whole recipe: tokenizer, pools, stages, export. Each part is skipped where its result is already there."""
+"""The whole training recipe: tokenizer, pools, stages, export. Pools and stages with existing results are skipped."""
 
 import json
 from dataclasses import replace
@@ -18,14 +18,14 @@ PAGES = 40_000
 
 
 def train(work: Path, out: Path, only: str | None = None, steps_scale: float = 1.0) -> dict[str, float]:
-    """Train in the folder `work` and export to `out` after the last stage run; seconds spent in each stage.
+    """Train in the folder `work` and export to `out` after the last stage; returns seconds by stage.
 
-    `only` names one stage, which starts from the state of the stage before it. `steps_scale` below 1 shortens every
-    stage and pool, to see that the recipe runs.
+    `only`: run only this stage, from the saved states of the stages before it. `steps_scale` below 1 shortens every
+    stage and pool, for tests. Raises ValueError for an unknown stage.
     """
     names = [stage.name for stage in STAGES]
     if only is not None and only not in names:
-        raise ValueError(f"there is no stage {only!r}, only {', '.join(names)}")
+        raise ValueError(f"unknown stage {only!r}; available: {', '.join(names)}")
     last = names.index(only) if only else len(STAGES) - 1
     tokenizer = build_tokenizer()
     pools = _pools(work, tokenizer, steps_scale)

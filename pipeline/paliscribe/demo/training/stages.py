@@ -1,4 +1,4 @@
-"""The stages of training: what each sees, for how many steps, at which learning rates."""
+"""The stages of training: data, number of steps, learning rates."""
 
 import math
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage. Rates fall by a cosine from their start to `floor` times it."""
+    """One stage. Learning rates follow a cosine from their start to `floor` times that."""
 
     name: str
-    mode: str  # tower: dense heads alone; packed: several prompts share an image; plain: one prompt a sequence
+    mode: str  # tower: dense heads only; packed: several prompts per image; plain: one prompt per sequence
     steps: int
-    scenes: int  # images a step from the pool of scenes
-    pages: int  # images a step from the pool of pages, under the dense heads only
-    prompts: int  # prompts an image
+    scenes: int  # images per step from the pool of scenes
+    pages: int  # images per step from the pool of pages, for the dense heads only
+    prompts: int  # prompts per image
     muon: float
     adamw: float
     floor: float

@@ -1,4 +1,4 @@
-"""The demo tokenizer: byte-pair encoding over the project's own sentences, with PaliGemma's special tokens."""
+"""The demo tokenizer: byte-pair encoding trained on the demo's prompts and answers, with PaliGemma's special tokens."""
 
 import json
 import re
@@ -20,7 +20,7 @@ SPACE = "▁"
 
 
 def build_tokenizer(scenes: int = 4000) -> PreTrainedTokenizerFast:
-    """Learn the pieces from prompts and answers of the first training scenes; bytes stand in for any other text."""
+    """Train on prompts and answers of the first training scenes. Other text falls back to bytes."""
     learner = _splitting(BPE())
     trainer = BpeTrainer(vocab_size=400, initial_alphabet=[SPACE, *PRINTABLE], show_progress=False)
     learner.train_from_iterator(_corpus(scenes), trainer)
@@ -49,7 +49,7 @@ def build_tokenizer(scenes: int = 4000) -> PreTrainedTokenizerFast:
 
 
 def _splitting(model: BPE) -> Tokenizer:
-    """A tokenizer whose pieces never span words, and whose digits and capitals stand alone."""
+    """A tokenizer whose pieces do not span words, with each digit and capital as a piece of its own."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,7 +1,7 @@
-"""Runs one stage after another. A stopped run goes on exactly, to the same weights bit for bit.
+"""Runs training stages. A resumed stage is deterministic: it ends with bit-identical weights.
 
-Every batch is a pure function of stage and step, and torch has `THREADS` threads whatever the caller gave it. A state
-of another torch or kind of processor can be gone on from too, but only nearly: a line says so.
+Every batch is a pure function of stage and step, and torch uses `THREADS` threads regardless of the caller's setting.
+A state saved with another torch or processor can be resumed too, but not bit for bit; a message says so.
 """
 
 import platform
@@ -34,7 +34,7 @@ THREADS = 2
 
 @contextmanager
 def _own_threads() -> Iterator[None]:
-    """`THREADS` threads meanwhile: how a sum is split among threads decides its last bits."""
+    """Set torch to `THREADS` threads temporarily: the number of threads changes the last bits of sums."""
     given = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
@@ -45,7 +45,7 @@ def _own_threads() -> Iterator[None]:
 
 @dataclass(slots=True)
 class Learner:
-    """All that a stage changes."""
+    """Everything that training changes."""
 
     model: PaliGemmaForConditionalGeneration
     heads: DenseHeads
@@ -54,23 +54,23 @@ class Learner:
     @classmethod
     @_own_threads()
     def new(cls, tokenizer: PreTrainedTokenizerFast) -> "Learner":
-        """Random weights, the same every time."""
+        """Initialize with a fixed seed."""
         model = build_model(tokenizer, SEED)
         return cls(model, DenseHeads(), tokenizer)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """What must be kept to go on."""
+        """State needed to resume."""
         return {"model": self.model.state_dict(), "heads": self.heads.state_dict()}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Go on from a kept state."""
+        """Resume from a saved state."""
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
 
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """What there is to train on; `examples` are the prompts of the pool of scenes."""
+    """The training data. `examples`: prompts and answers of the pool of scenes, by scene."""
 
     scenes: Pool
     pages: Pool
@@ -78,16 +78,16 @@ class Pools:
 
 
 def load_state(state_file: Path) -> dict[str, Any]:
-    """Read a kept state, and print a line where going on from it will not be exact."""
+    """Load a saved state. Prints a message if resuming from it will not be exact."""
     state: dict[str, Any] = torch.load(state_file, weights_only=True)
     made_by, here = state.get("arithmetic"), _arithmetic()
     if made_by != here:
-        print(f"{state_file.name}: made by {made_by}, not {here}; the last bits of weights will differ", flush=True)
+        print(f"{state_file.name}: saved with {made_by}, not {here}; the last bits of weights will differ", flush=True)
     return state
 
 
 def _arithmetic() -> str:
-    """What decides the last bits of a result, as far as it can be known."""
+    """Known factors that change the last bits of results: torch, threads, processor, instruction set."""
     table = Path("/proc/cpuinfo")
     lines = table.read_text().splitlines() if table.exists() else []
     processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
@@ -97,7 +97,7 @@ def _arithmetic() -> str:
 
 @_own_threads()
 def run_stage(stage: Stage, learner: Learner, pools: Pools, folder: Path) -> float:
-    """Train `learner` through the stage, going on from the state in `folder` if there is one; seconds spent."""
+    """Train `learner` in a stage, resuming from a state in `folder` if there is one; returns seconds spent."""
     state_file = folder / f"{stage.name}.pt"
     optimizer = Optimizer(_modules(stage, learner))
     first, seconds = 0, 0.0
@@ -128,7 +128,7 @@ def run_stage(stage: Stage, learner: Learner, pools: Pools, folder: Path) -> flo
 
 
 def _modules(stage: Stage, learner: Learner) -> list[tuple[nn.Module, float]]:
-    """What a stage trains, with the factor on its learning rates; a trained tower moves at half speed."""
+    """Modules that a stage trains, with factors on their learning rates: half for a pretrained tower."""
     if stage.mode == "tower":
         return [(learner.model.model.vision_tower, 1.0), (learner.heads, 1.0)]
     parts = learner.model.model
@@ -137,7 +137,7 @@ def _modules(stage: Stage, learner: Learner) -> list[tuple[nn.Module, float]]:
 
 
 def _step_loss(stage: Stage, learner: Learner, pools: Pools, rng: np.random.Generator) -> tuple[Tensor, float, float]:
-    """Loss of one batch; then the answers' loss and the share of characters that the dense heads read rightly."""
+    """Loss of one batch, and for the log: the answers' loss, and the dense heads' accuracy of characters."""
     scenes = np.sort(rng.choice(len(pools.scenes), stage.scenes, replace=False))
     pages = np.sort(rng.choice(len(pools.pages), stage.pages, replace=False))
     pixels = _pixels(np.concatenate([pools.scenes.images[scenes], pools.pages.images[pages]]))
@@ -158,5 +158,5 @@ def _step_loss(stage: Stage, learner: Learner, pools: Pools, rng: np.random.Gene
 
 
 def _pixels(images: NDArray[np.uint8]) -> Tensor:
-    """Bytes [n, 112, 112, 3] as the processor gives them to the model: [n, 3, 112, 112] in -1..1."""
+    """Convert bytes [n, 112, 112, 3] to the model's input [n, 3, 112, 112] in -1..1."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,1 +1,1 @@
-"""Files, batches and jobs over HTTP, and what drives them."""
+"""Background jobs of an endpoint: files, batches and jobs over HTTP, and the drivers that run them."""

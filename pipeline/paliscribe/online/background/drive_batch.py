@@ -1,4 +1,4 @@
-"""A batch under its driver: lines in, a run, files of lines out."""
+"""Drives one OpenAI batch: validates its input lines, runs them, writes the output and error files."""
 
 import contextlib
 import tempfile
@@ -14,44 +14,47 @@ import pyarrow.parquet as pq
 from paliscribe import manifest, results
 from paliscribe.batch.run import run_batch
 from paliscribe.config import JobConfig
-from paliscribe.images.untrusted import Pictures
+from paliscribe.images.untrusted import UntrustedImages
 from paliscribe.online.background import lines
-from paliscribe.online.background.store import FileFacts, Orders
+from paliscribe.online.background.store import BackgroundStore, FileInfo
 from paliscribe.online.background.work import Work
 from paliscribe.storage import Store, open_store
 
-LINES_A_SHARD = 64  # what a cancelled batch loses at most, for each stage process
+SHARD_LINES = 64  # lines in a shard: the most that a cancelled batch loses for each stage process
 
 
 def drive_batch(work: Work) -> None:
-    """validating -> in_progress -> finalizing -> completed, expired or cancelled; or failed."""
+    """Take a batch through its statuses: validating -> in_progress -> finalizing -> completed, expired or cancelled.
+
+    Invalid input ends in failed. Raises RunError, StorageError.
+    """
     if work.state.get("status", "validating") == "validating":
-        if (why := work.given_up) is not None:
-            work.say(why)
+        if (stop_status := work.stop_status) is not None:
+            work.set_status(stop_status)
             return
-        work.say("validating")
-        found = _validated(work)
+        work.set_status("validating")
+        found = _validate(work)
         if found.problems:
-            work.say("failed", problems=found.problems)
+            work.set_status("failed", problems=found.problems)
             return
         counts = {"total": len(found.rows), "completed": 0, "failed": 0}
-        work.say("in_progress", counts=counts, model=found.model)
+        work.set_status("in_progress", counts=counts, model=found.model)
     if work.state["status"] == "in_progress":
-        if work.given_up is None:
+        if work.stop_status is None:
             spec, pool = work.model(work.state["model"])
-            work.before = _committed(open_store(work.output))
+            work.committed = _committed(open_store(work.output))
             job = JobConfig(
-                manifest=f"{work.orders.store.uri}/{Orders.key(work.order, 'lines.parquet')}",
+                manifest=f"{work.store.objects.uri}/{BackgroundStore.key(work.job, 'lines.parquet')}",
                 tasks=("{ask}",),
                 output=work.output,
                 model=spec,
                 options_column="options",
                 partition_by=(),
-                shard_rows=LINES_A_SHARD,
+                shard_rows=SHARD_LINES,
                 max_error_rate=1.0,
             )
             run_batch(job, work.progress, work.config.images, pool)
-        work.say("finalizing")
+        work.set_status("finalizing")
     finalize(work)
 
 
@@ -63,60 +66,65 @@ def _committed(run: Store) -> Counter[str]:
     return statuses
 
 
-def _validated(work: Work) -> lines.Lines:
-    """Check the lines, and write those that can be asked as a manifest."""
-    owner, name = work.order.owner, work.order.asked["input_file_id"]
-    if work.orders.file(owner, name) is None:
-        problem = {"code": "file_not_found", "message": "the input file is gone", "param": None, "line": None}
+def _validate(work: Work) -> lines.Lines:
+    """Check the input lines and, if all are valid, write them as a manifest."""
+    owner, name = work.job.owner, work.job.asked["input_file_id"]
+    if work.store.file(owner, name) is None:
+        problem = {
+            "code": "file_not_found",
+            "message": "the input file does not exist any more",
+            "param": None,
+            "line": None,
+        }
         return lines.Lines(problems=[problem])
-    with work.orders.open_file(owner, name) as file:
+    with work.store.open_file(owner, name) as file:
         config = work.config
-        found = lines.read_lines(file, list(work.models), Pictures(config.images), config.max_prompt)
+        found = lines.read_lines(file, list(work.models), UntrustedImages(config.images), config.max_prompt)
     if found.problems:
         return found
     columns = {"id": "id", "image": "image", "ask": "ask", "options": "options"}
     table = {column: [getattr(row, part) for row in found.rows] for column, part in columns.items()}
     with tempfile.NamedTemporaryFile(prefix="paliscribe-") as copy:
         pq.write_table(pa.table(table), copy.name, compression="zstd")
-        work.orders.store.put_file(Orders.key(work.order, "lines.parquet"), Path(copy.name))
+        work.store.objects.put_file(BackgroundStore.key(work.job, "lines.parquet"), Path(copy.name))
     return found
 
 
 def finalize(work: Work, failed: str | None = None) -> None:
-    """Write the files of answers and of errors from what is committed, then say how it ended.
+    """Write the output and error files from the committed records, then set the final status.
 
-    `failed`: why the run cannot go on. Nothing that is answered is lost with it.
+    `failed`: why the run cannot be resumed. Records committed before that are kept.
     """
     run = open_store(work.output)
     now = work.state.setdefault("finalizing_at", int(time.time()))
     counts, seen = Counter[str](), set[int]()
-    ended = "completed" if results.read_summary(run) is not None else None if failed else work.given_up
+    ended = "completed" if results.read_summary(run) is not None else None if failed else work.stop_status
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.NamedTemporaryFile("w", prefix="paliscribe-")) for _ in range(2)]
         for record in _records(run):
-            answered, line = lines.answer(work.order.id, record, work.state["model"], now)
+            answered, line = lines.reply_line(work.job.id, record, work.state["model"], now)
             files[0 if answered else 1].write(f"{line}\n")
             counts["completed" if answered else "failed"] += 1
             seen.add(record["row"])
         if ended == "expired":
-            for line in lines.expired(work.order.id, _unanswered(work, seen)):
+            for line in lines.expired_lines(work.job.id, _unanswered(work, seen)):
                 files[1].write(f"{line}\n")
                 counts["failed"] += 1
         names = [
-            _keep(work, file, kind, number) if counts[kind] else None
+            _store_file(work, file, kind, number) if counts[kind] else None
             for number, (kind, file) in enumerate(zip(("completed", "failed"), files, strict=True))
         ]
     done = {name: counts[name] for name in ("completed", "failed")}
     made = {"counts": work.state["counts"] | done, "output_file_id": names[0], "error_file_id": names[1]}
     if ended is not None:
-        work.say(ended, **made)
+        work.set_status(ended, **made)
     else:
-        work.fail(failed or "it ended without being finished, expired or cancelled", **made)
-    work.tidy()
+        work.fail(failed or "the run ended but is neither finished, expired nor cancelled", **made)
+    work.delete_run()
 
 
 def _records(run: Store) -> Iterator[dict[str, Any]]:
-    """What of a run is answered: of a finished one the published files, else what its shards have committed."""
+    """Records of a run: the published files of a finished one, else those that its shards have committed."""
     summary = results.read_summary(run)
     if summary is not None:
         for key in summary["files"]:
@@ -129,17 +137,18 @@ def _records(run: Store) -> Iterator[dict[str, Any]]:
 
 
 def _unanswered(work: Work, seen: set[int]) -> Iterator[tuple[int, str]]:
-    source = f"{work.orders.store.uri}/{Orders.key(work.order, 'lines.parquet')}"
+    """Row number and id of each input line that has no record."""
+    source = f"{work.store.objects.uri}/{BackgroundStore.key(work.job, 'lines.parquet')}"
     for row in manifest.read(source):
         if row.row not in seen:
             yield row.row, row.id
 
 
-def _keep(work: Work, file: IO[str], kind: str, number: int) -> str:
-    """Keep a file of lines for the caller: under the same name, should this be done again."""
+def _store_file(work: Work, file: IO[str], kind: str, number: int) -> str:
+    """Store an output file for the caller; returns its id, which is the same if this is repeated."""
     file.flush()
-    path, name = Path(file.name), f"file-{work.order.id.removeprefix('batch_')}{number:02x}"
-    words = f"{work.order.id}_{'output' if kind == 'completed' else 'error'}.jsonl"
-    facts = FileFacts(name, words, "batch_output", path.stat().st_size, work.state["finalizing_at"])
-    work.orders.add_file(work.order.owner, facts, path)
+    path, name = Path(file.name), f"file-{work.job.id.removeprefix('batch_')}{number:02x}"
+    filename = f"{work.job.id}_{'output' if kind == 'completed' else 'error'}.jsonl"
+    info = FileInfo(name, filename, "batch_output", path.stat().st_size, work.state["finalizing_at"])
+    work.store.add_file(work.job.owner, info, path)
     return name

@@ -1,8 +1,8 @@
-"""Who works on orders: one deployment that sees to them all, and a task for each, in a process of its own.
+"""Runs background jobs: one deployment schedules them all, and each runs in a Ray task, in a process of its own.
 
-A task's main thread is the run's driver as it is under `paliscribe annotate`: cancelling the task interrupts it as
-Ctrl-C would. What a task does depends on what is stored alone, so one that was lost with its node, or with the
-deployment, is begun again and goes on from the last committed shard.
+The main thread of a task is the run's driver, as under `paliscribe annotate`: cancelling the task interrupts it like
+Ctrl-C. A task depends only on stored state, so one that is lost with its node, or with the deployment, is started again
+and resumes from the last committed shard.
 """
 
 import contextlib
@@ -20,55 +20,55 @@ from ray.exceptions import RayError
 
 from paliscribe.batch.run import run_batch
 from paliscribe.config import JobConfig, ServeConfig
-from paliscribe.errors import PassingError, RunError, Stopped
+from paliscribe.errors import RunError, Stopped, TemporaryError
 from paliscribe.online.background.drive_batch import drive_batch, finalize
-from paliscribe.online.background.store import OVER, Order, Orders
-from paliscribe.online.background.work import Pooled, Work
+from paliscribe.online.background.store import TERMINAL, BackgroundJob, BackgroundStore
+from paliscribe.online.background.work import ServedPool, Work
 from paliscribe.storage import StorageError, open_store
 
 log = logging.getLogger(__name__)
-AT_A_TIME = 4  # orders, but for those that are given up: they only have to be finalized
-ATTEMPTS = 10  # drivers that an order gets which neither end it nor bring it forward
-PAUSE = 5.0  # seconds after the second of them, and so many more after each other
-RESCAN = 120.0  # seconds between two looks for orders that nobody has told of
-LOOK = 0.5  # seconds between two looks at the drivers
+MAX_RUNNING = 4  # jobs that run at a time; expired and cancelled ones are not counted, they only have to be finalized
+MAX_ATTEMPTS = 10  # drivers in a row that make no progress before a job fails
+BACKOFF = 5.0  # seconds before the third attempt without progress; grows by as much with each further one
+RESCAN_EVERY = 120.0  # seconds between two scans of the store for jobs that no gateway announced
+POLL = 0.5  # seconds between two checks of the running tasks
 
 
-def drive(config: ServeConfig, models: Mapping[str, Pooled], application: str, order: Order) -> None:
-    """Work on an order until it is over, or until it is interrupted: then it is for the next call to go on."""
+def drive(config: ServeConfig, models: Mapping[str, ServedPool], application: str, job: BackgroundJob) -> None:
+    """Run a background job until it is finished or interrupted. After an interruption the next call resumes it."""
     assert config.files is not None
-    orders = Orders(open_store(config.files))
-    work = Work(config, models, application, orders, order, orders.state(order))
-    if work.state.get("status") in OVER:
+    store = BackgroundStore(open_store(config.files))
+    work = Work(config, models, application, store, job, store.state(job))
+    if work.state.get("status") in TERMINAL:
         return
     try:
-        if order.kind == "batch":
+        if job.kind == "batch":
             drive_batch(work)
         else:
             _drive_job(work)
-    except (Stopped, PassingError, StorageError) as error:
-        log.warning("order %s: to be gone on with: %s", order.id, error)
+    except (Stopped, TemporaryError, StorageError) as error:
+        log.warning("background job %s: interrupted, will be resumed: %s", job.id, error)
     except RunError as error:
-        if work.state.get("status") in ("in_progress", "finalizing") and order.kind == "batch":
+        if work.state.get("status") in ("in_progress", "finalizing") and job.kind == "batch":
             finalize(work, failed=str(error))
         else:
             work.fail(str(error))
 
 
 def _drive_job(work: Work) -> None:
-    if (why := work.given_up) is not None:
-        work.say(why)
+    if (stop_status := work.stop_status) is not None:
+        work.set_status(stop_status)
         return
-    work.say("in_progress")
-    asked = dict(work.order.asked)
-    spec, pool = work.model(asked["model"])
-    summary = run_batch(JobConfig(**asked | {"model": spec}), work.progress, work.config.images, pool)
-    work.say("completed", summary={key: value for key, value in summary.items() if key != "files"})
+    work.set_status("in_progress")
+    settings = dict(work.job.asked)
+    spec, pool = work.model(settings["model"])
+    summary = run_batch(JobConfig(**settings | {"model": spec}), work.progress, work.config.images, pool)
+    work.set_status("completed", summary={key: value for key, value in summary.items() if key != "files"})
 
 
 @dataclass(slots=True)
 class _Attempts:
-    """How an order has fared: drivers in vain, when it may have another, and how much is done."""
+    """Attempts at a job: drivers in a row without progress, earliest next start (monotonic), requests done so far."""
 
     count: int = 0
     not_before: float = 0.0
@@ -76,100 +76,102 @@ class _Attempts:
 
 
 class Drivers:
-    """Sees to the orders of an endpoint: the deployment behind `gateway.batches.Launcher`."""
+    """Schedules the background jobs of an endpoint: the deployment behind `Launcher`."""
 
-    def __init__(self, config: ServeConfig, models: Mapping[str, Pooled]) -> None:
+    def __init__(self, config: ServeConfig, models: Mapping[str, ServedPool]) -> None:
         assert config.files is not None
-        self._config, self._models, self._orders = config, dict(models), Orders(open_store(config.files))
+        self._config, self._models, self._store = config, dict(models), BackgroundStore(open_store(config.files))
         self._application = serve.get_replica_context().app_name
         self._drive = ray.remote(num_cpus=0, max_retries=0)(drive)
-        self._waiting: dict[str, Order] = {}
-        self._working: dict[str, tuple[Order, Any]] = {}
+        self._waiting: dict[str, BackgroundJob] = {}
+        self._running: dict[str, tuple[BackgroundJob, Any]] = {}
         self._attempts: defaultdict[str, _Attempts] = defaultdict(_Attempts)
         self._cancelled: set[str] = set()
         self._interrupted: set[str] = set()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, name="drivers", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="drivers", daemon=True)
         self._thread.start()
 
-    async def begin(self, order: Order) -> None:
+    async def start(self, job: BackgroundJob) -> None:
         """See `Launcher`."""
-        self._take([order])
+        self._enqueue([job])
 
-    async def cancel(self, order: Order) -> None:
-        """See `Launcher`. The wish is stored already; what works on it is interrupted."""
+    async def cancel(self, job: BackgroundJob) -> None:
+        """See `Launcher`. The cancel request is stored already; this interrupts the running task."""
         with self._lock:
-            self._cancelled.add(order.id)
-        self._interrupt(order)
+            self._cancelled.add(job.id)
+        self._interrupt(job)
 
     def check_health(self) -> None:
-        """Serve's probe: without its thread nothing would be worked on."""
+        """Serve's health check. Raises RunError if the scheduler thread has died."""
         if not self._thread.is_alive():
-            raise RunError("the thread that sees to orders has died")
+            raise RunError("the scheduler thread of background jobs has died")
 
-    def _take(self, orders: Sequence[Order]) -> None:
+    def _enqueue(self, jobs: Sequence[BackgroundJob]) -> None:
         with self._lock:
-            for order in orders:
-                if order.id not in self._working:
-                    self._waiting.setdefault(order.id, order)
+            for job in jobs:
+                if job.id not in self._running:
+                    self._waiting.setdefault(job.id, job)
 
-    def _interrupt(self, order: Order) -> None:
-        """Stop annotating; once, since the next driver of an order that is given up only finalizes it."""
+    def _interrupt(self, job: BackgroundJob) -> None:
+        """Interrupt the running task; once only, since the next task of a stopped job just finalizes it."""
         with self._lock:
-            if order.id in self._working and order.id not in self._interrupted:
-                self._interrupted.add(order.id)
-                ray.cancel(self._working[order.id][1], recursive=False)
+            if job.id in self._running and job.id not in self._interrupted:
+                self._interrupted.add(job.id)
+                ray.cancel(self._running[job.id][1], recursive=False)
 
-    def _watch(self) -> None:
-        scanned = -RESCAN  # what an earlier process left is taken up at once
+    def _loop(self) -> None:
+        scanned = -RESCAN_EVERY  # scan at once: resume what an earlier process left
         while True:
             try:
-                if time.monotonic() - scanned > RESCAN:
+                if time.monotonic() - scanned > RESCAN_EVERY:
                     scanned = time.monotonic()
-                    self._take(self._orders.open_orders())
-                for order, task in list(self._working.values()):
+                    self._enqueue(self._store.open_jobs())
+                for job, task in list(self._running.values()):
                     if ray.wait([task], timeout=0)[0]:
-                        self._ended(order, task)
-                    elif self._given_up(order):
-                        self._interrupt(order)
-                self._begin()
-            except Exception:  # of the store, or of an object in it that is none of ours: the next look may succeed
-                log.exception("orders cannot be seen to")
-            time.sleep(LOOK)
+                        self._finish(job, task)
+                    elif self._should_stop(job):
+                        self._interrupt(job)
+                self._start_waiting()
+            except Exception:  # storage, or a foreign object in it; the next pass may succeed
+                log.exception("cannot schedule background jobs")
+            time.sleep(POLL)
 
-    def _given_up(self, order: Order) -> bool:
-        return order.id in self._cancelled or (order.expires_at is not None and time.time() >= order.expires_at)
+    def _should_stop(self, job: BackgroundJob) -> bool:
+        """Whether a job is cancelled or expired."""
+        return job.id in self._cancelled or (job.expires_at is not None and time.time() >= job.expires_at)
 
-    def _begin(self) -> None:
-        """Give drivers to orders that wait: to those that are given up, and to callers in turn."""
+    def _start_waiting(self) -> None:
+        """Start tasks for waiting jobs: first those to be stopped, then those of the caller with fewest running."""
         with self._lock:
             while True:
                 now = time.monotonic()
-                ready = [order for order in self._waiting.values() if self._attempts[order.id].not_before <= now]
-                chosen = [order for order in ready if self._given_up(order)]
-                if not chosen and len(self._working) < AT_A_TIME:
-                    owners = Counter(order.owner for order, _ in self._working.values())
-                    chosen = sorted(ready, key=lambda order: (owners[order.owner], order.created_at))[:1]
+                ready = [job for job in self._waiting.values() if self._attempts[job.id].not_before <= now]
+                chosen = [job for job in ready if self._should_stop(job)]
+                if not chosen and len(self._running) < MAX_RUNNING:
+                    owners = Counter(job.owner for job, _ in self._running.values())
+                    chosen = sorted(ready, key=lambda job: (owners[job.owner], job.created_at))[:1]
                 if not chosen:
                     return
-                for order in chosen:
-                    task = self._drive.remote(self._config, self._models, self._application, order)
-                    self._working[order.id] = (self._waiting.pop(order.id), task)
+                for job in chosen:
+                    task = self._drive.remote(self._config, self._models, self._application, job)
+                    self._running[job.id] = (self._waiting.pop(job.id), task)
 
-    def _ended(self, order: Order, task: Any) -> None:
-        """Book a driver that has ended; an order that is not over is driven again, unless nothing comes of it."""
+    def _finish(self, job: BackgroundJob, task: Any) -> None:
+        """Handle a task that has ended: retry an unfinished job with backoff, or fail it after `MAX_ATTEMPTS`."""
         with contextlib.suppress(RayError):
             ray.get(task)
-        state, tried = self._orders.state(order), self._attempts[order.id]
-        if state.get("status") not in OVER:
+        state, attempts = self._store.state(job), self._attempts[job.id]
+        if state.get("status") not in TERMINAL:
             done = sum(state.get("counts", {}).values()) + (state.get("progress") or {}).get("rows_done", 0)
-            tried.count, tried.done = (1 if done > tried.done else tried.count + 1), max(done, tried.done)
-            tried.not_before = time.monotonic() + PAUSE * (tried.count - 1)
-            if tried.count >= ATTEMPTS:
-                work = Work(self._config, self._models, self._application, self._orders, order, state)
-                work.fail("storage, the cluster, or another driver kept it from being run; see the endpoint's log")
+            attempts.count = 1 if done > attempts.done else attempts.count + 1
+            attempts.done = max(done, attempts.done)
+            attempts.not_before = time.monotonic() + BACKOFF * (attempts.count - 1)
+            if attempts.count >= MAX_ATTEMPTS:
+                work = Work(self._config, self._models, self._application, self._store, job, state)
+                work.fail("storage, the cluster or another driver kept the job from running; see the endpoint's log")
                 state = work.state
         with self._lock:
-            del self._working[order.id]
-            if state.get("status") not in OVER:
-                self._waiting[order.id] = order
+            del self._running[job.id]
+            if state.get("status") not in TERMINAL:
+                self._waiting[job.id] = job

@@ -1,4 +1,4 @@
-"""Files of callers, in the shape of OpenAI's Files API: what batches are made of, and what comes of them."""
+"""Files over HTTP, in the shape of OpenAI's Files API: the input and output files of batches."""
 
 import asyncio
 import itertools
@@ -12,40 +12,40 @@ from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 
 from paliscribe.errors import RequestError
-from paliscribe.online.background.store import FileFacts, Orders, new_id
-from paliscribe.online.chat import whole
+from paliscribe.online.background.store import BackgroundStore, FileInfo, new_id
+from paliscribe.online.chat import replace_surrogates
 
 CHUNK = 2**20  # bytes
-LONGEST_NAME = 255  # characters of a file's name that are kept
-Limit = Annotated[int, Query(ge=1, le=100, description="Most entries of the list.")]
-After = Annotated[str | None, Query(description="The entry after which the list goes on.")]
+MAX_FILENAME = 255  # characters; longer names are cut
+Limit = Annotated[int, Query(ge=1, le=100, description="Most entries to return.")]
+After = Annotated[str | None, Query(description="Id of the entry after which to continue the list.")]
 
 
-def routes(orders: Orders | None) -> APIRouter:  # long: the handlers of one router
-    """The calls about files; without `orders` each is refused."""
+def routes(store: BackgroundStore | None) -> APIRouter:  # long: the handlers of one router
+    """The routes for files. Without `store` each raises RequestError 404."""
     router = APIRouter()
 
-    @router.post("/v1/files", summary="Keep a file of lines for a batch")
+    @router.post("/v1/files", summary="Upload a file of lines for a batch")
     async def create(
         request: Request,
         file: Annotated[UploadFile, File(description="JSON Lines: one chat completion a line.")],
         purpose: Annotated[str, Form(description="`batch`.")],
     ) -> dict[str, Any]:
-        here = kept(orders)
+        background = require(store)
         if unknown := sorted(set((await request.form()).keys()) - {"file", "purpose"}):
             raise RequestError(400, "unsupported_parameter", f"{unknown[0]} is not supported", unknown[0])
         if purpose != "batch":
             raise RequestError(400, "invalid_request", "purpose must be batch", "purpose")
-        name = whole(file.filename or "")[:LONGEST_NAME]
-        facts = FileFacts(new_id("file-"), name, purpose, file.size or 0, int(time.time()))
+        name = replace_surrogates(file.filename or "")[:MAX_FILENAME]
+        info = FileInfo(new_id("file-"), name, purpose, file.size or 0, int(time.time()))
         with tempfile.NamedTemporaryFile(prefix="paliscribe-") as copy:
             while part := await file.read(CHUNK):
                 copy.write(part)
             copy.flush()
-            await asyncio.to_thread(here.add_file, owner(request), facts, Path(copy.name))
-        return _file(facts)
+            await asyncio.to_thread(background.add_file, owner(request), info, Path(copy.name))
+        return _file(info)
 
-    @router.get("/v1/files", summary="The caller's files")
+    @router.get("/v1/files", summary="List the caller's files")
     async def index(
         request: Request,
         purpose: str | None = None,
@@ -54,21 +54,23 @@ def routes(orders: Orders | None) -> APIRouter:  # long: the handlers of one rou
         order: Literal["asc", "desc"] = "desc",
     ) -> dict[str, Any]:
         def found() -> dict[str, Any]:
-            here, who = kept(orders), owner(request)
-            names = here.files(who)
-            facts = (here.file(who, name) for name in following(names if order == "asc" else names[::-1], after))
-            return listed((_file(one) for one in facts if one is not None and purpose in (None, one.purpose)), limit)
+            background, who = require(store), owner(request)
+            names = background.files(who)
+            infos = (
+                background.file(who, name) for name in entries_after(names if order == "asc" else names[::-1], after)
+            )
+            return list_page((_file(one) for one in infos if one is not None and purpose in (None, one.purpose)), limit)
 
         return await asyncio.to_thread(found)
 
-    @router.get("/v1/files/{file_id}", summary="A file's facts")
+    @router.get("/v1/files/{file_id}", summary="Get a file's metadata")
     async def retrieve(request: Request, file_id: str) -> dict[str, Any]:
-        return _file(await facts_of(orders, request, file_id))
+        return _file(await file_info(store, request, file_id))
 
-    @router.get("/v1/files/{file_id}/content", summary="A file's content")
+    @router.get("/v1/files/{file_id}/content", summary="Download a file")
     async def content(request: Request, file_id: str) -> StreamingResponse:
-        facts = await facts_of(orders, request, file_id)
-        reader = await asyncio.to_thread(kept(orders).open_file, owner(request), facts.id)
+        info = await file_info(store, request, file_id)
+        reader = await asyncio.to_thread(require(store).open_file, owner(request), info.id)
 
         async def parts() -> AsyncIterator[bytes]:
             try:
@@ -77,41 +79,42 @@ def routes(orders: Orders | None) -> APIRouter:  # long: the handlers of one rou
             finally:
                 reader.close()
 
-        headers = {"content-length": str(facts.size), "x-content-type-options": "nosniff"}
+        headers = {"content-length": str(info.size), "x-content-type-options": "nosniff"}
         return StreamingResponse(parts(), media_type="application/octet-stream", headers=headers)
 
-    @router.delete("/v1/files/{file_id}", summary="Forget a file")
+    @router.delete("/v1/files/{file_id}", summary="Delete a file")
     async def delete(request: Request, file_id: str) -> dict[str, Any]:
-        facts = await facts_of(orders, request, file_id)
-        await asyncio.to_thread(kept(orders).delete_file, owner(request), facts.id)
-        return {"id": facts.id, "object": "file", "deleted": True}
+        info = await file_info(store, request, file_id)
+        await asyncio.to_thread(require(store).delete_file, owner(request), info.id)
+        return {"id": info.id, "object": "file", "deleted": True}
 
     return router
 
 
-def kept(orders: Orders | None) -> Orders:
-    """Where this endpoint keeps files and orders. Raises RequestError 404 where it keeps none."""
-    if orders is None:
-        raise RequestError(404, "not_configured", "this endpoint keeps no files, batches or jobs: it has no `files`")
-    return orders
+def require(store: BackgroundStore | None) -> BackgroundStore:
+    """The configured store. Raises RequestError 404 if the endpoint has none."""
+    if store is None:
+        words = "this endpoint has no storage for files, batches or jobs: `files` is not configured"
+        raise RequestError(404, "not_configured", words)
+    return store
 
 
 def owner(request: Request) -> str:
-    """The caller's folder."""
+    """The caller's id, which is also its folder in the store."""
     name: str = request.state.owner
     return name
 
 
-async def facts_of(orders: Orders | None, request: Request, name: str) -> FileFacts:
-    """A file of the caller's. Raises RequestError 404."""
-    facts = await asyncio.to_thread(kept(orders).file, owner(request), name)
-    if facts is None:
+async def file_info(store: BackgroundStore | None, request: Request, name: str) -> FileInfo:
+    """Metadata of one of the caller's files. Raises RequestError 404."""
+    info = await asyncio.to_thread(require(store).file, owner(request), name)
+    if info is None:
         raise RequestError(404, "not_found", f"there is no file {name[:100]!r}")
-    return facts
+    return info
 
 
-def following(names: list[str], after: str | None) -> list[str]:
-    """The part of a list that follows `after`. Raises RequestError if that is not in it."""
+def entries_after(names: list[str], after: str | None) -> list[str]:
+    """The entries that follow `after`; all without it. Raises RequestError if `after` is not in the list."""
     if after is None:
         return names
     if after not in names:
@@ -119,22 +122,22 @@ def following(names: list[str], after: str | None) -> list[str]:
     return names[names.index(after) + 1 :]
 
 
-def listed(entries: Iterable[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """A list as OpenAI's clients page through it; no more of `entries` is looked at than that takes."""
+def list_page(entries: Iterable[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """One page of a list in OpenAI's shape. Consumes at most `limit` + 1 entries."""
     data = list(itertools.islice(entries, limit + 1))
     more, data = len(data) > limit, data[:limit]
     first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
     return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more}
 
 
-def _file(facts: FileFacts) -> dict[str, Any]:
+def _file(info: FileInfo) -> dict[str, Any]:
     return {
-        "id": facts.id,
+        "id": info.id,
         "object": "file",
-        "bytes": facts.size,
-        "created_at": facts.created_at,
-        "filename": facts.filename,
-        "purpose": facts.purpose,
+        "bytes": info.size,
+        "created_at": info.created_at,
+        "filename": info.filename,
+        "purpose": info.purpose,
         "status": "processed",
         "expires_at": None,
     }

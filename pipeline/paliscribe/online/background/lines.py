@@ -1,7 +1,7 @@
-"""The lines of a batch, in the shape of OpenAI's Batch API: chat completions in, one a line, and their replies out.
+"""Lines of an OpenAI batch: one chat completion request a line in, one reply a line out.
 
-A line in: `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body": {...}}`. A line out: `{"id",
-"custom_id", "response": {"status_code", "request_id", "body"} or null, "error": {"code", "message"} or null}`.
+Input: `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body": {...}}`. Output: `{"id", "custom_id",
+"response": {"status_code", "request_id", "body"} or null, "error": {"code", "message"} or null}`.
 """
 
 import json
@@ -13,19 +13,19 @@ from pydantic import ValidationError
 
 from paliscribe.config import RequestOptions
 from paliscribe.errors import RequestError
-from paliscribe.images.untrusted import Pictures
+from paliscribe.images.untrusted import UntrustedImages
 from paliscribe.online.chat import ChatRequest, completion, error_body, unsupported, usage
 from paliscribe.online.service import STATUS, checked_task
 
 ENDPOINT: Final = "/v1/chat/completions"
-MOST: Final = 50_000  # lines of a batch
-NAMED: Final = 100  # problems that a batch which is refused names
+MAX_LINES: Final = 50_000  # lines of a batch
+MAX_PROBLEMS: Final = 100  # problems listed for an invalid file
 KEYS: Final = {"custom_id", "method", "url", "body"}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line that can be asked: a row of the batch's manifest. `options` as JSON."""
+    """A valid line, as a row of the batch's manifest. `ask`: the prompt; `options`: JSON of `RequestOptions`."""
 
     id: str
     image: str
@@ -35,32 +35,30 @@ class Line:
 
 @dataclass(slots=True)
 class Lines:
-    """What a file of lines holds: the rows, their one model, or what is wrong with it."""
+    """The parsed input file: its rows and the one model they name, or its problems."""
 
     rows: list[Line] = field(default_factory=list)
     model: str | None = None
     problems: list[dict[str, Any]] = field(default_factory=list)
 
 
-def read_lines(file: Iterable[bytes], models: Sequence[str], pictures: Pictures, max_prompt: int) -> Lines:
-    """Check every line of a file. Nothing of a file with a problem is asked."""
+def read_lines(file: Iterable[bytes], models: Sequence[str], images: UntrustedImages, max_prompt: int) -> Lines:
+    """Parse and check every line. A file with any problem must not be run."""
     found, seen = Lines(), set[str]()
     for number, raw in enumerate(file, start=1):
         if not raw.strip():
             continue
-        if len(found.rows) == MOST:
-            problem = RequestError(400, "too_many_requests", f"a batch has at most {MOST:,} lines")
+        if len(found.rows) == MAX_LINES:
+            problem = RequestError(400, "too_many_requests", f"a batch has at most {MAX_LINES:,} lines")
         else:
             try:
-                row, model = _line(raw, models, pictures, max_prompt)
+                row, model = _line(raw, models, images, max_prompt)
                 if row.id in seen:
-                    raise RequestError(
-                        400, "duplicate_custom_id", f"custom_id {row.id[:100]!r} is given twice", "custom_id"
-                    )
+                    words = f"custom_id {row.id[:100]!r} is a duplicate"
+                    raise RequestError(400, "duplicate_custom_id", words, "custom_id")
                 if (found.model or model) != model:
-                    raise RequestError(
-                        400, "mismatched_model", "all lines of a batch name the same model", "body.model"
-                    )
+                    words = "all lines of a batch must name the same model"
+                    raise RequestError(400, "mismatched_model", words, "body.model")
                 found.model = model
                 found.rows.append(row)
                 seen.add(row.id)
@@ -69,15 +67,15 @@ def read_lines(file: Iterable[bytes], models: Sequence[str], pictures: Pictures,
                 problem = error
         entry = {"code": problem.code, "message": str(problem), "param": problem.field, "line": number}
         found.problems.append(entry)
-        if len(found.problems) == NAMED or problem.code == "too_many_requests":
+        if len(found.problems) == MAX_PROBLEMS or problem.code == "too_many_requests":
             break
     if not found.rows and not found.problems:
-        found.problems.append({"code": "empty_file", "message": "the file has no line", "param": None, "line": None})
+        found.problems.append({"code": "empty_file", "message": "the file has no lines", "param": None, "line": None})
     return found
 
 
-def _line(raw: bytes, models: Sequence[str], pictures: Pictures, max_prompt: int) -> tuple[Line, str]:
-    """One line and the model that it names. Raises RequestError."""
+def _line(raw: bytes, models: Sequence[str], images: UntrustedImages, max_prompt: int) -> tuple[Line, str]:
+    """Parse one line; returns its row and its model. Raises RequestError."""
     try:
         line = json.loads(raw)
     except (ValueError, RecursionError):
@@ -87,31 +85,32 @@ def _line(raw: bytes, models: Sequence[str], pictures: Pictures, max_prompt: int
     for name in sorted(KEYS - line.keys()):
         raise RequestError(400, "missing_required_parameter", f"{name} is missing", name)
     for name in sorted(line.keys() - KEYS):
-        raise RequestError(400, "unknown_parameter", f"{name[:100]!r} is not a part of a line", name)
+        raise RequestError(400, "unknown_parameter", f"unknown key {name[:100]!r}", name)
     name = line["custom_id"]
     if not isinstance(name, str) or not 0 < len(name) <= 512 or not name.isprintable() or name != name.strip():
-        words = "custom_id is a text of 1 to 512 printable characters, without spaces around it"
+        words = "custom_id must be 1 to 512 printable characters without surrounding spaces"
         raise RequestError(400, "invalid_custom_id", words, "custom_id")
     if line["method"] != "POST":
         raise RequestError(400, "invalid_method", "method must be POST", "method")
     if line["url"] != ENDPOINT:
-        raise RequestError(400, "invalid_url", f"url must be {ENDPOINT}, as the batch's endpoint", "url")
+        raise RequestError(400, "invalid_url", f"url must be {ENDPOINT}, the batch's endpoint", "url")
     try:
         call = ChatRequest.model_validate(line["body"])
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(["body", *map(str, first["loc"])])
         raise RequestError(400, "invalid_request", f"{place}: {first['msg'].lower()}", place) from None
-    return _asked(name, call, models, pictures, max_prompt), call.model
+    return _row(name, call, models, images, max_prompt), call.model
 
 
-def _asked(name: str, call: ChatRequest, models: Sequence[str], pictures: Pictures, max_prompt: int) -> Line:
+def _row(name: str, call: ChatRequest, models: Sequence[str], images: UntrustedImages, max_prompt: int) -> Line:
+    """Check the body of a line. Raises RequestError."""
     try:
-        picture, prompt = call.check()
+        image, prompt = call.check()
         for unknown in ("stream", "logprobs"):
             if getattr(call, unknown):
                 raise unsupported(unknown, f"{unknown} is not supported in a batch")
-        pictures.check(picture)
+        images.check(image)
         given = call.options()
         del given["spelled"]
         task = checked_task(prompt, given["max_tokens"], max_prompt)
@@ -119,13 +118,16 @@ def _asked(name: str, call: ChatRequest, models: Sequence[str], pictures: Pictur
         place = "body" if error.field is None else f"body.{error.field}"
         raise RequestError(error.status, error.code, str(error), place) from None
     if call.model not in models:
-        raise RequestError(400, "model_not_found", f"there is no model {call.model[:100]!r} here", "body.model")
+        raise RequestError(400, "model_not_found", f"there is no model {call.model[:100]!r}", "body.model")
     options = RequestOptions(**given | {"max_tokens": task.max_tokens})
-    return Line(name, picture, task.render({}), options.model_dump_json())
+    return Line(name, image, task.render({}), options.model_dump_json())
 
 
-def answer(batch: str, record: Mapping[str, Any], model: str, created: int) -> tuple[bool, str]:
-    """A record as a line out, and whether it is an answer, for the output file, or a failure, for that of errors."""
+def reply_line(batch: str, record: Mapping[str, Any], model: str, created: int) -> tuple[bool, str]:
+    """The output line of a record, and whether it belongs in the output file (True) or the error file (False).
+
+    `created`: seconds since 1970.
+    """
     name = f"{batch.removeprefix('batch_')}{record['row']:06x}"
     kind = record["error_kind"]
     if record["status"] != "error":
@@ -143,9 +145,9 @@ def answer(batch: str, record: Mapping[str, Any], model: str, created: int) -> t
     return status == 200, json.dumps(line)
 
 
-def expired(batch: str, rows: Iterable[tuple[int, str]]) -> Iterator[str]:
-    """Lines for what was not answered before its batch's window closed: row numbers and ids."""
-    error = {"code": "batch_expired", "message": "the batch's window closed before this request was answered"}
+def expired_lines(batch: str, rows: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """Error lines for requests that were not answered before the batch expired. `rows`: row numbers and ids."""
+    error = {"code": "batch_expired", "message": "the batch expired before this request was answered"}
     for row, name in rows:
         own = f"batch_req_{batch.removeprefix('batch_')}{row:06x}"
         yield json.dumps({"id": own, "custom_id": name, "response": None, "error": error})

@@ -1,12 +1,16 @@
-"""What callers of an endpoint keep there: files, and orders, which are runs that were asked for over HTTP.
+"""Files and background jobs that callers of an endpoint keep in the object store.
 
-Each caller has a folder of his own. Everything about an order is an object that has one writer: what was asked for is
-written once when it comes in, its state by the driver that works on it, and the wish to cancel it once by whoever has
-it. So no two of them ever overwrite each other, and whoever asks puts the three together.
+A background job is a run requested over HTTP: an OpenAI batch, or a job file of our own. Each caller has a folder.
+Every object of a background job has exactly one writer, so concurrent writers never overwrite each other:
 
-    CALLER/files/file-.../content, meta.json                    the marker, meta.json, is written last
-    CALLER/orders/batch_... or job_.../order.json, state.json, cancel.json
-    open/CALLER/batch_... or job_...                            while it is not over, so that few are looked through
+    CALLER/files/file-.../content, meta.json     meta.json is the marker and is written last
+    CALLER/orders/ID/order.json                  the request; written once, on creation
+    CALLER/orders/ID/state.json                  the status; written by the job's driver only
+    CALLER/orders/ID/cancel.json                 the cancel request; written once
+    open/CALLER/ID                               index of unfinished jobs, so that a scan need not read every job
+
+ID is batch_... or job_.... Readers merge the three objects of a job. `orders` and `order.json` are stored names: do not
+rename them.
 """
 
 import json
@@ -20,14 +24,14 @@ from typing import Any, BinaryIO, Literal
 from paliscribe.storage import StorageError, Store
 
 Kind = Literal["batch", "job"]
-NAME = re.compile(r"(file-|batch_|job_)[0-9a-f]{20,40}")
-OPEN = "open"  # no caller is called so
-OVER = frozenset({"completed", "failed", "expired", "cancelled"})  # states that nothing follows
+ID_PATTERN = re.compile(r"(file-|batch_|job_)[0-9a-f]{20,40}")
+OPEN = "open"  # reserved; never a caller id
+TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})  # final statuses
 
 
 @dataclass(frozen=True, slots=True)
-class FileFacts:
-    """A file. `created_at`: seconds since 1970; `size` in bytes."""
+class FileInfo:
+    """Metadata of a stored file. `created_at`: seconds since 1970; `size`: bytes."""
 
     id: str
     filename: str
@@ -37,8 +41,12 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What was asked for. `expires_at`: seconds since 1970, from when on it is given up; None: never."""
+class BackgroundJob:
+    """A request for a background job, as stored in order.json.
+
+    `asked`: the request body. `created_at`, `expires_at`: seconds since 1970; the job expires at `expires_at`, or never
+    if that is None.
+    """
 
     id: str
     owner: str
@@ -49,103 +57,103 @@ class Order:
 
 
 def new_id(prefix: str) -> str:
-    """A name that cannot be guessed; names of one prefix sort by the time at which they were made."""
+    """An unguessable id. Ids with the same prefix sort by creation time."""
     return f"{prefix}{time.time_ns() // 1_000_000:012x}{secrets.token_hex(12)}"
 
 
-class Orders:
-    """The files and orders in a store. All methods raise StorageError and may be called from any thread."""
+class BackgroundStore:
+    """Files and background jobs in an object store. Thread-safe. Every method raises StorageError."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, objects: Store) -> None:
+        self.objects = objects
 
     # Files
 
-    def add_file(self, owner: str, facts: FileFacts, content: Path) -> None:
-        """Keep a file; what has no `meta.json` yet is not there."""
-        folder = f"{owner}/files/{facts.id}"
-        self.store.put_file(f"{folder}/content", content)
-        self.store.put(f"{folder}/meta.json", json.dumps(asdict(facts)).encode())
+    def add_file(self, owner: str, info: FileInfo, content: Path) -> None:
+        """Store a file. It does not exist until its `meta.json` is written."""
+        folder = f"{owner}/files/{info.id}"
+        self.objects.put_file(f"{folder}/content", content)
+        self.objects.put(f"{folder}/meta.json", json.dumps(asdict(info)).encode())
 
-    def file(self, owner: str, name: str) -> FileFacts | None:
-        """A file's facts, or None if this caller has no such file."""
+    def file(self, owner: str, name: str) -> FileInfo | None:
+        """Metadata of a file, or None if this caller has no such file."""
         found = self._read(owner, "files", name, "meta.json")
-        return None if found is None else FileFacts(**found)
+        return None if found is None else FileInfo(**found)
 
     def open_file(self, owner: str, name: str) -> BinaryIO:
-        """Read a file that is there."""
-        return self.store.open(f"{owner}/files/{name}/content")
+        """Open an existing file for reading."""
+        return self.objects.open(f"{owner}/files/{name}/content")
 
     def files(self, owner: str) -> list[str]:
-        """The names of a caller's files, oldest first."""
-        return self._names(owner, "files", "meta.json")
+        """Ids of a caller's files, oldest first."""
+        return self._ids(owner, "files", "meta.json")
 
     def delete_file(self, owner: str, name: str) -> None:
-        """Remove a file, its marker first."""
+        """Delete a file, its marker first."""
         for part in ("meta.json", "content"):
-            self.store.delete(f"{owner}/files/{name}/{part}")
+            self.objects.delete(f"{owner}/files/{name}/{part}")
 
-    # Orders
+    # Background jobs
 
-    def place(self, order: Order) -> None:
-        """Note what was asked for."""
-        self.store.put(_open(order), b"")
-        self.store.put_if_absent(self.key(order, "order.json"), json.dumps(asdict(order)).encode())
+    def add_job(self, job: BackgroundJob) -> None:
+        """Store a new background job."""
+        self.objects.put(_open_key(job), b"")
+        self.objects.put_if_absent(self.key(job, "order.json"), json.dumps(asdict(job)).encode())
 
-    def order(self, owner: str, name: str) -> Order | None:
-        """What was asked for, or None if this caller has no such order."""
+    def job(self, owner: str, name: str) -> BackgroundJob | None:
+        """A background job, or None if this caller has no such job."""
         found = self._read(owner, "orders", name, "order.json")
-        return None if found is None else Order(**found)
+        return None if found is None else BackgroundJob(**found)
 
-    def orders(self, owner: str, kind: Kind) -> list[str]:
-        """The names of a caller's orders of a kind, oldest first."""
-        return [name for name in self._names(owner, "orders", "order.json") if name.startswith(f"{kind}_")]
+    def jobs(self, owner: str, kind: Kind) -> list[str]:
+        """Ids of a caller's background jobs of one kind, oldest first."""
+        return [name for name in self._ids(owner, "orders", "order.json") if name.startswith(f"{kind}_")]
 
-    def open_orders(self) -> list[Order]:
-        """The orders of all callers that are not over, the oldest first."""
-        names = [found.key.split("/")[1:] for found in self.store.list(f"{OPEN}/")]
-        placed = [order for owner, name in names if (order := self.order(owner, name)) is not None]
-        for over in [order for order in placed if self.state(order).get("status") in OVER]:
-            self.store.delete(_open(over))
-            placed.remove(over)
-        return sorted(placed, key=lambda order: (order.created_at, order.id))
+    def open_jobs(self) -> list[BackgroundJob]:
+        """Unfinished background jobs of all callers, oldest first. Removes finished ones from the index."""
+        names = [found.key.split("/")[1:] for found in self.objects.list(f"{OPEN}/")]
+        indexed = [job for owner, name in names if (job := self.job(owner, name)) is not None]
+        for finished in [job for job in indexed if self.state(job).get("status") in TERMINAL]:
+            self.objects.delete(_open_key(finished))
+            indexed.remove(finished)
+        return sorted(indexed, key=lambda job: (job.created_at, job.id))
 
-    def state(self, order: Order) -> dict[str, Any]:
-        """Where the driver says that an order stands; empty before it has said anything."""
-        return self._read(order.owner, "orders", order.id, "state.json") or {}
+    def state(self, job: BackgroundJob) -> dict[str, Any]:
+        """The state last written by the job's driver; empty before the first write."""
+        return self._read(job.owner, "orders", job.id, "state.json") or {}
 
-    def set_state(self, order: Order, state: dict[str, Any]) -> None:
-        """Say where an order stands; for its driver alone."""
-        self.store.put(self.key(order, "state.json"), json.dumps(state).encode())
-        if state["status"] in OVER:
-            self.store.delete(_open(order))
+    def set_state(self, job: BackgroundJob, state: dict[str, Any]) -> None:
+        """Write the job's state. Only its driver may call this."""
+        self.objects.put(self.key(job, "state.json"), json.dumps(state).encode())
+        if state["status"] in TERMINAL:
+            self.objects.delete(_open_key(job))
 
-    def cancel(self, order: Order) -> None:
-        """Ask for an order to be given up."""
-        self.store.put_if_absent(self.key(order, "cancel.json"), json.dumps({"at": int(time.time())}).encode())
+    def cancel(self, job: BackgroundJob) -> None:
+        """Store a cancel request. The first one counts."""
+        self.objects.put_if_absent(self.key(job, "cancel.json"), json.dumps({"at": int(time.time())}).encode())
 
-    def cancelled_at(self, order: Order) -> int | None:
-        """When that was asked for, if it was."""
-        found = self._read(order.owner, "orders", order.id, "cancel.json")
+    def cancelled_at(self, job: BackgroundJob) -> int | None:
+        """When cancellation was requested, in seconds since 1970; None if it was not."""
+        found = self._read(job.owner, "orders", job.id, "cancel.json")
         return None if found is None else int(found["at"])
 
     @staticmethod
-    def key(order: Order, part: str) -> str:
-        """Where a part of an order is kept."""
-        return f"{order.owner}/orders/{order.id}/{part}"
+    def key(job: BackgroundJob, part: str) -> str:
+        """Key of one object of a background job."""
+        return f"{job.owner}/orders/{job.id}/{part}"
 
-    def _names(self, owner: str, kind: str, marker: str) -> list[str]:
+    def _ids(self, owner: str, kind: str, marker: str) -> list[str]:
         start, end = f"{owner}/{kind}/", f"/{marker}"
-        keys = (found.key for found in self.store.list(start))
+        keys = (found.key for found in self.objects.list(start))
         return sorted(
             key.removeprefix(start).removesuffix(end) for key in keys if key.count("/") == 3 and key.endswith(end)
         )
 
     def _read(self, owner: str, kind: str, name: str, part: str) -> dict[str, Any] | None:
-        if not NAME.fullmatch(name):
+        if not ID_PATTERN.fullmatch(name):
             return None
         try:
-            found: dict[str, Any] = json.loads(self.store.get(f"{owner}/{kind}/{name}/{part}"))
+            found: dict[str, Any] = json.loads(self.objects.get(f"{owner}/{kind}/{name}/{part}"))
         except StorageError as error:
             if error.kind == "missing":
                 return None
@@ -153,5 +161,5 @@ class Orders:
         return found
 
 
-def _open(order: Order) -> str:
-    return f"{OPEN}/{order.owner}/{order.id}"
+def _open_key(job: BackgroundJob) -> str:
+    return f"{OPEN}/{job.owner}/{job.id}"

@@ -1,0 +1,48 @@
+"""What of an endpoint can be checked without a cluster, so that a mistake is reported before Ray is imported."""
+
+import ipaddress
+import socket
+
+from paliscribe.config import ServeConfig
+from paliscribe.errors import RunError, UsageError
+from paliscribe.images.allowed import AllowedAddresses
+from paliscribe.model.weights import locate
+from paliscribe.online.keys import read_keys
+from paliscribe.results.record import load_mask_decoder
+from paliscribe.storage import StorageError, check_writable, open_store
+
+
+def check(config: ServeConfig) -> tuple[str, ...]:
+    """Check all that needs no cluster; returns the hashes of the API keys. Raises UsageError."""
+    AllowedAddresses(config.images)
+    keys = read_keys(config.keys)
+    if not keys and not config.open and not _is_loopback(config.host):
+        words = "requires API keys (`keys`, PALISCRIBE_API_KEYS), or `open: true` to allow unauthenticated calls"
+        raise UsageError(f"listening on {config.host} {words}")
+    for served in config.models:
+        locate(served.model.resolved(gpu=False))
+    load_mask_decoder(config.mask_decoder)
+    if config.files is not None:
+        try:
+            check_writable(open_store(config.files))
+        except StorageError as error:
+            raise UsageError(f"files {error}") from None
+    return keys
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise RunError if the endpoint cannot listen there."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise RunError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None

@@ -1,0 +1,87 @@
+"""A manifest given as a table or as rows is written into the output, and read as any other."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from paliscribe import manifest
+from paliscribe.api.tables import manifest_address
+from paliscribe.errors import UsageError
+
+ROWS = [
+    {"image": "a.jpg", "id": "one", "question": "what?", "weight": 1.5},
+    {"image": "s3://bucket/b.jpg", "id": "two", "question": "wer?", "weight": 2.0},
+    {"image": "/data/c.jpg", "id": "three", "question": None, "weight": None},
+]
+
+
+def plain(rows: list[dict[str, Any]]) -> Any:
+    return rows
+
+
+def lazily(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    return iter(rows)
+
+
+def paths(rows: list[dict[str, Any]]) -> Any:
+    return [row | {"image": Path(row["image"])} if "://" not in row["image"] else row for row in rows]
+
+
+def indexed(rows: list[dict[str, Any]]) -> Any:
+    return pd.DataFrame(rows, index=[7, 8, 9])
+
+
+def category(rows: list[dict[str, Any]]) -> Any:
+    return pd.DataFrame(rows).astype({"image": "category"})
+
+
+@pytest.mark.parametrize(
+    "made", [plain, lazily, paths, pa.Table.from_pylist, pd.DataFrame, indexed, category, pl.DataFrame]
+)
+def test_every_kind_of_table_gives_the_same_rows(
+    made: Callable[[list[dict[str, Any]]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = manifest_address(made(ROWS), "out", "image")
+    assert Path(address).is_relative_to(tmp_path / "out/_run/given")
+    read = list(manifest.read(address))
+    assert [row.id for row in read] == ["one", "two", "three"]
+    assert [row.image for row in read] == [str(tmp_path / "a.jpg"), "s3://bucket/b.jpg", "/data/c.jpg"]
+    assert read[0].columns == {"question": "what?", "weight": 1.5}
+    weight = read[2].columns.get("weight")
+    assert weight is None or weight != weight, "pandas has no other way to leave a number out"
+
+
+def test_equal_tables_have_one_address_and_others_another(tmp_path: Path) -> None:
+    first = manifest_address(ROWS, str(tmp_path), "image")
+    assert manifest_address(iter(ROWS), str(tmp_path), "image") == first
+    assert manifest_address(ROWS[:2], str(tmp_path), "image") != first
+    assert len(list((tmp_path / "_run/given").iterdir())) == 2
+
+
+def test_a_path_stays_as_it_is(tmp_path: Path) -> None:
+    for address in ("photos/", "s3://bucket/m.jsonl"):
+        assert manifest_address(address, str(tmp_path), "image") == address
+    assert manifest_address(Path("photos"), str(tmp_path), "image") == "photos"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (3, "not int"),
+        (b"bytes", "not bytes"),
+        ({"image": "a.jpg"}, "not dict"),
+        (["a.jpg"], "row 1 is a str, not a dict"),
+        ([{"image": "a.jpg", "x": {1, 2}}], "row 1: .*set"),
+    ],
+)
+def test_anything_else_is_refused(given: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        manifest_address(given, str(tmp_path), "image")
+    assert not list(tmp_path.iterdir())

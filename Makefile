@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK ?= infra/constraints.txt
 INSTALL = -m pip install --quiet --editable '.[test,lint,train]' $(if $(LOCK),--constraint $(LOCK))
 # Two processes: one for the tests that start Ray, one for the others, then both for what is left.
-TWO = -n 2 --dist loadgroup
+TWO = -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick test-full lint format setup lock clean docs

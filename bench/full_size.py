@@ -58,7 +58,8 @@ def config(family: str, pixels: int, *, small: bool = False) -> Any:
     """The configuration at a resolution. `small`: a miniature of the same structure, to test the code on a CPU."""
     from transformers import PaliGemmaConfig
 
-    text, vision = dict(TEXT[family]), dict(VISION)
+    text: dict[str, Any] = dict(TEXT[family])
+    vision: dict[str, Any] = dict(VISION)
     if small:
         text, vision = text | SMALL_TEXT, vision | SMALL_VISION
     tokens = (pixels // vision["patch_size"]) ** 2

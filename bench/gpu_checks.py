@@ -92,7 +92,7 @@ def own_precision(subject: Subject, wanted: Sequence[Request], probes: int) -> d
     figures["first_logits_of_generate"] = logit_differences(same_precision, expected)
     if not figures["first_logits"]["relative"] <= tolerance:  # also true for NaN
         raise WrongAnswer(
-            f"first logits are {figures['first_logits']['relative']:.2%} off those of float32; tolerance {tolerance:.2%}"
+            f"first logits are {figures['first_logits']['relative']:.2%} off those of float32, over {tolerance:.2%}"
         )
     # Twice: both logits may be off by the tolerance, in opposite directions.
     return figures | {"answers": compare_answers(some, answers, theirs, 2 * tolerance * spread)}

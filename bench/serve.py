@@ -101,7 +101,7 @@ def beside_run(address: str, manifest: Path, folder: Path, rounds: int) -> dict[
         seen.append(json.loads(finish(process)))
     calls = {"seconds": [s for one in seen for s in one["seconds"]], "elapsed": sum(one["elapsed"] for one in seen)}
     calls["statuses"] = dict(sum((Counter(one["statuses"]) for one in seen), Counter()))
-    shown = show("under batch", calls)
+    shown = show("beside a run", calls)
     ratio = statistics.median(b / a for a, b in zip(alone, beside, strict=True))
     print(
         f"run: {statistics.median(alone):.1f} requests/s alone, {statistics.median(beside):.1f} beside live calls, "

@@ -69,7 +69,7 @@ def test_a_kernel_for_variable_lengths_is_told_whose_rows_are_whose(monkeypatch:
         return torch.cat([reference(q[a:b], k[a:b], v[a:b], named["scale"], None) for a, b in pairs])
 
     class Cuda(Tensor):
-        is_cuda = True  # type: ignore[assignment]
+        is_cuda = True
 
     monkeypatch.setattr(attention_module, "varlen_attention", lambda: kernel)
     spans = Spans([(0, 7), (8, 18)], 20, CPU)
@@ -89,8 +89,8 @@ def test_slots_are_looked_at_as_far_as_each_goes(shared: int, softcap: float | N
     keys.masked_fill_(hidden.mT, float("nan"))
     found = decode_attention(query, keys, values, hidden, 4, 0.3, softcap).view(3, 4, 8)
     for row, length in enumerate(lengths):
-        held = (part[row, :, :length].transpose(0, 1) for part in (keys, values))
-        assert torch.allclose(found[row], reference(query[row : row + 1], *held, 0.3, softcap)[0], atol=1e-6)
+        key, value = (part[row, :, :length].transpose(0, 1) for part in (keys, values))
+        assert torch.allclose(found[row], reference(query[row : row + 1], key, value, 0.3, softcap)[0], atol=1e-6)
 
 
 def test_how_far_companions_reach_does_not_show() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ class Residual(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.net(x)
+        added: torch.Tensor = self.net(x)
+        return x + added
 
 
 def reference() -> tuple[nn.Sequential, torch.Tensor, bytes]:
@@ -41,9 +43,9 @@ def reference() -> tuple[nn.Sequential, torch.Tensor, bytes]:
         ups += [nn.ConvTranspose2d(inside, outside, 4, stride=2, padding=1), nn.ReLU()]
     decoder = nn.Sequential(nn.Conv2d(512, 128, 1), nn.ReLU(), Residual(), Residual(), *ups, nn.Conv2d(16, 1, 1))
     embedding = torch.randn(128, 512)
-    arrays = {f"decoder.{name}": value.detach().numpy() for name, value in decoder.named_parameters()}
+    arrays: dict[str, Any] = {f"decoder.{name}": value.detach().numpy() for name, value in decoder.named_parameters()}
     file = io.BytesIO()
-    np.savez(file, **arrays, **{"_vq_vae._embedding": embedding.numpy()})
+    np.savez(file, **arrays | {"_vq_vae._embedding": embedding.numpy()})
     return decoder, embedding, file.getvalue()
 
 

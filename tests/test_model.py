@@ -1,5 +1,8 @@
 """The parts of the model that are our own, against those of transformers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +21,7 @@ from paliscribe.model.shapes import Shapes, Sizes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_norm_is_that_of_transformers(original: type[torch.nn.Module], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    theirs = original(96).to(dtype)
+    theirs: Any = original(96).to(dtype)
     theirs.weight.data.normal_()
     hidden = torch.randn(4, 7, 96).to(dtype) * 5
     found, wanted = Norm(theirs)(hidden), theirs(hidden)
@@ -80,10 +83,11 @@ def test_a_gpus_libraries_are_told_which_kernels_to_take(monkeypatch: pytest.Mon
     asked: list[str] = []
     monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", asked.append)
     matmul = torch.backends.cuda.matmul
-    before = torch.backends.cuda.cudnn_sdp_enabled(), torch.backends.cudnn.allow_tf32
+    cudnn_attends: Callable[[], bool] = torch.backends.cuda.cudnn_sdp_enabled
+    before = cudnn_attends(), torch.backends.cudnn.allow_tf32
     try:
         choose_kernels()
-        assert not torch.backends.cuda.cudnn_sdp_enabled() and not torch.backends.cudnn.allow_tf32
+        assert not cudnn_attends() and not torch.backends.cudnn.allow_tf32
         assert not matmul.allow_bf16_reduced_precision_reduction and not matmul.allow_fp16_reduced_precision_reduction
         assert asked == ["cublaslt"]
     finally:

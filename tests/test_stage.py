@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,7 +43,7 @@ def test_draft_reaches_the_decoder_and_the_key(tmp_path: Path) -> None:
     Image.fromarray(grain).save(tmp_path / "one.jpg")
     (tmp_path / "images.txt").write_text("one.jpg\n")
     output = str(tmp_path / "output")
-    columns = {"image_column": "image", "id_column": "id"}
+    columns: dict[str, Any] = {"image_column": "image", "id_column": "id"}
     frozen = manifest.freeze(str(tmp_path / "images.txt"), open_store(output), shard_rows=8, **columns)
     pool, tasks = Pool(), tuple(parse_tasks(["caption en"]))
     schema, facts = results.schema(frozen.schema), ModelFacts("demo", "r1", "float32")
@@ -60,7 +61,7 @@ def made(tmp_path: Path, rows: list[dict[str, object]], **plan: object) -> tuple
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output, store = str(tmp_path / "output"), open_store(str(tmp_path / "output"))
-    columns = {"image_column": "image", "id_column": "id"}
+    columns: dict[str, Any] = {"image_column": "image", "id_column": "id"}
     frozen = manifest.freeze(str(tmp_path / "rows.jsonl"), store, shard_rows=8, **columns)
     pool, tasks = Pool(), tuple(parse_tasks(["{ask}"]))
     schema, facts = results.schema(frozen.schema), ModelFacts("demo", "r1", "float32")

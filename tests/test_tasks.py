@@ -163,6 +163,7 @@ def test_well_formed_boxes_are_all_read(items: list[tuple[int, int, int, int, st
     text = " ; ".join("".join(f"<loc{n:04d}>" for n in item[:4]) + f" {item[4]}" for item in ordered)
     found = parse_task("detect cat").parse(text, 1023, 1023)
     assert found.status == "ok"
-    assert [(b.y_min, b.x_min, b.y_max, b.x_max, b.label) for b in found.boxes] == [
+    wanted: list[tuple[Any, ...]] = [
         (pytest.approx(a), pytest.approx(b), pytest.approx(c), pytest.approx(d), label) for a, b, c, d, label in ordered
     ]
+    assert [(b.y_min, b.x_min, b.y_max, b.x_max, b.label) for b in found.boxes] == wanted

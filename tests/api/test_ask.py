@@ -35,7 +35,7 @@ def test_a_picture_has_one_answer_however_it_is_given(picture: Image.Image, tmp_
     given: list[Any] = [path, str(path), path.read_bytes(), picture, np.asarray(picture), bytearray(path.read_bytes())]
     records = [paliscribe.ask(image, item.prompt) for image in given]
     assert len({(record.text, record.boxes, record.score) for record in records}) == 1
-    assert records[0].status == "ok" and records[0].boxes[0].x_max <= records[0].width == SCENE.width
+    assert records[0].status == "ok" and records[0].boxes[0].x_max <= SCENE.width == records[0].width
 
 
 def test_a_rotated_pil_image_is_upright_as_its_file_would_be(picture: Image.Image, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from paliscribe import manifest
 from paliscribe.api.tables import manifest_address
 from paliscribe.errors import UsageError
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"image": "a.jpg", "id": "one", "question": "what?", "weight": 1.5},
     {"image": "s3://bucket/b.jpg", "id": "two", "question": "wer?", "weight": 2.0},
     {"image": "/data/c.jpg", "id": "three", "question": None, "weight": None},

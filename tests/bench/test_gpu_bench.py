@@ -16,7 +16,7 @@ import torch
 from bench import baseline, full_size, gpu, gpu_checks, gpu_rates
 from bench.baseline import Subject
 from bench.gpu_words import words
-from bench.machine import machine
+from bench.machine import machine, release
 from paliscribe.engine import Engine
 from paliscribe.records import Prediction
 
@@ -97,12 +97,13 @@ def test_of_as_many_mixed_lengths_as_there_are_each_occurs_once() -> None:
     assert [request.max_tokens for request in full_size.requests(14, 5, lengths)] == lengths[:5]
 
 
+@pytest.mark.full
 def test_the_last_line_is_the_figures_and_parts_free_what_they_held(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[weakref.ref[Any]] = []
     networks: list[weakref.ref[Any]] = []
-    release, made = gpu.release, full_size.subject
+    made = full_size.subject
 
     def engine(*arguments: Any, **options: Any) -> Engine:
         built = Engine(*arguments, **options)
@@ -278,7 +279,7 @@ def test_a_machine_without_git_or_a_repository(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_every_answer_has_its_length_and_equals_generate(subject: Subject) -> None:
-    wanted = gpu.requests(224, 4, 6)
+    wanted = full_size.requests(224, 4, 6)
     ours = Engine(subject.model).run(wanted)
     theirs = baseline.generate(subject, baseline.batches(subject, wanted, 2))
     assert [list(answer.tokens) for answer in ours] == [row.tolist() for output in theirs for row in output]

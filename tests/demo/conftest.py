@@ -1,8 +1,13 @@
+from typing import TYPE_CHECKING
+
 import pytest
+
+if TYPE_CHECKING:
+    from paliscribe.demo.evaluation import Annotator
 
 
 @pytest.fixture(scope="session")
-def annotator():
+def annotator() -> "Annotator":
     """The bundled checkpoint, loaded once."""
     import torch
 

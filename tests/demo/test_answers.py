@@ -2,14 +2,14 @@ import re
 
 from paliscribe.demo.answers import caption, detection, locations, scene_items
 from paliscribe.demo.sampling import sample_scene
-from paliscribe.demo.scenes import TEST_SEEDS, Background, Scene, Shape
+from paliscribe.demo.scenes import TEST_SEEDS, Background, Scene, Shape, ShapeKind
 from paliscribe.demo.score import read_boxes
 
 PLAIN = Background(1, 1, bytes(3), True, False)
 SCENES = [sample_scene(seed) for seed in range(TEST_SEEDS, TEST_SEEDS + 150)]
 
 
-def shape(color: str, kind: str, x: float) -> Shape:
+def shape(color: str, kind: ShapeKind, x: float) -> Shape:
     return Shape(kind, color, (0, 0, 0), (), (x, 20, x + 50, 60))
 
 
@@ -17,18 +17,18 @@ def scene(*shapes: Shape) -> Scene:
     return Scene(0, 400, 200, PLAIN, shapes, ())
 
 
-def test_captions_are_grouped_and_ordered():
+def test_captions_are_grouped_and_ordered() -> None:
     blue, red = shape("blue", "square", 0), shape("red", "circle", 100)
     assert caption(scene(blue, red, shape("blue", "square", 200))) == "a red circle and two blue squares"
     assert caption(scene(shape("orange", "star", 0))) == "an orange star"
     assert caption(scene()) == "an empty scene"
 
 
-def test_locations_are_y_first_in_bins_of_the_image():
+def test_locations_are_y_first_in_bins_of_the_image() -> None:
     assert locations((100, 50, 400, 200), 400, 200) == "<loc0256><loc0256><loc1023><loc1023>"
 
 
-def test_detection_is_ordered_left_to_right_and_empty_for_absent_objects():
+def test_detection_is_ordered_left_to_right_and_empty_for_absent_objects() -> None:
     both = scene(shape("red", "circle", 10), shape("blue", "square", 200))
     item = detection(both, ("blue square", "red circle"))
     assert item.prompt == "detect blue square ; red circle"
@@ -38,7 +38,7 @@ def test_detection_is_ordered_left_to_right_and_empty_for_absent_objects():
     assert (absent.kind, absent.answer, absent.boxes) == ("absent", "", ())
 
 
-def test_detection_answers_parse_to_their_boxes():
+def test_detection_answers_parse_to_their_boxes() -> None:
     for one in SCENES:
         for item in scene_items(one):
             if item.task == "detect":
@@ -48,7 +48,7 @@ def test_detection_answers_parse_to_their_boxes():
                     assert max(abs(a - b) for a, b in zip(found, box, strict=True)) <= 0.5
 
 
-def test_answers_agree_with_the_scene():
+def test_answers_agree_with_the_scene() -> None:
     for one in SCENES:
         for item in scene_items(one):
             if match := re.fullmatch(r"answer en how many (\w+)s are there\?", item.prompt):
@@ -59,7 +59,7 @@ def test_answers_agree_with_the_scene():
                 assert item.answer == ("yes" if there else "no")
 
 
-def test_every_kind_of_answer_occurs_and_empty_ones_too():
+def test_every_kind_of_answer_occurs_and_empty_ones_too() -> None:
     items = [item for one in SCENES for item in scene_items(one)]
     kinds = {(item.task, item.kind) for item in items}
     assert {("ocr", "none"), ("ocr", "handwriting"), ("detect", "absent"), ("answer", "shape")} <= kinds

@@ -4,14 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from company import FAMILIES, alone, differing, load, made, together
+from engine.company import FAMILIES, alone, differing, load, made, together
 from models import engine, images, random_model, requests
 from torch import Tensor
 from torch.nn import functional
@@ -24,10 +24,10 @@ from paliscribe.model.paligemma import DTYPES, Model
 from paliscribe.model.shapes import Shapes, Sizes
 
 torch.set_num_threads(1)
-FULL = bool(os.environ.get("FULL"))
-full = pytest.mark.skipif(not FULL, reason="many minutes: make test-full")
+full = pytest.mark.full
 FEW = (64, 256, 384), (1, 4, 8, 16, 24), (1, 2, 4)
-MIXED = Shapes(*(Sizes(sizes, call) for sizes, call in zip(FEW, probe.CALLS, strict=True)))
+TOKENS, ROWS, PICTURES = (Sizes(sizes, call) for sizes, call in zip(FEW, probe.CALLS, strict=True))
+MIXED = Shapes(TOKENS, ROWS, PICTURES)
 
 
 def few_sizes(patch: pytest.MonkeyPatch, cache_folder: str) -> None:
@@ -36,8 +36,13 @@ def few_sizes(patch: pytest.MonkeyPatch, cache_folder: str) -> None:
     patch.setenv("PALISCRIBE_CACHE", cache_folder)
 
 
-@pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
+QUICKEST = [("demo", "float32"), ("gemma", "bfloat16"), ("gemma2", "float16")]
+ALL = [(family, precision) for family in FAMILIES for precision in DTYPES]
+
+
+@pytest.mark.parametrize(
+    ("family", "precision"), [each if each in QUICKEST else pytest.param(*each, marks=full) for each in ALL]
+)
 def test_tokens_and_scores_are_those_alone(family: str, precision: str) -> None:
     model, exact = made(family, precision), precision == "float32"
     wanted = load(family, 60 if exact else 20, max_tokens=24 if exact else 12)
@@ -132,7 +137,7 @@ Product = Callable[[Tensor, Tensor], Tensor]
 
 
 @pytest.fixture
-def hostile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Model, Product], None]]:
+def hostile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Model, Product], None]:
     """Gives all products of a model to a function, and has it forget the sizes it knew."""
 
     def install(model: Model, multiply: Product) -> None:

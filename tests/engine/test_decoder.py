@@ -4,6 +4,7 @@ import threading
 
 import pytest
 from models import demo_model, engine, requests
+from torch import Tensor
 
 from paliscribe.engine import Engine
 from paliscribe.engine.decoder import Decoder
@@ -48,8 +49,13 @@ def test_a_gpu_is_warmed_up_in_the_engines_thread_largest_first() -> None:
     recordings = warmed._decoder._graphs = Recordings()  # type: ignore[assignment]
     embedded: list[int] = []
     see = model.encode_images
+
+    def noted(pixels: Tensor, layers: int | None = None) -> Tensor:
+        embedded.append(len(pixels))
+        return see(pixels, layers)
+
     try:
-        model.encode_images = lambda pixels: (embedded.append(len(pixels)), see(pixels))[1]  # type: ignore[method-assign]
+        model.encode_images = noted  # type: ignore[method-assign]
         warmed.start()
     finally:
         model.encode_images = see  # type: ignore[method-assign]

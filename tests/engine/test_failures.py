@@ -199,7 +199,7 @@ def test_an_engine_that_is_dropped_is_gone(demo: Model, threaded: bool, held: bo
     dropped.close()
     slots = dropped._decoder.slots
     memory = [weakref.ref(value) for value in vars(slots).values() if isinstance(value, Tensor)]
-    gone = [weakref.ref(dropped), weakref.ref(slots), *memory]
+    gone: list[weakref.ref[Any]] = [weakref.ref(dropped), weakref.ref(slots), *memory]
     assert memory
     if not held:
         futures.clear()

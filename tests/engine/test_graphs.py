@@ -119,7 +119,8 @@ def test_every_step_is_recorded_once_and_replayed(device: Device) -> None:
     assert made.recorded == 2 and len(device.ran) == 2 * (WARM_UPS + 1)
     assert made.decode_step([1, 2, 3], 64).shape == (3, VOCABULARY)
     assert made.decode_step([1, 2, 3], 64).shape == (3, VOCABULARY)
-    assert [graph.replays for graph in made._graphs.values()] == [0, 0, 2]
+    recorded: list[Any] = list(made._graphs.values())
+    assert [graph.replays for graph in recorded] == [0, 0, 2]
 
 
 def test_all_recordings_share_one_stream(device: Device) -> None:

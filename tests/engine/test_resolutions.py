@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import baseline, full_size, gpu
+from bench import baseline, full_size
 from paliscribe.config import PoolConfig
 from paliscribe.engine import Engine, engine_sizes
 
@@ -20,7 +20,7 @@ def test_equals_generate(family: str, pixels: int) -> None:
     head = torch.nn.Parameter(torch.randn_like(subject.network.lm_head.weight))  # tied, it repeats itself
     subject.network.lm_head.weight = subject.model.network.lm_head.weight = head
     assert subject.model.window in (None, 4096)
-    wanted = gpu.requests(pixels, 3, 6)
+    wanted = full_size.requests(pixels, 3, 6)
     engine = Engine(subject.model, engine_sizes(subject.model, PoolConfig(text_tokens=64, slots=2)))
     ours = [list(answer.tokens) for answer in engine.run(wanted)]
     theirs = [output[0].tolist() for output in baseline.generate(subject, baseline.batches(subject, wanted, 1))]

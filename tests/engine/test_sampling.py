@@ -25,7 +25,7 @@ def by_sorting(logits: Tensor, draw: Draw) -> int:
     """The textbook's way: sort, cut off, invert; in the integers that probabilities are."""
     below = logits.float() - logits.float().max()
     weights = [int(p * 2**53) for p in torch.softmax(below / draw.temperature, 0).tolist()]
-    nucleus, reached = [], 0
+    nucleus, reached = list[int](), 0
     for token in sorted(range(len(weights)), key=lambda token: (-weights[token], token)):
         if nucleus and draw.top_p < 1 and reached >= math.ceil(draw.top_p * 2**53):
             break

@@ -50,6 +50,7 @@ def test_pyarrow_reads_the_output_as_it_stands(output: Path, collection: Path) -
 
 def test_duckdb_reads_the_output_as_it_stands(output: Path, collection: Path) -> None:
     found = duckdb.sql(f"select * from read_parquet('{output}/**/*.parquet')")
+    assert found is not None
     check([dict(zip(found.columns, row, strict=True)) for row in found.fetchall()], collection)
 
 
@@ -118,5 +119,5 @@ def test_partitions_by_kind_and_a_carried_column(collection: Path, tmp_path: Pat
     assert said.code == 0, said.err
     folders = {path.parent.relative_to(tmp_path / "o").as_posix() for path in (tmp_path / "o").rglob("*.parquet")}
     assert folders == {"annotations/kind-ocr/split-1", "annotations/kind-ocr/split-2"}
-    found = duckdb.sql(f"select id, split from read_parquet('{tmp_path}/o/**/*.parquet') order by id").fetchall()
-    assert found == [(row["id"], row["split"]) for row in rows]
+    found = duckdb.sql(f"select id, split from read_parquet('{tmp_path}/o/**/*.parquet') order by id")
+    assert found is not None and found.fetchall() == [(row["id"], row["split"]) for row in rows]

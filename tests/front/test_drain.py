@@ -52,7 +52,7 @@ def test_a_drained_node_loses_no_call(tmp_path: Path) -> None:
             callers.start()
             try:
                 until(lambda: callers.outcomes["200"] > 10, "calls are answered")
-                command = [PROGRAMS / "ray", "drain-node", "--address", head.gcs, "--node-id", doomed, *DRAIN]
+                command = [str(PROGRAMS / "ray"), "drain-node", "--address", head.gcs, "--node-id", doomed, *DRAIN]
                 done = subprocess.run(command, env=PLAIN | TOKEN, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, done.stderr
                 until(lambda: len(now := running(head)) == 2 and doomed not in now.values(), "all have moved")

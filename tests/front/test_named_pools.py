@@ -90,7 +90,7 @@ def test_a_run_without_a_name_takes_any(endpoint: Endpoint, job: Path, tmp_path:
             {"pool": {"name": "big"}, "model": {"id": "demo", "precision": "bfloat16"}},
             ["no pool 'big' of demo in bfloat16", "no pool of this model is served", "precisions", "'big', 'small'"],
         ),
-        ({"pool": {"name": "big", "replicas": 2}}, ["taken as it is", "(replicas)"]),
+        ({"pool": {"name": "big", "replicas": 2}}, ["that pool exists already", "remove replicas"]),
     ],
 )
 def test_a_pool_that_nobody_serves_is_refused(

@@ -98,8 +98,9 @@ def until(
     end, answered = time.monotonic() + seconds, 0
     while True:
         batch = client.batches.retrieve(name)
-        assert batch.request_counts.completed >= answered, "what is answered stays so"
-        answered = batch.request_counts.completed
+        counts = batch.request_counts
+        assert counts is not None and counts.completed >= answered, "what is answered stays so"
+        answered = counts.completed
         if reached(batch):
             return batch
         assert batch.status not in OVER and time.monotonic() < end, batch
@@ -230,8 +231,8 @@ def test_a_job_of_ours_runs_on_the_served_pool(
         time.sleep(0.2)
     assert found["status"] == "completed", found
     assert found["summary"]["records"] == found["summary"]["ok"] == 48
-    for path in open_in(s3_server, f"s3://{bucket}/runs/a"):
-        assert path in ("_SUCCESS", "_summary.json") or path.startswith(("_run/", "annotations/"))
+    for key in open_in(s3_server, f"s3://{bucket}/runs/a"):
+        assert key in ("_SUCCESS", "_summary.json") or key.startswith(("_run/", "annotations/"))
     marker = json.loads(client.get_object(Bucket=bucket, Key="runs/a/_run/done/shard-00000.json")["Body"].read())
     assert set(marker["replicas"]) <= replicas_of(serving), "no pool of its own"
 

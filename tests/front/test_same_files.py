@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from paliscribe.pool.temporary import TEMPORARY
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.skipif(not os.environ.get("FULL"), reason="five minutes a case: make test-full"),
+    pytest.mark.full,
 ]
 SCENES, SHARDS = 38, 10
 

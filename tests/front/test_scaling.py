@@ -11,7 +11,7 @@ from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.model.weights import locate
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import PoolAddress, start_pool
-from paliscribe.records import Request
+from paliscribe.records import Prediction, Request
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
 APPLICATION = "scaled-demo"
@@ -56,7 +56,7 @@ def test_from_nothing_to_the_most_and_back(pool: PoolAddress) -> None:
     assert running(pool) == 0
     [alone] = client.predict(requests(1, 20))
     assert alone.error_kind is None, "the first call waits for a replica and is answered"
-    answers = []
+    answers: list[Prediction] = []
 
     def ask(count: int) -> None:
         calls = [client.send(requests(count, 20)) for _ in range(4)]

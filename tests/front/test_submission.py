@@ -265,7 +265,7 @@ def test_without_the_token_nothing_is_told(
     job = job_file(tmp_path / "job", manifest="s3://images/m.jsonl", output="s3://runs/one")
     settings = {"HOME": str(tmp_path), "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token}
     for command in (["submit", job], ["jobs", "list"]):
-        said = run(head, *command, **settings)
+        said = run(head, *command, code=ROOT, **settings)
         assert (said.code, said.out) == (1, "")
         assert said.err == f"paliscribe: the dashboard at {head.dashboard}: {words}\n"
 
@@ -278,6 +278,6 @@ def test_the_dashboards_api_wants_the_token(head: Head, tmp_path: Path) -> None:
     assert httpx.post(f"{head.dashboard}/api/jobs/", json={"entrypoint": "true"}).status_code == 401
     (tmp_path / "token").write_text(TOKEN["RAY_AUTH_TOKEN"])
     by_path = {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN": None, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    said = run(head, "jobs", "list", "--json", **by_path)
+    said = run(head, "jobs", "list", "--json", code=ROOT, **by_path)
     assert said.code == 0, said.err
     assert isinstance(said.json, list)

@@ -113,7 +113,10 @@ def test_a_batch_shows_the_state_that_its_driver_stores(serving: Serving) -> Non
     client = serving.client()
     name = upload(client)
     batch = client.batches.create(
-        input_file_id=name, endpoint="/v1/chat/completions", completion_window="90m", metadata={"for": "tests"}
+        input_file_id=name,
+        endpoint="/v1/chat/completions",
+        completion_window="90m",  # type: ignore[arg-type]
+        metadata={"for": "tests"},
     )
     assert batch.status == "validating" and batch.metadata == {"for": "tests"} and batch.input_file_id == name
     assert batch.expires_at == batch.created_at + 5400 and serving.launcher.started[-1] == batch.id

@@ -1,6 +1,7 @@
 """Property-based test of the OpenAPI document: no valid or invalid request gives a 5xx status."""
 
 import tempfile
+from typing import Any
 
 import schemathesis
 from gateway.conftest import CONFIG, EngineBackend
@@ -34,7 +35,7 @@ def teardown_module() -> None:
 
 @SCHEMA.parametrize()
 @settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_no_request_gives_5xx(case: schemathesis.Case) -> None:
+def test_no_request_gives_5xx(case: schemathesis.Case[Any]) -> None:
     reply = case.call()
     assert reply.status_code < 500, reply.text
     if reply.status_code >= 400:

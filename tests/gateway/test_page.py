@@ -6,6 +6,7 @@ import io
 import re
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,7 @@ def test_the_curl_command_gives_the_same_answer(
         path = tmp_path / name
         path.write_bytes(picture)
         page.drop(picture, name)
-        page.wait(lambda name=name: page.text("name") == name)
+        page.wait(partial(lambda name: page.text("name") == name, name))
         page.fill("free", free=prompt)
         page.ask()
         page["copy"].click()

@@ -219,5 +219,6 @@ def test_keys_are_unique() -> None:
     """YAML silently accepts duplicate keys."""
     for path in (AWS, LOCAL):
         node = yaml.compose(path.read_text())
+        assert node is not None
         keys = [key.value for key, _ in node.value]
         assert len(keys) == len(set(keys))

@@ -290,8 +290,10 @@ def s3_service(tmp_path: Path) -> Iterator[dict[str, str]]:
             Path(f"/tmp/seaweedfs-{name.split('.')[0]}-grpc-{port}.sock").unlink(missing_ok=True)
 
 
-PORTS = ("master.port", "volume.port", "filer.port", "master.port.grpc", "volume.port.grpc", "filer.port.grpc")
-PORTS += ("s3.port.grpc",)
+PORTS = (
+    *("master.port", "volume.port", "filer.port"),
+    *("master.port.grpc", "volume.port.grpc", "filer.port.grpc", "s3.port.grpc"),
+)
 
 
 def healthy(address: str) -> bool:

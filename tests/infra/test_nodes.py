@@ -50,7 +50,8 @@ class Nodes:
 
     def stop(self) -> None:
         everyone = [child for p in self._processes for child in psutil.Process(p.pid).children(recursive=True)]
-        for process in [*self._processes, *everyone]:
+        running: list[subprocess.Popen[bytes] | psutil.Process] = [*self._processes, *everyone]
+        for process in running:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         for started in self._processes:

@@ -59,7 +59,7 @@ def jsonl(folder: Path, rows: Rows) -> str:
     return written(folder, "m.jsonl", as_jsonl(rows))
 
 
-def refusal(source: str, **names: str) -> str:
+def refusal(source: str, **names: Any) -> str:
     with pytest.raises(UsageError) as caught:
         scan(source, **names)
     message = str(caught.value)
@@ -301,7 +301,7 @@ def test_duplicate_ids_are_named(tmp_path: Path) -> None:
 def test_freezing_twice_gives_equal_bytes(tmp_path: Path) -> None:
     rows = [{"image": f"{number}.png", "n": number, "s": "é" * (number % 3)} for number in range(25)]
     source = jsonl(tmp_path, rows)
-    bodies, told = [], []
+    bodies, told = [], list[int]()
     for name in ("one", "two"):
         store = open_store(str(tmp_path / name))
         frozen = freeze(source, store, shard_rows=10, progress=told.append)
@@ -317,7 +317,7 @@ def test_freezing_twice_gives_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_the_digest_tells_every_change(tmp_path: Path) -> None:
-    first = {"id": "a", "image": "a.png", "n": 1}
+    first: dict[str, Any] = {"id": "a", "image": "a.png", "n": 1}
     digests = [
         scan(jsonl(tmp_path, rows)).digest
         for rows in (
@@ -332,7 +332,7 @@ def test_the_digest_tells_every_change(tmp_path: Path) -> None:
         )
     ]
     assert len(set(digests)) == len(digests)
-    same = [dict(reversed(first.items())) | {"none": None}, {"image": "b.png"}]
+    same: Rows = [dict(reversed(first.items())) | {"none": None}, {"image": "b.png"}]
     assert scan(jsonl(tmp_path, same)).digest == digests[0], "neither the order of columns nor nulls count"
 
 

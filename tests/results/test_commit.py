@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from made import FACTS, TASKS, Job, record
+from results.made import FACTS, TASKS, Job, record
 
 from paliscribe import results
 from paliscribe.errors import RunError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import Unreachable
+from results.made import Unreachable
 
 from paliscribe import results
 from paliscribe.errors import RunError

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from made import TASKS, Crash, Crashing, Failing, Job, published
+from results.made import TASKS, Crash, Crashing, Failing, Job, published
 
 from paliscribe import results
 from paliscribe.errors import RunError
@@ -24,7 +25,7 @@ from paliscribe.storage import open_store
 Rows = list[dict[str, Any]]
 ODD = ["007", "a/b c%20=é", None, "", "..", ".", "true", "null", "__HIVE_DEFAULT_PARTITION__", "2024-01-01", "x" * 300]
 ODD += ["[*]?'\"\\", "new\nline", " ", "-", "7"]
-CARRIED = {
+CARRIED: dict[str, tuple[pa.DataType, list[Any]]] = {
     "s": (pa.string(), ODD),
     "n": (pa.int64(), [1, 2, -3, None, 7, 2**40, 2**62, 1]),
     "digits": (pa.string(), ["007", "7", "8", "1e5"]),
@@ -242,7 +243,7 @@ def crash_everywhere(
         with pytest.raises(Crash):
             action(Crashing(open_store(folder), at))
         again = Crashing(open_store(folder))
-        again.seen = lambda folder=folder: check_no_duplicates(folder)
+        again.seen = partial(check_no_duplicates, folder)
         action(again)
         assert published(folder) == expected, f"crash at write {at}"
         shutil.rmtree(folder)

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 import pytest
-from made import FACTS, TASKS, record
+from results.made import FACTS, TASKS, record
 
 from paliscribe import results
 from paliscribe.results.schema import COLUMNS, NAMES, VERSION

@@ -84,15 +84,15 @@ def questions(scenes: int, texts: int, first_seed: int = EVALUATION_SEEDS) -> It
             return
 
 
-def ask(annotator: Annotator, asked: Sequence[Question], batch: int = 64) -> list[Result]:
+def ask(annotator: Annotator, given: Sequence[Question], batch: int = 64) -> list[Result]:
     """Answer questions in batches of `batch`, in order. Answers of similar length are batched together, for speed."""
-    order = sorted(range(len(asked)), key=lambda i: (asked[i].item.task, len(asked[i].item.answer)))
+    order = sorted(range(len(given)), key=lambda i: (given[i].item.task, len(given[i].item.answer)))
     results: dict[int, Result] = {}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        items = [asked[i].item for i in chosen]
-        answers = annotator.answer([asked[i].image for i in chosen], [item.prompt for item in items])
+        items = [given[i].item for i in chosen]
+        answers = annotator.answer([given[i].image for i in chosen], [item.prompt for item in items])
         for i, item, text in zip(chosen, items, answers, strict=True):
-            found = read_boxes(text, *asked[i].image.size) if item.task == "detect" else []
+            found = read_boxes(text, *given[i].image.size) if item.task == "detect" else []
             results[i] = Result(item.task, item.kind, item.answer, text, item.boxes, found)
-    return [results[i] for i in range(len(asked))]
+    return [results[i] for i in range(len(given))]

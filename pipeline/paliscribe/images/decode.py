@@ -23,7 +23,7 @@ FORMATS = tuple(name for name in KNOWN if name in Image.OPEN)  # in-process deco
 MAX_PIXELS = 178_956_970  # Pillow's own limit: it warns above, and raises above twice that
 DRAFT_GAP = 2  # least ratio of a reduced JPEG's sides to the target's: see `_reduce`
 ORIENTATION = 0x0112  # the Exif tag
-UPRIGHT = {
+TRANSPOSITIONS = {  # by Exif orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -32,7 +32,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SWAPPING = (UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8])  # transpositions that swap width and height
+SWAPS_SIDES = (TRANSPOSITIONS[5], TRANSPOSITIONS[6], TRANSPOSITIONS[7], TRANSPOSITIONS[8])  # width becomes height
 
 # Pillow warns about unusual metadata and sizes. Filtered globally, since catch_warnings is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -63,27 +63,27 @@ def decode(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS, draft: bool 
         if image.width * image.height > max_pixels:
             words = f"{image.width} x {image.height} pixels; the limit is {max_pixels:,}"
             raise RowError("too_many_pixels", words)
-        whole = image.size
+        original_size = image.size
         box = _reduce(image, size) if draft else None
         image.load()
-        turn = _turn(image)
+        transposition = _transposition(image)
         if box is None:
-            upright = _turned(image, turn)
-            squeezed, (width, height) = _squeeze(upright, size), upright.size
+            oriented = _transposed(image, transposition)
+            resized, (width, height) = _resize(oriented, size), oriented.size
         else:  # rotated last: the box is in coordinates of the unrotated image
-            squeezed = _turned(_squeeze(image, size, box), turn)
-            width, height = whole[::-1] if turn in SWAPPING else whole
+            resized = _transposed(_resize(image, size, box), transposition)
+            width, height = original_size[::-1] if transposition in SWAPS_SIDES else original_size
     except (RowError, MemoryError):
         raise
     except UnidentifiedImageError:
-        if _looks_known(data):
+        if _has_known_signature(data):
             raise RowError("corrupt", "the image's header is truncated or corrupt") from None
         raise RowError("not_an_image", "no image format is recognised in these bytes") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RowError("too_many_pixels", _line(error)) from error
+        raise RowError("too_many_pixels", _first_line(error)) from error
     except Exception as error:  # decoders raise almost anything on malicious input
-        raise RowError("corrupt", f"the image cannot be decoded: {_line(error)}") from error
-    return Decoded(np.asarray(squeezed), width, height, hashlib.sha256(data).hexdigest())
+        raise RowError("corrupt", f"the image cannot be decoded: {_first_line(error)}") from error
+    return Decoded(np.asarray(resized), width, height, hashlib.sha256(data).hexdigest())
 
 
 def _reduce(image: Image.Image, size: int) -> tuple[float, float, float, float] | None:
@@ -102,19 +102,19 @@ def _reduce(image: Image.Image, size: int) -> tuple[float, float, float, float] 
     return None if reduced is None or image.size == before else reduced[1]
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _transposition(image: Image.Image) -> Image.Transpose | None:
     """The transposition for the Exif orientation; None if there is none or it is unreadable."""
     try:
-        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        return TRANSPOSITIONS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # corrupt metadata raises almost anything, and the image itself may be fine
         return None
 
 
-def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    return image if turn is None else image.transpose(turn)
+def _transposed(image: Image.Image, transposition: Image.Transpose | None) -> Image.Image:
+    return image if transposition is None else image.transpose(transposition)
 
 
-def _squeeze(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+def _resize(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:
     return _rgb(image).resize((size, size), Image.Resampling.BICUBIC, box)
 
 
@@ -141,12 +141,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
 
 
-def _looks_known(data: bytes) -> bool:
+def _has_known_signature(data: bytes) -> bool:
     """Whether the first bytes match a supported format."""
     accepts = (Image.OPEN[name][1] for name in FORMATS)
     return len(data) >= 16 and any(accept is not None and accept(data[:16]) for accept in accepts)
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

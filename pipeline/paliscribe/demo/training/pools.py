@@ -47,7 +47,7 @@ def load_or_render(folder: Path, kind: str, first_seed: int, size: int) -> Pool:
     )
 
 
-def squeeze(image: Image.Image) -> Image.Image:
+def resize(image: Image.Image) -> Image.Image:
     """Resize an image as the processor does."""
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
@@ -111,7 +111,7 @@ def _render(
     items: list[list[tuple[str, str, str]]] = []
     for i in range(size):
         scene = sample_page(first_seed + i) if kind == "pages" else sample_scene(first_seed + i)
-        images[i] = np.asarray(squeeze(draw(scene)))
+        images[i] = np.asarray(resize(draw(scene)))
         labels[i], boxes[i] = patch_targets(scene)
         found = scene_items(scene) if kind == "scenes" else []
         items.append([(item.task, item.prompt, item.answer) for item in found])

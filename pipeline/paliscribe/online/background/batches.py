@@ -1,4 +1,4 @@
-"""Background jobs over HTTP: batches in the shape of OpenAI's Batch API, and job files of our own.
+"""Background jobs over HTTP: batches in the shape of OpenAI's Batch API, and paliscribe job files.
 
 Each is an ordinary run on the pool of a served model.
 """

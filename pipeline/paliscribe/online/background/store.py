@@ -1,6 +1,6 @@
 """Files and background jobs that callers of an endpoint keep in the object store.
 
-A background job is a run requested over HTTP: an OpenAI batch, or a job file of our own. Each caller has a folder.
+A background job is a run requested over HTTP: an OpenAI batch, or a paliscribe job file. Each caller has a folder.
 Every object of a background job has exactly one writer, so concurrent writers never overwrite each other:
 
     CALLER/files/file-.../content, meta.json     meta.json is the marker and is written last

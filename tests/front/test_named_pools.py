@@ -15,7 +15,7 @@ import psutil
 import pytest
 from front.conftest import Paliscribe
 from front.test_resume import wait_until_gone
-from gateway.conftest import data_url, encoded
+from online.conftest import data_url, encoded
 from ray import serve
 
 from paliscribe.config import ModelSpec, parse_serve

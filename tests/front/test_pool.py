@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import ray
 from front.conftest import replicas
+from pool.test_replica import broken_checkpoint
 from ray import serve
-from test_replica import broken_checkpoint
 
 from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.errors import RunError, UsageError

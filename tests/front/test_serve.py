@@ -21,7 +21,7 @@ import psutil
 import pytest
 from front.conftest import hostile, replicas
 from front.test_resume import wait_until_gone
-from gateway.conftest import data_url, encoded
+from online.conftest import data_url, encoded
 
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw

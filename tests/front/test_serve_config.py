@@ -7,7 +7,7 @@ import httpx
 import pytest
 import yaml
 from front.heads import Head, deploy, free_ports, ray_head, wait_for
-from gateway.conftest import data_url, encoded
+from online.conftest import data_url, encoded
 
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw

@@ -14,8 +14,8 @@ import pytest
 import ray.util
 import yaml
 from front.heads import PROGRAMS, TOKEN, deploy, free_ports, wait_for
-from gateway.conftest import data_url, encoded
 from infra.test_kuberay import environment, groups_of, of_the_service, rays
+from online.conftest import data_url, encoded
 
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw

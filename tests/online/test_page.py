@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from gateway.browser import Page
-from gateway.conftest import KEY, Endpoint, data_url, encoded
-from gateway.scripted import Scripted, scripted
+from grammar.test_masks import reference
+from online.browser import Page
+from online.conftest import KEY, Endpoint, data_url, encoded
+from online.scripted import Scripted, scripted
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
-from test_masks import reference
 
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw

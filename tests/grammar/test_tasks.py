@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paliscribe.errors import RowError, UsageError
 from paliscribe.grammar.tasks import KINDS, parse_task, parse_tasks
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def cases() -> list[tuple[str, dict[str, Any]]]:

@@ -5,9 +5,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from gateway.browser import Page
-from gateway.conftest import CONFIG, KEY, Endpoint
-from gateway.scripted import Scripted, scripted
+from online.browser import Page
+from online.conftest import CONFIG, KEY, Endpoint
+from online.scripted import Scripted, scripted
 
 from paliscribe.errors import RequestError
 

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from gateway.conftest import CONFIG
+from online.conftest import CONFIG
 
 from paliscribe.images.untrusted import UntrustedImages
 from paliscribe.online.background import lines

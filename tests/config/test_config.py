@@ -169,13 +169,13 @@ def test_pools_that_collide(entries: list[dict[str, object]], message: str) -> N
 
 
 def test_the_example_is_a_job() -> None:
-    example = Path(__file__).parents[1] / "examples" / "job.yaml"
+    example = Path(__file__).parents[2] / "examples" / "job.yaml"
     job = config.parse(config.load(example), source=str(example))
     assert job.partition_by == ("task", "split")
 
 
 def test_the_guides_settings_are_settings() -> None:
-    pages = (Path(__file__).parents[1] / "docs" / "guide").glob("*.md")
+    pages = (Path(__file__).parents[2] / "docs" / "guide").glob("*.md")
     text = "".join(page.read_text() for page in pages)
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
     assert len(blocks) >= 3

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import uvicorn
-from gateway.browser import Page, chromium
 from models import demo_model
+from online.browser import Page, chromium
 from PIL import Image
 
 from paliscribe.config import ImagesConfig, ServeConfig

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from gateway.conftest import CONFIG, listen
-from gateway.scripted import Scripted
+from online.conftest import CONFIG, listen
+from online.scripted import Scripted
 
 from paliscribe.config import ImagesConfig
 from paliscribe.errors import RequestError
@@ -186,7 +186,7 @@ def test_files_that_are_rejected(serving: Serving) -> None:
 
 
 def test_without_storage_the_routes_answer_404(endpoint: Any) -> None:
-    from gateway.conftest import KEY
+    from online.conftest import KEY
 
     headers = {"Authorization": f"Bearer {KEY}"}
     for method, path in (("GET", "/v1/files"), ("GET", "/v1/batches"), ("GET", "/v1/jobs"), ("POST", "/v1/jobs")):

@@ -5,7 +5,7 @@ import socket
 
 import httpx
 import pytest
-from gateway.conftest import CONFIG, KEY, Endpoint, data_url
+from online.conftest import CONFIG, KEY, Endpoint, data_url
 
 from paliscribe.online import app
 

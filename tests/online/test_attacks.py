@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway.conftest import CONFIG, KEY, Endpoint, data_url
+from online.conftest import CONFIG, KEY, Endpoint, data_url
 
 from paliscribe.online import app
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gateway.conftest import CONFIG, listen
+from online.conftest import CONFIG, listen
 
 from paliscribe.grammar.masks import MaskDecoder
 from paliscribe.online.keys import Keys

@@ -4,9 +4,9 @@ import tempfile
 from typing import Any
 
 import schemathesis
-from gateway.conftest import CONFIG, EngineBackend
 from hypothesis import HealthCheck, settings
 from models import demo_model
+from online.conftest import CONFIG, EngineBackend
 
 from paliscribe.engine import Engine
 from paliscribe.online.app import create_app

@@ -4,8 +4,8 @@ from typing import Any
 
 import openai
 import pytest
-from gateway.conftest import KEY, Endpoint, data_url
 from models import demo_model
+from online.conftest import KEY, Endpoint, data_url
 
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.scenes import Scene

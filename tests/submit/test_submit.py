@@ -10,7 +10,7 @@ import pytest
 import yaml
 from front.conftest import Paliscribe, paliscribe
 from front.heads import free_ports
-from test_masks import reference
+from grammar.test_masks import reference
 
 from paliscribe.config import JobConfig
 from paliscribe.errors import UsageError

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway.conftest import CONFIG, KEY, Endpoint, data_url
-from gateway.scripted import Scripted, scripted
+from online.conftest import CONFIG, KEY, Endpoint, data_url
+from online.scripted import Scripted, scripted
 
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.scenes import Scene
@@ -162,7 +162,7 @@ def test_invalid_requests_are_rejected(endpoint: Endpoint, body: dict[str, Any],
 
 
 def test_image_size_is_limited(endpoint: Endpoint) -> None:
-    from gateway.conftest import encoded
+    from online.conftest import encoded
     from PIL import Image
 
     bomb = data_url(encoded(Image.new("1", (3000, 3000))))

@@ -27,19 +27,12 @@ for name in [name for name in os.environ if name.startswith("AWS_")]:
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One of two processes runs all tests that start Ray, as they share a cluster; others go by file.
-
-    Tests marked `full` run with FULL=1 only: `make test-full`.
-    """
-    full, without = pytest.mark.skip(reason="takes minutes: make test-full"), not os.environ.get("FULL")
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)  # the longest group begins first
-    for item in items:
-        if without and item.get_closest_marker("full"):
-            item.add_marker(full)
-        group = "cluster" if item.get_closest_marker("cluster") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Tests marked `full` run with FULL=1 only: `make test-full`."""
+    if not os.environ.get("FULL"):
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: make test-full"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,36 @@ for name in [name for name in os.environ if name.startswith("AWS_")]:
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 
+SLOW = (  # files that compute for more than some seconds, or open a browser
+    "bench/*",
+    "demo/test_checkpoint.py",
+    "demo/test_training.py",
+    "engine/test_company.py",
+    "engine/test_loop.py",
+    "engine/test_resolutions.py",
+    "engine/test_soak.py",
+    "infra/test_aws.py",
+    "infra/test_cluster.py",
+    "infra/test_docker.py",
+    "manifest/*",
+    "model/test_download.py",
+    "model/test_model.py",
+    "model/test_weights.py",
+    "online/test_attacks.py",
+    "online/test_openapi.py",
+    "online/test_page*.py",
+    "results/test_publish.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `full` run with FULL=1 only: `make test-full`."""
-    if not os.environ.get("FULL"):
-        for item in items:
-            if item.get_closest_marker("full"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: make test-full"))
+    """`slow` is left out by `make quick`; `full` runs with FULL=1 only: `make test-full`."""
+    here, skipped = Path(__file__).parent, pytest.mark.skip(reason="takes minutes: make test-full")
+    for item in items:
+        if any(item.path.relative_to(here).match(pattern) for pattern in SLOW):
+            item.add_marker("slow")
+        if item.get_closest_marker("full") and not os.environ.get("FULL"):
+            item.add_marker(skipped)
 
 
 @dataclass(frozen=True, slots=True)

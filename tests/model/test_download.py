@@ -44,7 +44,7 @@ def test_a_prefix_is_located_without_reading_its_weights(prefix: str, tmp_path: 
     assert not (tmp_path / "cache").exists()
     assert locate(ModelSpec(id=prefix, revision=found.revision)) == found
     open_store(prefix).put("tokenizer_config.json", b"{}")
-    with pytest.raises(UsageError, match=f"holds sha256:[0-9a-f]+ now, and not {found.revision}"):
+    with pytest.raises(UsageError, match=f"it is at sha256:[0-9a-f]+ now, not at {found.revision}"):
         locate(ModelSpec(id=prefix, revision=found.revision))
 
 

@@ -139,7 +139,7 @@ def test_the_demo_and_folders(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="only Hugging Face repositories have revisions"):
         locate(ModelSpec(id=str(copy), revision="main"))
     assert locate(ModelSpec(id=demo.path, revision=demo.revision)) == demo
-    with pytest.raises(UsageError, match=f"and not {demo.revision}"):
+    with pytest.raises(UsageError, match=f"now, not at {demo.revision}"):
         locate(ModelSpec(id=str(copy), revision=demo.revision))
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(UsageError, match=r"no \.safetensors"):

@@ -41,5 +41,5 @@ def test_a_number_stays_and_bounds_scale() -> None:
 def test_bounds_are_checked(wrong: dict[str, int]) -> None:
     from paliscribe.config import parse
 
-    with pytest.raises(UsageError, match=r"^settings: 'pool': (either `replicas`|min_replicas is above)"):
+    with pytest.raises(UsageError, match=r"^settings: 'pool': (set either `replicas`|min_replicas is above)"):
         parse({"manifest": "m", "tasks": ["ocr"], "output": "o", "pool": wrong})

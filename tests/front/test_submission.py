@@ -141,7 +141,7 @@ def test_a_job_in_object_storage_followed_to_its_end(
         "AWS_REGION": "us-east-1",
     }
     shutil.copytree(ROOT / "pipeline", tmp_path / "code")
-    with (tmp_path / "code/paliscribe/cli/main.py").open("a") as file:
+    with (tmp_path / "code/paliscribe/batch/run.py").open("a") as file:
         file.write('print("the code that was sent")\n')
     words = [word for name in settings for word in ("--env", name)]
     said = run(head, "submit", job, *words, "--code", "--follow", code=tmp_path / "code", **settings)

@@ -17,6 +17,7 @@ from paliscribe.grammar.tasks import parse_tasks
 from paliscribe.images.decode import decode
 from paliscribe.records import Prediction, Request
 from paliscribe.results import ModelFacts
+from paliscribe.results.commit import marker_key
 from paliscribe.storage import open_store
 
 SIZE = 28
@@ -25,17 +26,27 @@ SIZE = 28
 class Pool:
     """Keeps the requests that it is sent, and answers none of them."""
 
-    def __init__(self) -> None:
-        self.sent: list[Request] = []
-        self.call: Sequence[Request] = ()
+    def __init__(self, slots: int = 8) -> None:
+        self.calls: list[Sequence[Request]] = []
+        self.slots = slots
 
-    def send(self, requests: Sequence[Request]) -> "Pool":
-        self.call = requests
-        self.sent += requests
-        return self
+    @property
+    def sent(self) -> list[Request]:
+        return [request for call in self.calls for request in call]
+
+    def send(self, requests: Sequence[Request]) -> "Refused":
+        self.calls.append(requests)
+        return Refused(requests)
+
+
+class Refused:
+    """A call that answers none of its requests."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = requests
 
     def result(self) -> list[Prediction]:
-        return [Prediction(request.id, "", (), (), None, "model", "not asked") for request in self.call]
+        return [Prediction(request.id, "", (), (), None, "model", "not asked") for request in self.requests]
 
 
 def test_draft_reaches_the_decoder_and_the_key(tmp_path: Path) -> None:
@@ -49,24 +60,34 @@ def test_draft_reaches_the_decoder_and_the_key(tmp_path: Path) -> None:
     schema, facts = results.schema(frozen.schema), ModelFacts("demo", "r1", "float32")
     data = (tmp_path / "one.jpg").read_bytes()
     for draft in (False, True):
-        Stage(Plan(output, tasks, schema, facts, SIZE, 8, FetchConfig(draft=draft)), pool).annotate_shard(0)
+        list(Stage(Plan(output, tasks, schema, facts, SIZE, FetchConfig(draft=draft)), pool).annotate([0]))
+        open_store(output).delete(marker_key(0))
         assert np.array_equal(pool.sent[-1].pixels, decode(data, SIZE, draft=draft).pixels)
     exact, reduced = pool.sent
     assert not np.array_equal(exact.pixels, reduced.pixels)
     assert exact.image_key != reduced.image_key  # else they would share a vision pass in a pool that serves both
 
 
-def made(tmp_path: Path, rows: list[dict[str, object]], **plan: object) -> tuple[Pool, list[dict[str, object]]]:
-    """What a stage sends for a manifest of these rows, and the records that it commits."""
+def staged(
+    tmp_path: Path, rows: list[dict[str, object]], *, shard_rows: int = 8, slots: int = 8, **plan: object
+) -> tuple[Stage, Pool, manifest.FrozenManifest]:
+    """A stage for a manifest of these rows, and the pool that it sends to."""
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output, store = str(tmp_path / "output"), open_store(str(tmp_path / "output"))
     columns: dict[str, Any] = {"image_column": "image", "id_column": "id"}
-    frozen = manifest.freeze(str(tmp_path / "rows.jsonl"), store, shard_rows=8, **columns)
-    pool, tasks = Pool(), tuple(parse_tasks(["{ask}"]))
+    frozen = manifest.freeze(str(tmp_path / "rows.jsonl"), store, shard_rows=shard_rows, **columns)
+    pool, tasks = Pool(slots), tuple(parse_tasks(["{ask}"]))
     schema, facts = results.schema(frozen.schema), ModelFacts("demo", "r1", "float32")
-    stage = Stage(Plan(output, tasks, schema, facts, SIZE, 8, FetchConfig(), **plan), pool)  # type: ignore[arg-type]
-    return pool, results.read_committed(store, stage.annotate_shard(0)).to_pylist()
+    made = Plan(output, tasks, schema, facts, SIZE, FetchConfig(), **plan)  # type: ignore[arg-type]
+    return Stage(made, pool), pool, frozen
+
+
+def made(tmp_path: Path, rows: list[dict[str, object]], **plan: object) -> tuple[Pool, list[dict[str, object]]]:
+    """What a stage sends for a manifest of these rows, and the records that it commits."""
+    stage, pool, _ = staged(tmp_path, rows, **plan)  # type: ignore[arg-type]
+    [marker] = stage.annotate([0])
+    return pool, results.read_committed(stage.store, marker).to_pylist()
 
 
 def data_url(colour: str) -> str:
@@ -124,3 +145,36 @@ def test_a_guarded_run_reads_what_callers_may_read(tmp_path: Path, bucket: str) 
     small = ImagesConfig(addresses=(f"s3://{bucket}/open/",), max_pixels=80)
     _, records = made(tmp_path / "small", rows[:1], guard=small)
     assert [record["error_kind"] for record in records] == ["too_many_pixels"]
+
+
+def test_calls_cross_the_ends_of_shards(tmp_path: Path) -> None:
+    """A call holds rows of several shards, so that small shards fill the pool too; records go to their own shard."""
+    rows: list[dict[str, object]] = [{"id": f"r{n}", "image": data_url("red"), "ask": "ocr"} for n in range(19)]
+    stage, pool, frozen = staged(tmp_path, rows, shard_rows=3, slots=4)
+    markers = list(stage.annotate(range(7)))
+    assert [len(call) for call in pool.calls] == [8, 8, 3]
+    assert [marker.rows for marker in markers] == [3] * 6 + [1]
+    for marker in markers:
+        found = results.read_committed(stage.store, marker).to_pylist()
+        assert [record["id"] for record in found] == [f"r{3 * marker.shard + n}" for n in range(marker.rows)]
+    assert frozen.rows == 19
+
+
+def test_a_block_that_comes_back_goes_on_where_it_was_lost(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"id": f"r{n}", "image": data_url("red"), "ask": "ocr"} for n in range(12)]
+    stage, _, _ = staged(tmp_path, rows, shard_rows=3, slots=1)
+    first = stage.annotate(range(4))
+    committed = [next(first), next(first)]
+    first.close()
+    again, pool, _ = staged(tmp_path, rows, shard_rows=3, slots=1)
+    markers = list(again.annotate(range(4)))
+    assert markers[:2] == committed and [marker.shard for marker in markers] == [0, 1, 2, 3]
+    assert len(pool.sent) == 6, "what is committed is not asked again"
+
+
+def test_rows_answered_are_told_as_they_come(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"id": f"r{n}", "image": data_url("red"), "ask": "ocr"} for n in range(5)]
+    stage, _, _ = staged(tmp_path, rows, shard_rows=8, slots=1)
+    told: list[tuple[int, int | None]] = []
+    list(stage.annotate([0], lambda shard, rows: told.append((shard, rows))))
+    assert told == [(0, 2), (0, 4), (0, None)]

@@ -14,6 +14,7 @@ from front.conftest import published
 from hub import BRANCHES
 
 from paliscribe.batch import precision
+from paliscribe.batch.generation import in_settled_precision
 from paliscribe.batch.progress import Progress
 from paliscribe.config import JobConfig, ModelSpec
 from paliscribe.model.weights import Located
@@ -74,4 +75,4 @@ def test_auto_precision_on_gpus_takes_their_branch(monkeypatch: pytest.MonkeyPat
     assert RunFile.read(begun.store) == settled
     begun.file = settled
     assert precision.settle_precision(begun) == settled, "a resume stays at what was settled"
-    assert precision.in_settled_precision(job.model, settled).precision == "bfloat16"
+    assert in_settled_precision(job.model, settled).precision == "bfloat16"

@@ -13,7 +13,7 @@ from front.conftest import TASKS, read_rows, replicas, write_rows
 from front.test_resume import SHARD_ROWS, kill, markers, start, wait_for_markers
 
 from paliscribe.demo.collection import write_collection
-from paliscribe.pool.temporary import TEMPORARY
+from paliscribe.pool.address import TEMPORARY
 
 pytestmark = [
     pytest.mark.cluster,

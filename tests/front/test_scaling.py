@@ -9,8 +9,9 @@ from ray import serve
 
 from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.model.weights import locate
+from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.client import PoolClient
-from paliscribe.pool.deploy import PoolAddress, start_pool
+from paliscribe.pool.deploy import start_pool
 from paliscribe.records import Prediction, Request
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]

@@ -1,19 +1,24 @@
-"""A run's shards as a Ray Data dataset: one block per shard, from shard number to committed marker."""
+"""A run's shards as a Ray Data dataset: a bounded number of blocks, each with ranges of shards.
+
+A stage process yields a marker for each shard of its block, in order, one output block each. Ray repeats the whole
+block if the process is lost, and leaves out as many outputs as it had received, so the order must not change.
+"""
 
 import contextlib
-import functools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 
+from paliscribe.batch.open_rows import OpenRows, OpenRowsNotes
 from paliscribe.batch.progress import Progress
 from paliscribe.batch.session import repeating
 from paliscribe.batch.stage import Plan, Stage
+from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.client import PoolClient
-from paliscribe.pool.deploy import PoolAddress
+from paliscribe.pool.deploy import wait_until_ready
 from paliscribe.pool.ray_cluster import translating
 from paliscribe.results import Marker
 
@@ -25,61 +30,73 @@ def annotate_shards(
 
     Updates `progress.rows_open` meanwhile. Raises TemporaryError if a process keeps failing.
     """
-    board = _OpenRows.options(num_cpus=0).remote()  # type: ignore[attr-defined]
-    blocks = ray.data.from_blocks([pa.table({"shard": [shard]}) for shard in shards]).map_batches(
+    open_rows = OpenRows()
+    blocks = ray.data.from_blocks([as_block(part) for part in divide(shards, workers)])
+    markers = blocks.map_batches(
         _StageActor,
         batch_size=None,
-        batch_format="numpy",
+        batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-        fn_constructor_args=(plan, pool, board),
+        fn_constructor_args=(plan, pool, open_rows.name),
         num_cpus=cpus,
         max_restarts=3,
         max_task_retries=3,
     )
-    with _tracking(board, progress), translating():
-        for batch in blocks.iter_batches(batch_size=None, prefetch_batches=0):
+    markers.context.target_max_block_size = 1  # bytes: every marker is an output block, sent at once
+    with _tracking(open_rows, progress), translating():
+        for batch in markers.iter_batches(batch_size=None, prefetch_batches=0):
             yield from map(Marker.from_json, batch["marker"])
 
 
-@ray.remote
-class _OpenRows:
-    """Rows annotated in shards that are not committed yet, reported by the stage processes."""
+def divide(shards: Sequence[int], workers: int) -> Iterator[Sequence[int]]:
+    """Split shards between processes: large parts first, single ones last, so that all processes end together.
 
-    def __init__(self) -> None:
-        self._rows: dict[int, int] = {}
+    Guided self-scheduling (Polychronopoulos and Kuck, 1987): each part is what is left over twice the processes. The
+    number of parts grows with the logarithm of the number of shards. One process gets all in one part.
+    """
+    start = 0
+    while start < len(shards):
+        left = len(shards) - start
+        size = left if workers == 1 else -(-left // (2 * workers))
+        yield shards[start : start + size]
+        start += size
 
-    def note(self, shard: int, rows: int | None) -> None:
-        if rows is None:
-            self._rows.pop(shard, None)
+
+def as_block(shards: Iterable[int]) -> pa.Table:
+    """Ascending shard numbers as ranges: `first` and `last`, inclusive."""
+    ranges: list[list[int]] = []
+    for shard in shards:
+        if ranges and shard == ranges[-1][1] + 1:
+            ranges[-1][1] = shard
         else:
-            self._rows[shard] = rows
+            ranges.append([shard, shard])
+    return pa.table({"first": [first for first, _ in ranges], "last": [last for _, last in ranges]})
 
-    def total(self) -> int:
-        return sum(self._rows.values())
+
+def shards_of(block: pa.Table) -> Iterator[int]:
+    """The inverse of `as_block`."""
+    for first, last in zip(*block.select(["first", "last"]).to_pydict().values(), strict=True):
+        yield from range(first, last + 1)
 
 
 class _StageActor:
-    """A stage process as a Ray Data actor."""
+    """A stage process as a Ray Data actor. It may be up before the pool is: its first block waits."""
 
-    def __init__(self, plan: Plan, pool: PoolAddress, board: Any) -> None:
-        self._stage, self._board = Stage(plan, PoolClient(pool)), board
+    def __init__(self, plan: Plan, pool: PoolAddress, open_rows: str) -> None:
+        self._stage, self._pool, self._notes = Stage(plan, PoolClient(pool)), pool, OpenRowsNotes(open_rows)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        markers = []
-        for shard in map(int, batch["shard"]):
-            marker = self._stage.annotate_shard(shard, functools.partial(self._board.note.remote, shard))
-            self._board.note.remote(shard, None)
-            markers.append(marker.as_json().decode())
-        return {"marker": np.array(markers, dtype=object)}
+    def __call__(self, block: pa.Table) -> Iterator[dict[str, Any]]:
+        wait_until_ready(self._pool)
+        for marker in self._stage.annotate(shards_of(block), self._notes.note):
+            yield {"marker": np.array([marker.as_json().decode()], dtype=object)}
 
 
 @contextlib.contextmanager
-def _tracking(board: Any, progress: Progress) -> Iterator[None]:
+def _tracking(open_rows: OpenRows, progress: Progress) -> Iterator[None]:
     """Update `progress.rows_open` periodically."""
 
     def look() -> None:
-        with contextlib.suppress(ray.exceptions.RayError):
-            progress.rows_open = ray.get(board.total.remote(), timeout=10)
+        progress.rows_open = open_rows.total(progress.annotating_since)
 
     with repeating(look):
         yield

@@ -5,11 +5,11 @@ from typing import Any
 
 from paliscribe import manifest, results
 from paliscribe.batch.progress import Progress
-from paliscribe.config import ImagesConfig, JobConfig
+from paliscribe.config import ImagesConfig, JobConfig, ModelSpec
 from paliscribe.errors import UsageError
 from paliscribe.grammar.tasks import Task
 from paliscribe.manifest import FrozenManifest
-from paliscribe.pool.deploy import PoolAddress
+from paliscribe.pool.address import PoolAddress
 from paliscribe.results import Layout
 from paliscribe.results.run_file import RunFile
 from paliscribe.storage import Store
@@ -42,6 +42,13 @@ class Run:
             return list(self.layout.shards_of(part))
         before = results.read_part(self.store, part, self.generation - 1)
         return before.shards_with_errors if before else []
+
+
+def in_settled_precision(spec: ModelSpec, file: RunFile | None) -> ModelSpec:
+    """The job's model in the precision that the run has recorded, if any."""
+    if file is None or spec.precision != "auto":
+        return spec
+    return spec.model_copy(update={"precision": file.model.precision})
 
 
 def begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generation: int, progress: Progress) -> None:

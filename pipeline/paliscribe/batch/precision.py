@@ -3,18 +3,10 @@
 from dataclasses import replace
 
 from paliscribe.batch.generation import Run
-from paliscribe.config import ModelSpec
 from paliscribe.model.weights import default_branch, locate
 from paliscribe.pool.deploy import not_served, served_pool
 from paliscribe.pool.placement import has_gpus, replica_resources, require_feasible
 from paliscribe.results.run_file import RunFile
-
-
-def in_settled_precision(spec: ModelSpec, file: RunFile | None) -> ModelSpec:
-    """The job's model in the precision that the run has recorded, if any."""
-    if file is None or spec.precision != "auto":
-        return spec
-    return spec.model_copy(update={"precision": file.model.precision})
 
 
 def settle_precision(run: Run) -> RunFile:

@@ -1,36 +1,23 @@
 """A run: freeze the manifest, annotate its shards on a pool, publish the parts. Start at `run_batch`."""
 
-import contextlib
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import ray
-
 from paliscribe import manifest, results
-from paliscribe.batch.dataset import annotate_shards
-from paliscribe.batch.generation import Run, begin_retry, finished_summary
+from paliscribe.batch.generation import Run, begin_retry, finished_summary, in_settled_precision
 from paliscribe.batch.parts import Parts
-from paliscribe.batch.precision import in_settled_precision, settle_precision
 from paliscribe.batch.progress import Progress, Report
-from paliscribe.batch.session import repeating, session
-from paliscribe.batch.stage import Plan
+from paliscribe.batch.session import session
 from paliscribe.config import ImagesConfig, JobConfig
-from paliscribe.errors import RunError, UsageError
+from paliscribe.errors import UsageError
 from paliscribe.grammar.tasks import Task, parse_tasks
 from paliscribe.manifest import FrozenManifest
 from paliscribe.model.weights import locate
-from paliscribe.pool.client import PoolClient
-from paliscribe.pool.deploy import PoolAddress, open_pool
-from paliscribe.pool.placement import has_gpus, live_nodes, missing_resources, replica_resources, stage_size
+from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.ray_cluster import cluster
-from paliscribe.results import Marker, ModelFacts
 from paliscribe.results.record import load_mask_decoder
 from paliscribe.results.run_file import Fingerprint, RunFile, refuse_changes
 from paliscribe.storage import StorageError, Store, check_writable, open_store
-
-RATE_SAMPLE = 20  # minimum number of finished requests before max_error_rate can stop a run
 
 
 def run_batch(
@@ -94,8 +81,9 @@ def _run_generation(run: Run) -> dict[str, Any]:
     parts = Parts(run, published, finished)
     if todo:
         with cluster():
-            run.file = settle_precision(run)
-            _annotate(run, todo, parts)
+            from paliscribe.batch.annotate import annotate  # it needs Ray's libraries: loaded while Ray starts
+
+            annotate(run, todo, parts)
     else:
         run.file.write(run.store)
     run.progress.stage = "publishing"
@@ -146,73 +134,3 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
         raise UsageError(f"partition_by names {unknown[0]!r}; available columns: {', '.join(sorted(known))}")
     fingerprint = Fingerprint.of(job, manifest=frozen.digest, rows=frozen.rows, revision=located.revision)
     return RunFile(fingerprint, job, located.pin(job.model), located.image_size), frozen
-
-
-def _annotate(run: Run, todo: list[int], parts: Parts) -> None:
-    """Annotate shards on a pool, and publish parts as they are completed."""
-    job, spec = run.job, run.file.model
-    with contextlib.ExitStack() as opened:
-        with _reporting_startup(run):
-            pool = run.pool or opened.enter_context(open_pool(spec, job.pool, results.run_name(run.store.uri)))
-        plan = Plan(
-            output=run.store.uri,
-            tasks=tuple(run.tasks),
-            schema=results.schema(run.frozen.schema),
-            facts=ModelFacts(spec.id, run.file.fingerprint.revision, spec.precision),
-            image_size=run.file.image_size,
-            slots=PoolClient(pool).facts().slots,
-            fetch=job.fetch,
-            mask_decoder=job.mask_decoder,
-            guard=run.guard,
-            options_column=job.options_column,
-            generation=run.generation,
-        )
-        cpus, workers = stage_size(
-            job.fetch,
-            total=ray.cluster_resources().get("CPU", 0.0),
-            free=ray.available_resources().get("CPU", 0.0),
-            replicas=pool.replicas * job.pool.cpus_per_replica,
-        )
-        run.progress.stage, run.progress.annotating_since = "annotating", time.monotonic()
-        shards = annotate_shards(plan, pool, todo, cpus=cpus, workers=workers, progress=run.progress)
-        with contextlib.closing(shards) as markers:
-            for marker in markers:
-                _add_committed(run, marker)
-                parts.committed(marker.shard)
-        parts.wait()
-
-
-def _add_committed(run: Run, marker: Marker) -> None:
-    """Add a committed shard to the progress. Raises RunError if the error rate exceeds max_error_rate."""
-    progress = run.progress
-    progress.rows_committed += run.frozen.rows_of(marker.shard)
-    progress.rows_open = max(0, progress.rows_open - run.frozen.rows_of(marker.shard))
-    progress.requests += marker.records
-    progress.statuses.update(marker.statuses)
-    progress.error_kinds.update(marker.error_kinds)
-    rate = progress.statuses["error"] / progress.requests if progress.requests else 0.0
-    if run.generation == 0 and progress.requests >= RATE_SAMPLE and rate > run.job.max_error_rate:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in progress.error_kinds.most_common(3))
-        raise RunError(
-            f"{progress.statuses['error']:,} of the first {progress.requests:,} requests failed ({kinds}), more than "
-            f"max_error_rate {run.job.max_error_rate:g} allows. Fix the cause, run the same command again, then "
-            "`paliscribe retry`"
-        )
-
-
-@contextlib.contextmanager
-def _reporting_startup(run: Run) -> Iterator[None]:
-    """Report that the pool is starting or, while no node can hold a replica, the missing resources."""
-    pool, words = run.job.pool, f"starting the pool of {run.file.model.id}"
-    wanted = replica_resources(pool, pool.gpus(available=has_gpus()))
-
-    def look() -> None:
-        lack = missing_resources(live_nodes(), wanted)
-        run.progress.stage = words if lack is None else f"waiting for resources: {lack}"
-
-    run.progress.stage = words
-    if pool.name is not None or run.pool is not None:  # existing pool
-        yield
-        return
-    with repeating(look):
-        yield

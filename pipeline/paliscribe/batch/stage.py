@@ -1,12 +1,14 @@
 """The annotate stage: from a shard of the manifest to its committed records.
 
-A stage process fetches and decodes a shard's images, calls the pool, parses the answers and commits. It keeps a few
-calls in flight, so that replicas work while it fetches the next images. The limit leaves slots for online calls.
+A stage process fetches and decodes images, calls the pool, parses the answers and commits shards. It works across the
+ends of shards: two threads fetch, decode and send the next calls while the last answers are awaited and written. The
+number of calls in flight is limited, which leaves slots for online calls.
 """
 
+import contextlib
+import functools
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from paliscribe import results
+from paliscribe.batch.ahead import ahead
 from paliscribe.config import FetchConfig, ImagesConfig, RequestOptions
 from paliscribe.errors import RowError
 from paliscribe.grammar.tasks import Task
@@ -26,10 +29,10 @@ from paliscribe.results import Marker, ModelFacts
 from paliscribe.results.record import load_mask_decoder, record
 from paliscribe.storage import Store, open_store
 
-CALLS_IN_FLIGHT = 2  # per stage process
+CALLS_IN_FLIGHT = 2  # per stage process, beside the one whose answers are awaited
 SLOTS_FILLED = 2  # requests per call, in units of a replica's slots: keeps it busy, and lets it sort by length
 
-Work = tuple[ManifestRow, tuple[Task, ...]]  # a row and its tasks
+Progress = Callable[[int, int | None], object]  # gets a shard's number of rows answered so far; None: committed
 
 
 class PendingAnswers(Protocol):
@@ -52,6 +55,10 @@ class Sender(Protocol):
     def send(self, requests: Sequence[Request]) -> PendingAnswers:
         """Start a call."""
 
+    @property
+    def slots(self) -> int:
+        """Slots of a replica."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -62,7 +69,6 @@ class Plan:
     schema: pa.Schema
     facts: ModelFacts
     image_size: int
-    slots: int  # per replica
     fetch: FetchConfig
     mask_decoder: str | None = None
     guard: ImagesConfig | None = None  # limits for untrusted image addresses
@@ -81,18 +87,42 @@ class _RowTask:
     image: Decoded | None = None
     error: RowError | None = None
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether the pool is asked; else there is an error."""
+        return self.image is not None and self.prompt is not None
+
+
+@dataclass(slots=True)
+class _Work:
+    """A row of a shard, or the end of the shard: then `row` is None. `marker`: if the shard is committed already."""
+
+    shard: int
+    row: ManifestRow | None = None
+    tasks: tuple[Task, ...] = ()
+    marker: Marker | None = None
+    items: list[_RowTask] = field(default_factory=list)  # one for each task
+
 
 @dataclass(slots=True)
 class _Call:
-    items: list[_RowTask] = field(default_factory=list)
+    """Rows of consecutive shards that are sent to the pool together."""
+
+    work: list[_Work] = field(default_factory=list)
+    data: dict[str, bytes | RowError] = field(default_factory=dict)  # of images, by address
     answers: PendingAnswers | None = None
+
+    @property
+    def items(self) -> Iterator[_RowTask]:
+        """The items of all rows, in order."""
+        return (item for work in self.work for item in work.items)
 
 
 class Stage:
     """Annotates shards. One per process; not thread-safe."""
 
     def __init__(self, plan: Plan, pool: Sender) -> None:
-        self.plan, self.pool = plan, pool
+        self.plan, self.pool, self._base = plan, pool, results.generation_base(plan.generation)
         self.store: Store = open_store(plan.output)
         fetch = plan.fetch
         self.fetcher: ImageFetcher
@@ -107,80 +137,114 @@ class Stage:
             )
         self.masks = load_mask_decoder(plan.mask_decoder)
 
-    def annotate_shard(self, shard: int, progress: Callable[[int], None] = lambda rows: None) -> Marker:
-        """Answer all requests of a shard and commit its records. `progress` gets the number of rows answered so far.
+    def annotate(self, shards: Iterable[int], progress: Progress = lambda shard, rows: None) -> Generator[Marker]:
+        """Annotate shards and yield the marker of each once it is committed, in order.
 
-        Returns the committed marker, which may be another attempt's.
+        If the first shards are committed already, by an attempt at this block that was lost, their markers are read.
         """
+        fetched = ahead(map(self._fetched, self._calls(shards)), 1)
+        sent = ahead(map(self._sent, fetched), CALLS_IN_FLIGHT)
         records: list[Record] = []
         replicas: set[str] = set()
-        done = 0
-        for call in self._in_flight(self._work(shard)):
-            answers = call.answers.result() if call.answers is not None else []
-            replicas.update(answer.replica for answer in answers if answer.replica)
-            records.extend(self._records(call, answers, shard))
-            done += len({item.row.row for item in call.items})
-            progress(done)
+        with contextlib.closing(fetched), contextlib.closing(sent):
+            for call in sent:
+                answers = iter(call.answers.result() if call.answers is not None else ())
+                for work in call.work:
+                    for item in work.items:
+                        answer = next(answers) if item.is_sent else None
+                        records.append(self._record(item, answer, work.shard))
+                        if answer is not None and answer.replica:
+                            replicas.add(answer.replica)
+                    if work.row is None:
+                        yield work.marker or self._commit(work.shard, records, replicas)
+                        records, replicas = [], set()
+                        progress(work.shard, None)
+                if records:
+                    progress(call.work[-1].shard, len({found.row for found in records}))
+
+    def _commit(self, shard: int, records: Sequence[Record], replicas: Iterable[str]) -> Marker:
+        """Commit a shard's records. Returns the effective marker, which may be another attempt's."""
         table = results.to_table(records, self.plan.facts, self.plan.schema)
-        base = results.generation_base(self.plan.generation)
-        marker = results.write_shard(self.store, shard, uuid.uuid4().hex[:8], table, base, sorted(replicas))
-        return results.commit(self.store, marker, base)
+        marker = results.write_shard(self.store, shard, uuid.uuid4().hex[:8], table, self._base, sorted(replicas))
+        return results.commit(self.store, marker, self._base)
 
-    def _work(self, shard: int) -> Iterator[list[Work]]:
-        """The shard's rows in calls of fixed size, which depends on the job and the pool's slots only."""
-        work: list[Work] = [(row, self.plan.tasks) for row in read_shard(self.store, shard)]
-        if self.plan.generation:
-            work = list(self._failed(shard, work))
-        size = max(1, SLOTS_FILLED * self.plan.slots // len(self.plan.tasks))
-        for start in range(0, len(work), size):
-            yield work[start : start + size]
+    def _calls(self, shards: Iterable[int]) -> Iterator[_Call]:
+        """The shards' rows in calls of fixed size, which depends on the job and the pool's slots only."""
+        size = max(1, SLOTS_FILLED * self.pool.slots // len(self.plan.tasks))
+        call, rows = _Call(), 0
+        for work in self._work(shards):
+            if work.row is not None and rows == size:
+                yield call
+                call, rows = _Call(), 0
+            call.work.append(work)
+            rows += work.row is not None
+        if call.work:
+            yield call
 
-    def _failed(self, shard: int, work: Iterable[Work]) -> Iterator[Work]:
-        """The rows and tasks that failed in the previous generation, with rows as re-read by the retry."""
+    def _work(self, shards: Iterable[int]) -> Iterator[_Work]:
+        """The rows of shards, and the end of each."""
+        again = True  # whether all shards so far had been committed
+        for shard in shards:
+            marker = results.find_marker(self.store, shard, self._base) if again else None
+            again = marker is not None
+            if marker is None:
+                for row, tasks in self._rows(shard):
+                    yield _Work(shard, row, tasks)
+            yield _Work(shard, marker=marker)
+
+    def _rows(self, shard: int) -> Iterator[tuple[ManifestRow, tuple[Task, ...]]]:
+        """A shard's rows and tasks; in a retry those that failed in the generation before, as read anew."""
+        rows = read_shard(self.store, shard)
+        if not self.plan.generation:
+            yield from ((row, self.plan.tasks) for row in rows)
+            return
         failed = {(r["row"], r["task"]) for r in results.read_failed(self.store, shard, self.plan.generation - 1)}
-        updated = results.retry_rows(self.store, self.plan.generation)
-        for row, tasks in work:
-            if wanted := tuple(task for task in tasks if (row.row, task.template) in failed):
-                yield updated.get(row.row, row), wanted
+        for row in rows:
+            if wanted := tuple(task for task in self.plan.tasks if (row.row, task.template) in failed):
+                yield self._updated.get(row.row, row), wanted
 
-    def _in_flight(self, calls: Iterable[list[Work]]) -> Iterator[_Call]:
-        """Send calls ahead, up to CALLS_IN_FLIGHT; yields them in order."""
-        pending: deque[_Call] = deque()
-        for work in calls:
-            call = self._prepare(work)
-            requests = [request for item in call.items if (request := self._request(item)) is not None]
-            if requests:
-                call.answers = self.pool.send(requests)
-            pending.append(call)
-            if len(pending) > CALLS_IN_FLIGHT:
-                yield pending.popleft()
-        yield from pending
+    @functools.cached_property
+    def _updated(self) -> dict[int, ManifestRow]:
+        """Rows by number as a retry has read them again."""
+        return results.retry_rows(self.store, self.plan.generation)
 
-    def _prepare(self, work: Sequence[Work]) -> _Call:
-        """Render prompts, then fetch and decode the rows' images."""
-        call = _Call()
-        addresses: dict[str, Decoded | RowError] = {}
-        for row, tasks in work:
-            for task in tasks:
-                item = _RowTask(row, task)
-                try:
-                    item.prompt = task.render(row.columns)
-                    item.options = _options(row, self.plan.options_column)
-                    if row.image is None:
-                        raise RowError("no_image", "the manifest row names no image")
-                    addresses[row.image] = RowError("missing", "not fetched")
-                except RowError as error:
-                    item.error = error
-                call.items.append(item)
-        for address, data in zip(addresses, self.fetcher.fetch_many(list(addresses)), strict=True):
-            addresses[address] = data if isinstance(data, RowError) else self._decode(data)
+    def _fetched(self, call: _Call) -> _Call:
+        """Render prompts and fetch the rows' images."""
+        for work in call.work:
+            if work.row is not None:
+                work.items = [self._item(work.row, task) for task in work.tasks]
+        images = (item.row.image for item in call.items if item.error is None)
+        addresses = list(dict.fromkeys(address for address in images if address is not None))
+        call.data = dict(zip(addresses, self.fetcher.fetch_many(addresses), strict=True))
+        return call
+
+    def _item(self, row: ManifestRow, task: Task) -> _RowTask:
+        item = _RowTask(row, task)
+        try:
+            item.prompt = task.render(row.columns)
+            item.options = _options(row, self.plan.options_column)
+            if row.image is None:
+                raise RowError("no_image", "the manifest row names no image")
+        except RowError as error:
+            item.error = error
+        return item
+
+    def _sent(self, call: _Call) -> _Call:
+        """Decode the images and send the requests to the pool."""
+        images = {at: data if isinstance(data, RowError) else self._decode(data) for at, data in call.data.items()}
+        call.data = {}
+        requests = []
         for item in call.items:
             if item.error is None and item.row.image is not None:
-                image = addresses[item.row.image]
+                image = images[item.row.image]
                 if isinstance(image, RowError):
                     item.error = image
                 else:
                     item.image = image
+            if item.is_sent:
+                requests.append(self._request(item))
+        if requests:
+            call.answers = self.pool.send(requests)
         return call
 
     def _decode(self, data: bytes) -> Decoded | RowError:
@@ -191,20 +255,16 @@ class Stage:
         except RowError as error:
             return error
 
-    def _request(self, item: _RowTask) -> Request | None:
-        if item.image is None or item.prompt is None:
-            return None
+    def _request(self, item: _RowTask) -> Request:
+        assert item.image is not None and item.prompt is not None
         name = f"{item.row.row}/{item.task.template}"
         key = f"draft-{item.image.sha256}" if self.plan.fetch.draft else item.image.sha256  # runs may share a pool
         options = item.options.model_dump()
         options["max_tokens"] = item.options.max_tokens or item.task.max_tokens
         return Request(name, item.prompt, item.image.pixels, key, **options)
 
-    def _records(self, call: _Call, predictions: Sequence[Prediction], shard: int) -> Iterator[Record]:
-        answers = iter(predictions)
-        for item in call.items:
-            prediction = next(answers) if item.image is not None and item.prompt is not None else None
-            yield record(item.row, item.task, item.prompt, item.image, prediction, item.error, shard, self.masks)
+    def _record(self, item: _RowTask, prediction: Prediction | None, shard: int) -> Record:
+        return record(item.row, item.task, item.prompt, item.image, prediction, item.error, shard, self.masks)
 
 
 def _options(row: ManifestRow, column: str | None) -> RequestOptions:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import GELUTanh
 
 
 class Norm(nn.Module):
@@ -51,6 +50,8 @@ class Gelu(nn.Module):
 
 def reproducible_activation(activation: nn.Module, width: int) -> nn.Module:
     """`Gelu` in place of GELUTanh, for rows of this width; other activations unchanged."""
+    from transformers.activations import GELUTanh  # it loads much that other processes do not need
+
     return Gelu(width) if isinstance(activation, GELUTanh) else activation
 
 

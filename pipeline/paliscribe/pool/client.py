@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -11,7 +12,7 @@ from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from paliscribe.errors import ReplicaError, RequestError, RunError
-from paliscribe.pool.deploy import PoolAddress
+from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.ray_cluster import unwrapped
 from paliscribe.pool.replica import ReplicaFacts
 from paliscribe.records import Piece, Prediction, Request
@@ -28,8 +29,12 @@ class PoolClient:
     """
 
     def __init__(self, address: PoolAddress, timeout: float = 3600.0) -> None:
-        self.timeout = timeout
-        self._handle = serve.get_deployment_handle(address.deployment, address.application)
+        self.timeout, self._address = timeout, address
+
+    @functools.cached_property
+    def _handle(self) -> Any:
+        """Serve's handle; the pool must have been deployed."""
+        return serve.get_deployment_handle(self._address.deployment, self._address.application)
 
     def facts(self) -> ReplicaFacts:
         """Facts of any one replica. Raises RunError if none answers in time."""
@@ -38,6 +43,11 @@ class PoolClient:
         except TimeoutError:
             raise RunError(f"the pool did not answer within {self.timeout:.0f} s") from None
         return facts
+
+    @functools.cached_property
+    def slots(self) -> int:
+        """Slots of a replica."""
+        return self.facts().slots
 
     def send(self, requests: Sequence[Request]) -> "PendingCall":
         """Start a call; `PendingCall.result` waits for its answers."""

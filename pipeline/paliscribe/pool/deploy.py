@@ -3,14 +3,17 @@
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from ray import serve
+from ray.serve.schema import ApplicationStatusOverview
 
 from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.errors import RunError, UsageError
+from paliscribe.pool.address import TEMPORARY, PoolAddress, temporary_name
 from paliscribe.pool.autoscaling import autoscaling
 from paliscribe.pool.placement import (
     actor_options,
@@ -21,18 +24,13 @@ from paliscribe.pool.placement import (
     require_feasible,
 )
 from paliscribe.pool.replica import Replica
-from paliscribe.pool.temporary import TEMPORARY, ends_with_driver, temporary_name
+from paliscribe.pool.temporary import ends_with_driver
 
 DRAIN = 90.0  # seconds for a removed replica to finish its calls; the timeout of a call is 60
+DEPLOY_TIMEOUT = 300.0  # seconds for a driver to deploy its temporary pool
+TICK = 0.2  # seconds between two looks at whether an application runs
 
-
-@dataclass(frozen=True, slots=True)
-class PoolAddress:
-    """Address of a pool; any process of the cluster can call it."""
-
-    application: str
-    deployment: str
-    replicas: int
+log = logging.getLogger(__name__)
 
 
 def deployment_name(spec: ModelSpec, pool: str | None = None) -> str:
@@ -43,9 +41,10 @@ def deployment_name(spec: ModelSpec, pool: str | None = None) -> str:
 
 @contextmanager
 def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAddress]:
-    """Attach to a running pool of `spec`, or start a temporary one that ends with the block or with this driver.
+    """Attach to a running pool of `spec`, or begin a temporary one that ends with the block or with this driver.
 
-    Raises RunError as `start_pool` does, and UsageError if the configured pool name is not served.
+    A temporary pool may still be starting: see `wait_until_ready`. Raises UsageError if the configured pool name is not
+    served, or as `replicas` does.
     """
     if (served := served_pool(spec, config.name)) is not None:
         yield served
@@ -53,19 +52,27 @@ def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAdd
     if config.name is not None:
         raise not_served(spec, config.name)
     application = temporary_name(run)
-    with ends_with_driver(application):
-        yield start_pool(spec, config, application)
+    deployment, count = replicas(spec, config)
+    with ends_with_driver(application), ThreadPoolExecutor(1) as thread:
+        begun = thread.submit(_begin, deployment, application)  # takes seconds if Serve is not running yet
+        yield PoolAddress(application, deployment_name(spec, config.name), count)
+        begun.result()
 
 
 def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAddress:
     """Start the replicas of `spec` as a Serve application and wait until they are ready.
 
-    Raises RunError with the replica's error if none starts, and UsageError as `replicas` does.
+    Raises RunError with a replica's error if none starts, and UsageError as `replicas` does.
     """
     deployment, count = replicas(spec, config)
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-    run_application(deployment, application)
+    _begin(deployment, application)
+    _wait(application)
     return PoolAddress(application, deployment_name(spec, config.name), count)
+
+
+def _begin(deployment: serve.Application, application: str) -> None:
+    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+    _deploy(deployment, application, None)
 
 
 def replicas(spec: ModelSpec, config: PoolConfig, *, lasting: bool = False) -> tuple[serve.Application, int]:
@@ -100,14 +107,53 @@ def replicas(spec: ModelSpec, config: PoolConfig, *, lasting: bool = False) -> t
 
 def run_application(application: serve.Application, name: str, route_prefix: str | None = None) -> None:
     """Deploy an application and wait until it runs. Raises RunError with its replicas' error."""
+    _deploy(application, name, route_prefix)
+    _wait(name)
+
+
+def _wait(name: str) -> None:
+    while not _runs(name):
+        time.sleep(TICK)
+
+
+def is_ready(pool: PoolAddress) -> bool:
+    """Whether a pool has come up; True for pools that are not temporary. Raises RunError if it failed to."""
+    return not pool.is_temporary or _runs(pool.application)
+
+
+def wait_until_ready(pool: PoolAddress) -> None:
+    """Wait until a pool has come up. Raises RunError with a replica's error if none starts."""
+    begun = time.monotonic()
+    while not is_ready(pool):
+        if time.monotonic() - begun > DEPLOY_TIMEOUT and pool.application not in _applications():
+            raise RunError(f"no replica came up: nobody has deployed {pool.application}")
+        time.sleep(TICK)
+
+
+def _deploy(application: serve.Application, name: str, route_prefix: str | None) -> None:
+    target = serve.RunTarget(application, name=name, route_prefix=route_prefix)
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+
+def _runs(name: str) -> bool:
+    """Whether an application runs. Raises RunError with its replicas' error if it failed to start."""
+    application = _applications().get(name)
+    if application is None or application.status != "DEPLOY_FAILED":
+        return application is not None and application.status == "RUNNING"
+    said = [deployment.message for deployment in application.deployments.values()]
+    lines = [line.strip() for words in [*said, application.message] for line in words.splitlines() if line.strip()]
+    telling = [line for line in lines if line.startswith("paliscribe.errors.")] or lines or ["no reason is known"]
+    raise RunError(f"no replica came up: {telling[-1].removeprefix('paliscribe.errors.')}")
+
+
+def _applications() -> dict[str, ApplicationStatusOverview]:
+    """Serve's applications by name; none if Serve is not running."""
     try:
-        serve.run(application, name=name, route_prefix=route_prefix, _local_testing_mode=False)
-    except RuntimeError as error:
-        status = serve.status().applications.get(name)
-        said = [d.message for d in status.deployments.values()] if status else []
-        lines = [line.strip() for message in [*said, str(error)] for line in message.splitlines() if line.strip()]
-        telling = [line for line in lines if line.startswith("paliscribe.errors.")] or lines
-        raise RunError(f"no replica came up: {telling[-1].removeprefix('paliscribe.errors.')}") from None
+        found: dict[str, ApplicationStatusOverview] = serve.status().applications
+    except Exception as error:  # the exception type is private to Ray
+        log.debug("no applications: %s", error)
+        return {}
+    return found
 
 
 def served_pool(spec: ModelSpec, name: str | None = None) -> PoolAddress | None:
@@ -146,14 +192,9 @@ def _listed(deployments: Sequence[str]) -> str:
 def _served(*, starting: bool = True) -> list[tuple[str, str, int]]:
     """Application, deployment and number of replicas of each pool, except temporary pools."""
     states = ("RUNNING", "DEPLOYING") if starting else ("RUNNING",)
-    try:
-        applications = serve.status().applications
-    except Exception as error:  # Serve is not running on this cluster; the exception type is private to Ray
-        logging.getLogger(__name__).debug("no running pools: %s", error)
-        return []
     return [
         (name, deployment, sum(status.replica_states.values()))
-        for name, application in applications.items()
+        for name, application in _applications().items()
         for deployment, status in application.deployments.items()
         if deployment.startswith("replica-") and application.status in states and not name.startswith(TEMPORARY)
     ]

@@ -10,6 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from paliscribe.errors import PaliscribeError, RunError, TemporaryError
 
 log = logging.getLogger(__name__)
 _started = threading.Event()  # set while a Ray started by this process runs
+_inner = threading.Event()  # set while a `cluster` block runs within another, or within a Ray that was there
 
 
 @contextlib.contextmanager
@@ -30,10 +32,15 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     """
     if ray.is_initialized():
         _disable_progress_bars()
-        with _redirected_stdout():
-            yield
+        was_inner = _inner.is_set()
+        _inner.set()
+        try:
+            with _redirected_stdout():
+                yield
+        finally:
+            if not was_inner:
+                _inner.clear()
         return
-    _silence_loggers()
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address := os.environ.get("RAY_ADDRESS"):
         _check_listening(address)
@@ -41,7 +48,7 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     else:  # "local": never join another Ray on this machine
         own = {"address": "local", "num_cpus": num_cpus or os.cpu_count(), "include_dashboard": False}
     try:
-        with _discard_stderr(), _restored_signals():
+        with _loading_libraries(), _discard_stderr(), _restored_signals():
             ray.init(**quiet, **own, **_own_code())
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = str(error).strip().splitlines()[0]
@@ -73,6 +80,11 @@ def _own_code() -> dict[str, Any]:
 def started_here() -> bool:
     """Whether this process started Ray: then no node can join it, and it ends with this process."""
     return _started.is_set()
+
+
+def ends_soon() -> bool:
+    """Whether Ray ends with the `cluster` block that this code is in."""
+    return started_here() and not _inner.is_set()
 
 
 @contextlib.contextmanager
@@ -119,11 +131,21 @@ def _restored_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _loading_libraries() -> Iterator[None]:
+    """Import Ray Data and Ray Serve, which takes seconds, in a thread; they are loaded when the block ends."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with ThreadPoolExecutor(1) as thread:
+        loaded = thread.submit(_silence_loggers)
+        yield
+        loaded.result()
+
+
 def _silence_loggers() -> None:
     """Keep Ray's log lines off stderr; its log folder has them. Environment variables that are set win."""
-    import ray.data  # noqa: F401  # sets the level of its logger when it is imported
+    import ray.data
+    import ray.serve  # noqa: F401  # they set the levels of their loggers when they are imported
 
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.serve", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,25 +19,20 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from paliscribe.errors import Stopped
-from paliscribe.pool.ray_cluster import started_here
+from paliscribe.pool.ray_cluster import ends_soon, started_here
 
-TEMPORARY = "paliscribe-batch-"  # name prefix of applications that belong to one attempt at a run
 DELETE_ATTEMPTS = 5  # the driver may have been killed during a deployment
 PAUSE = 2.0  # seconds between attempts
 
 log = logging.getLogger(__name__)
 
 
-def temporary_name(run: str) -> str:
-    """A pool name unique to one attempt at a run, so that a late reaper cannot delete a newer pool."""
-    return f"{TEMPORARY}{run}-{uuid.uuid4().hex[:6]}"
-
-
 @contextmanager
 def ends_with_driver(application: str) -> Iterator[None]:
     """Delete an application when the block ends or, on a cluster that was joined, when this driver ends.
 
-    On Stopped the reaper deletes it: a stopped job is killed within seconds, too soon to wait for Serve.
+    On Stopped the reaper deletes it: a stopped job is killed within seconds, too soon to wait for Serve. If Ray itself
+    ends after the block, nothing is deleted.
     """
     reaper = _start_reaper(application) if not started_here() else None
     left = False
@@ -48,7 +42,7 @@ def ends_with_driver(application: str) -> Iterator[None]:
         left = reaper is not None
         raise
     finally:
-        if not left and ray.is_initialized():
+        if not left and ray.is_initialized() and not ends_soon():
             serve.delete(application)
             for actor in reaper or ():
                 ray.kill(actor)

@@ -1,6 +1,6 @@
 """Results of a run: schema, commit of shards, publication of parts, and the driver's lease."""
 
-from paliscribe.results.commit import Marker, commit, done, read_committed, read_marker, write_shard
+from paliscribe.results.commit import Marker, commit, done, find_marker, read_committed, read_marker, write_shard
 from paliscribe.results.lease import Lease, Owner, hold, read_lease
 from paliscribe.results.publish import (
     SUCCESS,
@@ -35,6 +35,7 @@ __all__ = [
     "commit",
     "describe",
     "done",
+    "find_marker",
     "finish",
     "generation_base",
     "hold",

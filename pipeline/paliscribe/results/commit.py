@@ -85,6 +85,11 @@ def read_marker(store: Store, shard: int, base: str = FIRST_RUN) -> Marker:
     return Marker.from_json(store.get(marker_key(shard, base)))
 
 
+def find_marker(store: Store, shard: int, base: str = FIRST_RUN) -> Marker | None:
+    """The marker of a shard, or None if it is not committed."""
+    return read_marker(store, shard, base) if store.exists(marker_key(shard, base)) else None
+
+
 def done(store: Store, base: str = FIRST_RUN) -> set[int]:
     """The committed shards, from one listing."""
     start = f"{base}/done/shard-"

@@ -11,7 +11,7 @@ from paliscribe.batch.progress import Progress
 from paliscribe.config import ModelSpec, ServeConfig
 from paliscribe.errors import RunError
 from paliscribe.online.background.store import BackgroundJob, BackgroundStore
-from paliscribe.pool.deploy import PoolAddress
+from paliscribe.pool.address import PoolAddress
 from paliscribe.storage import StorageError
 
 log = logging.getLogger(__name__)

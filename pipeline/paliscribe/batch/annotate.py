@@ -1,0 +1,99 @@
+"""The annotation of a run's shards on a pool, from the driver's side."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import ray
+
+from paliscribe import results
+from paliscribe.batch.dataset import annotate_shards
+from paliscribe.batch.generation import Run
+from paliscribe.batch.parts import Parts
+from paliscribe.batch.precision import settle_precision
+from paliscribe.batch.session import repeating
+from paliscribe.batch.stage import Plan
+from paliscribe.errors import RunError
+from paliscribe.pool.address import PoolAddress
+from paliscribe.pool.deploy import is_ready, open_pool
+from paliscribe.pool.placement import has_gpus, live_nodes, missing_resources, replica_resources, stage_size
+from paliscribe.results import Marker, ModelFacts
+
+RATE_SAMPLE = 20  # minimum number of finished requests before max_error_rate can stop a run
+
+
+def annotate(run: Run, todo: list[int], parts: Parts) -> None:
+    """Annotate shards on a pool, and publish parts as they are completed. Stage processes start while the pool does.
+
+    Raises RunError if the pool does not come up or too many requests fail, UsageError if a named pool is not served.
+    """
+    run.file = settle_precision(run)
+    job, spec = run.job, run.file.model
+    run.progress.stage = f"starting the pool of {spec.id}"
+    plan = Plan(
+        output=run.store.uri,
+        tasks=tuple(run.tasks),
+        schema=results.schema(run.frozen.schema),
+        facts=ModelFacts(spec.id, run.file.fingerprint.revision, spec.precision),
+        image_size=run.file.image_size,
+        fetch=job.fetch,
+        mask_decoder=job.mask_decoder,
+        guard=run.guard,
+        options_column=job.options_column,
+        generation=run.generation,
+    )
+    free = ray.available_resources().get("CPU", 0.0)  # a pool that is begun takes its share only later
+    with contextlib.ExitStack() as opened:
+        pool = run.pool or opened.enter_context(open_pool(spec, job.pool, results.run_name(run.store.uri)))
+        held = pool.replicas * job.pool.cpus_per_replica
+        cpus, workers = stage_size(
+            job.fetch,
+            total=ray.cluster_resources().get("CPU", 0.0),
+            free=free - (held if pool.is_temporary else 0.0),
+            replicas=held,
+        )
+        opened.enter_context(_reporting_startup(run, pool))
+        shards = annotate_shards(plan, pool, todo, cpus=cpus, workers=workers, progress=run.progress)
+        for marker in opened.enter_context(contextlib.closing(shards)):
+            _add_committed(run, marker)
+            parts.committed(marker.shard)
+        parts.wait()
+
+
+def _add_committed(run: Run, marker: Marker) -> None:
+    """Add a committed shard to the progress. Raises RunError if the error rate exceeds max_error_rate."""
+    progress = run.progress
+    progress.rows_committed += run.frozen.rows_of(marker.shard)
+    progress.rows_open = max(0, progress.rows_open - run.frozen.rows_of(marker.shard))
+    progress.requests += marker.records
+    progress.statuses.update(marker.statuses)
+    progress.error_kinds.update(marker.error_kinds)
+    rate = progress.statuses["error"] / progress.requests if progress.requests else 0.0
+    if run.generation == 0 and progress.requests >= RATE_SAMPLE and rate > run.job.max_error_rate:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in progress.error_kinds.most_common(3))
+        raise RunError(
+            f"{progress.statuses['error']:,} of the first {progress.requests:,} requests failed ({kinds}), more than "
+            f"max_error_rate {run.job.max_error_rate:g} allows. Fix the cause, run the same command again, then "
+            "`paliscribe retry`"
+        )
+
+
+@contextlib.contextmanager
+def _reporting_startup(run: Run, pool: PoolAddress) -> Iterator[None]:
+    """Report until the pool is ready: that it starts or, while no node can hold a replica, the missing resources."""
+    progress, words = run.progress, run.progress.stage
+    wanted = replica_resources(run.job.pool, run.job.pool.gpus(available=has_gpus()))
+
+    def look() -> None:
+        with contextlib.suppress(Exception):  # the stage processes look too, and say what is wrong
+            if progress.annotating_since is not None:
+                return
+            if is_ready(pool):
+                progress.stage, progress.annotating_since = "annotating", time.monotonic()
+            else:
+                lack = missing_resources(live_nodes(), wanted)
+                progress.stage = words if lack is None else f"waiting for resources: {lack}"
+
+    look()
+    with repeating(look):
+        yield

@@ -32,13 +32,15 @@ def demo() -> Model:
 
 def test_the_demo_equals_generate_on_held_out_scenes(demo: Model) -> None:
     network = AutoModelForImageTextToText.from_pretrained(demo.located.path, dtype=torch.float32)
-    wanted = scene_requests(500)
+    wanted = scene_requests(500 if os.environ.get("FULL") else 120)
     answers = Engine(demo).run(wanted)
     assert [answer.tokens for answer in answers] == [generate(network, request) for request in wanted]
 
 
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("seed", [0, 1])
+FULL_ONLY = [pytest.param(0, True, marks=pytest.mark.full), pytest.param(1, False, marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize(("seed", "late"), [(0, False), (1, True), *FULL_ONLY])
 @pytest.mark.parametrize("family", ["gemma", "gemma2"])
 def test_equals_generate_one_by_one(seed: int, family: str, late: bool) -> None:
     model, network = random_model(seed, family)

@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from front.heads import free_ports
+from ray import serve
 
 from paliscribe.cli import main as cli
 from paliscribe.config import ModelSpec, PoolConfig
@@ -42,14 +44,19 @@ Paliscribe = Callable[..., Said]
 
 
 @pytest.fixture(scope="session")
-def served(s3_server: Any) -> Iterator[None]:
-    """Ray with two CPUs, and a served pool of the demo model that every batch of the session attaches to."""
+def served(s3_server: Any) -> Iterator[str]:
+    """Ray with two CPUs, and a served pool of the demo model that every batch of the session attaches to.
+
+    The address of Serve's HTTP proxy, for endpoints that a test adds.
+    """
     before = dict(os.environ)
     os.environ.update(s3_server.environment())
+    [port] = free_ports(1)
     with cluster(num_cpus=2):
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         spec = ModelSpec().resolved(gpu=False)
         start_pool(locate(spec).pin(spec), PoolConfig(threads=1), "served-demo")
-        yield
+        yield f"http://127.0.0.1:{port}"
     os.environ.clear()
     os.environ.update(before)
     assert not ray.is_initialized()

@@ -34,8 +34,8 @@ class Head:
     metrics: int  # port of the exporter
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[Head]:
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
     """The address of a Ray head in processes of its own."""
     port, metrics = free_ports(2)
     command = [str(PROGRAMS / "ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
@@ -49,22 +49,6 @@ def head(tmp_path: Path) -> Iterator[Head]:
             assert process.poll() is None and time.monotonic() < until, "the head did not come up"
             time.sleep(0.2)
         yield Head(f"{ray.util.get_node_ip_address()}:{port}", process.pid, metrics)
-
-
-def test_a_run_joins_and_leaves(head: Head, collection: Path, tmp_path: Path) -> None:
-    command = ["annotate", "--manifest", str(collection), "--output", str(tmp_path / "o"), "--task", "ocr", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "paliscribe", *command],
-        env=os.environ | TOKEN | {"RAY_ADDRESS": head.address},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert ds.dataset(tmp_path / "o", format="parquet").count_rows() == 24
-    assert not replicas("paliscribe-batch-", psutil.Process(head.process)), "its pool is gone"
 
 
 def test_no_cluster_at_the_address(collection: Path, tmp_path: Path) -> None:
@@ -147,3 +131,19 @@ def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp
     finally:
         serving.kill()
         serving.communicate()
+
+
+def test_a_run_joins_and_leaves(head: Head, collection: Path, tmp_path: Path) -> None:
+    command = ["annotate", "--manifest", str(collection), "--output", str(tmp_path / "o"), "--task", "ocr", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "paliscribe", *command],
+        env=os.environ | TOKEN | {"RAY_ADDRESS": head.address},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ds.dataset(tmp_path / "o", format="parquet").count_rows() == 24
+    assert not replicas("paliscribe-batch-", psutil.Process(head.process)), "its pool is gone"

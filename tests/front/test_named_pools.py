@@ -1,20 +1,13 @@
 """One model in two pools of one endpoint, and runs that say which of them answers."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from front.conftest import Paliscribe
-from front.test_resume import wait_until_gone
 from online.conftest import data_url, encoded
 from ray import serve
 
@@ -37,19 +30,20 @@ MODELS = [{"pool": SMALL | {"name": "big"}}, {"name": "little one", "pool": SMAL
 class Endpoint:
     """An endpoint of two pools of the demo model, and the replica of each."""
 
+    address: str
     big: str
     small: str
 
 
 @pytest.fixture(scope="module")
-def endpoint(served: None) -> Iterator[Endpoint]:
-    run_application(application(parse_serve({"models": MODELS})), "two-pools")
+def endpoint(served: str) -> Iterator[Endpoint]:
+    run_application(application(parse_serve({"models": MODELS})), "two-pools", "/")
     names = []
     for name in ("big", "small"):
         pool = served_pool(SPEC, name)
         assert pool is not None and pool.application == "two-pools"
         names.append(PoolClient(pool).facts().replica)
-    yield Endpoint(*names)
+    yield Endpoint(served, *names)
     serve.delete("two-pools")
 
 
@@ -103,29 +97,10 @@ def test_a_pool_that_nobody_serves_is_refused(
     assert set(serve.status().applications) == before and not (tmp_path / "o/_run/run.json").exists()
 
 
-def test_clients_call_pools_by_the_names_of_models(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    config = tmp_path / "endpoint.yaml"
-    config.write_text(json.dumps({"port": port, "models": MODELS}))
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "paliscribe", "serve", str(config)]
-    serving = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert serving.stdout is not None and "serving demo:big, little one" in serving.stdout.readline()
-        scene = sample_scene(TEST_SEEDS + 12)
-        call = {"images": [data_url(encoded(draw(scene)))] * 3, "tasks": ["caption en"]}
-        answered = []
-        for model in ("demo:big", "little one", None):
-            found = httpx.post(f"http://127.0.0.1:{port}/v1/annotate", json=call | {"model": model}, timeout=60)
-            assert found.status_code == 200, found.text
-            [replica] = {record["replica"] for record in found.json()["annotations"]}
-            answered.append(replica)
-        assert answered[0] != answered[1] and answered[2] == answered[0], "who names none gets the first"
-        serving.send_signal(signal.SIGTERM)
-        assert serving.wait(60) == 0
-    finally:
-        children = [] if serving.poll() is not None else psutil.Process(serving.pid).children(recursive=True)
-        serving.kill()
-        serving.communicate()
-        wait_until_gone(children)
+def test_clients_call_pools_by_the_names_of_models(endpoint: Endpoint) -> None:
+    scene = sample_scene(TEST_SEEDS + 12)
+    call = {"images": [data_url(encoded(draw(scene)))] * 3, "tasks": ["caption en"]}
+    for model, answers in (("demo:big", endpoint.big), ("little one", endpoint.small), (None, endpoint.big)):
+        found = httpx.post(f"{endpoint.address}/v1/annotate", json=call | {"model": model}, timeout=60)
+        assert found.status_code == 200, found.text
+        assert {record["replica"] for record in found.json()["annotations"]} == {answers}, model

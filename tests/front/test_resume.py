@@ -55,9 +55,11 @@ def wait_for_markers(process: subprocess.Popen[str], output: Path, count: int) -
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=60)
-    for process in alive:  # the children of a process that this test started
+    """Wait for the children of a process that a test has ended; Ray's agents may outlive its raylet by a minute."""
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    for process in alive:
         process.kill()
+    psutil.wait_procs(alive, timeout=30)
 
 
 def kill(driver: subprocess.Popen[str]) -> None:
@@ -100,8 +102,9 @@ def test_kill_9_in_mid_run(
     assert published(output) == undisturbed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop(manifest: Path, tmp_path: Path, paliscribe: Paliscribe, number: signal.Signals) -> None:
+def test_told_to_stop(manifest: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:
+    """By Ctrl-C; SIGTERM is what stops a submitted job (test_submission.py)."""
+    number = signal.SIGINT
     output = tmp_path / "output"
     driver = start(manifest, output)
     wait_for_markers(driver, output, 2)

@@ -14,7 +14,7 @@ from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import start_pool
 from paliscribe.records import Prediction, Request
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
+pytestmark = [pytest.mark.cluster, pytest.mark.full, pytest.mark.usefixtures("served")]
 APPLICATION = "scaled-demo"
 SCALED = PoolConfig(
     threads=1,

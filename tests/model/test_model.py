@@ -67,8 +67,9 @@ def test_images_are_seen_as_transformers_sees_them() -> None:
     assert torch.allclose(model.embed_images(pixels), wanted, atol=1e-3 * wanted.abs().max())
 
 
+@pytest.mark.full
 def test_compiled_parts_answer_alike() -> None:
-    """One size each, as every size is compiled anew."""
+    """One size each, as every size is compiled anew: half a minute a size."""
     loaded = load(ModelSpec(), device="cpu")
     loaded._shapes = {torch.get_num_threads(): Shapes(Sizes((256,)), Sizes((8,)), Sizes((4,)))}
     loaded.compile()

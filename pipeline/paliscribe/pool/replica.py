@@ -32,6 +32,10 @@ class Replica:
     """The actor class that Serve deploys: one model and its engine."""
 
     def __init__(self, spec: ModelSpec, threads: int | None, config: PoolConfig) -> None:
+        from paliscribe.model.weights import locate
+
+        locate(spec)  # what is wrong with a model is said before torch is loaded, which takes seconds
+
         import torch
 
         from paliscribe.engine import aio

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Exact versions of all packages; `make test LOCK=` takes the newest that pyproject.toml allows.
 LOCK ?= infra/constraints.txt
 INSTALL = -m pip install --quiet --editable '.[test,lint,train]' $(if $(LOCK),--constraint $(LOCK))
-# Tests that start no Ray run in two processes, a file in one of them; those that do have both cores for themselves.
+# Two processes, a file in one of them.
 TWO = -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -27,11 +27,13 @@ demo: setup  ## make a small collection, annotate it, print how many answers are
 quick: setup  ## tests without Ray, browser and long computation: under two minutes
 	$(BIN)/python -m pytest $(TWO) -m "not cluster and not slow"
 
-test: setup  ## every test that runs without a GPU
-	@status=0; \
-	$(BIN)/python -m pytest $(TWO) -m "not cluster" || status=1; \
+test: setup  ## every test that runs without a GPU: those with Ray, and beside them, with less priority, the others
+	@mkdir -p build; status=0; \
+	nice -n 19 $(BIN)/python -m pytest -m "not cluster" > build/without-ray.log 2>&1 & others=$$!; \
+	trap "kill $$others" INT TERM; \
 	$(BIN)/python -m pytest -m cluster || status=1; \
-	exit $$status
+	wait $$others || status=1; \
+	cat build/without-ray.log; exit $$status
 
 test-full: setup  ## the same, and what takes hours: all paths of the CPU libraries, all precisions, full sizes
 	FULL=1 $(BIN)/python -m pytest

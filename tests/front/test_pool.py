@@ -19,6 +19,7 @@ from paliscribe.model.weights import locate
 from paliscribe.pool.address import TEMPORARY, PoolAddress
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import open_pool, start_pool, wait_until_ready
+from paliscribe.pool.ray_cluster import cluster
 from paliscribe.records import Prediction, Request
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import test modules
@@ -66,6 +67,7 @@ def test_a_pool_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     missing = ModelSpec(id=str(tmp_path / "nothing"), precision="float32")
     with (
         pytest.raises(RunError, match=r"no replica came up: .*no such folder"),
+        cluster(),
         open_pool(missing, PoolConfig(), "x") as pool,
     ):
         wait_until_ready(pool)
@@ -75,7 +77,7 @@ def test_a_pool_that_does_not_come_up_says_why(tmp_path: Path) -> None:
 def test_a_model_that_loads_and_cannot_answer_is_no_replica(tmp_path: Path) -> None:
     broken = broken_checkpoint(tmp_path / "model")
     words = r"^no replica came up: ReplicaError: the model cannot answer: RuntimeError: The size of tensor a"
-    with pytest.raises(RunError, match=words), open_pool(broken, PoolConfig(threads=1), "y") as pool:
+    with pytest.raises(RunError, match=words), cluster(), open_pool(broken, PoolConfig(threads=1), "y") as pool:
         wait_until_ready(pool)
     assert not replicas(TEMPORARY + "y")
 

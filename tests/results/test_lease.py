@@ -225,10 +225,31 @@ def test_a_renewal_with_a_lost_response_does_not_lose_the_lease(store: Store) ->
         assert not flaky.lost_response and not lost.is_set() and not lease.lost
 
 
-def test_a_long_outage_of_the_store_ends_the_run(store: Store) -> None:
+def test_a_long_outage_of_the_store_does_not_lose_the_lease(store: Store) -> None:
     flaky = Unreachable(store)
     lost = threading.Event()
-    with pytest.raises(ZeroDivisionError), results.hold(flaky, ttl=0.4, on_lost=lost.set):
+    with results.hold(flaky, ttl=0.4, on_lost=lost.set) as lease:
         flaky.down = True
+        assert not lost.wait(1.5)
+        flaky.down = False
+        before = results.read_lease(store)
+        time.sleep(0.4)
+        assert results.read_lease(store) != before and not lease.lost
+
+
+def test_a_lease_taken_during_an_outage_is_lost_after_it(store: Store) -> None:
+    flaky = Unreachable(store)
+    lost = threading.Event()
+    with results.hold(flaky, ttl=0.4, on_lost=lost.set):
+        flaky.down = True
+        taker = foreign(store, ttl=60)
+        flaky.down = False
         assert lost.wait(10)
-        raise ZeroDivisionError  # must not be masked by the failed release
+    assert results.read_lease(store) == taker
+
+
+def test_a_failed_release_masks_no_error(store: Store) -> None:
+    flaky = Unreachable(store)
+    with pytest.raises(ZeroDivisionError), results.hold(flaky, ttl=0.4):
+        flaky.down = True
+        raise ZeroDivisionError

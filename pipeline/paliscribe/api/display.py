@@ -57,7 +57,7 @@ def _plain() -> Callable[[Progress], None]:
 
 def line(progress: Progress) -> str:
     """Progress as one line: stage, rows, throughput, errors by kind, time left."""
-    parts = [progress.stage]
+    parts = [progress.stage, progress.waiting] if progress.waiting else [progress.stage]
     if progress.rows:
         done = progress.rows_before + progress.rows_done
         parts.append(f"{done:,}/{progress.rows:,} rows ({done / progress.rows:.0%})")

@@ -11,6 +11,7 @@ class Progress:
     """Progress of one process's work on a run; earlier processes' rows are counted separately."""
 
     stage: str = "checking"  # short text for display
+    waiting: str = ""  # what this process waits for, if for long
     rows: int = 0  # of the whole run
     rows_before: int = 0  # committed before this process began
     rows_committed: int = 0  # in shards committed by this process

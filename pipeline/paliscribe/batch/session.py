@@ -10,6 +10,7 @@ from paliscribe import results
 from paliscribe.batch.progress import Progress, Report
 from paliscribe.errors import Stopped, TemporaryError
 from paliscribe.storage import StorageError, Store
+from paliscribe.storage.retry import waiting
 
 TICK = 0.5  # seconds between progress reports
 
@@ -28,11 +29,11 @@ def session(store: Store, report: Report) -> Iterator[Progress]:
         lost.set()
         signal.pthread_kill(main, signal.SIGINT)
 
-    def waiting(words: str) -> None:
+    def watching(words: str) -> None:
         progress.stage = words
 
     try:
-        with ticking(progress, report), signals(), results.hold(store, on_lost=on_lost, waiting=waiting):
+        with ticking(progress, report), signals(), results.hold(store, on_lost=on_lost, waiting=watching):
             yield progress
     except Stopped as stopped:
         if lost.is_set():
@@ -69,7 +70,12 @@ def signals() -> Iterator[None]:
 @contextlib.contextmanager
 def ticking(progress: Progress, report: Report) -> Iterator[None]:
     """Report progress every `TICK` seconds from a thread, and once at the end."""
-    with repeating(lambda: report(progress)):
+
+    def tell() -> None:
+        progress.waiting = waiting()
+        report(progress)
+
+    with repeating(tell):
         yield
     report(progress)
 

@@ -31,6 +31,7 @@ from paliscribe.storage import Store, open_store
 
 CALLS_IN_FLIGHT = 2  # per stage process, beside the one whose answers are awaited
 SLOTS_FILLED = 2  # requests per call, in units of a replica's slots: keeps it busy, and lets it sort by length
+CALL_BYTES = 128 * 2**20  # of pixels in a call at most
 
 Progress = Callable[[int, int | None], object]  # gets a shard's number of rows answered so far; None: committed
 
@@ -170,7 +171,8 @@ class Stage:
 
     def _calls(self, shards: Iterable[int]) -> Iterator[_Call]:
         """The shards' rows in calls of fixed size, which depends on the job and the pool's slots only."""
-        size = max(1, SLOTS_FILLED * self.pool.slots // len(self.plan.tasks))
+        wanted = SLOTS_FILLED * self.pool.slots // len(self.plan.tasks)
+        size = max(1, min(wanted, CALL_BYTES // (3 * self.plan.image_size**2)))
         call, rows = _Call(), 0
         for work in self._work(shards):
             if work.row is not None and rows == size:

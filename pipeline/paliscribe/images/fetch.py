@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from paliscribe.errors import RowError
-from paliscribe.storage import StorageError, get_once, inline
+from paliscribe.images.gate import Gates
+from paliscribe.storage import StorageError, inline, registered_scheme
 from paliscribe.storage.retry import with_retries
 
 
 class Fetcher:
     """Fetches whole objects. Thread-safe; one per process is enough.
 
-    `retries`: after the first attempt, for temporary errors only. `timeout`: seconds to connect, and between two reads.
-    `max_bytes`: the largest object.
+    `concurrency`: of each host at most; less while it asks to slow down. `retries`: after the first attempt, for
+    temporary errors only; a store that has answered before is waited for longer. `timeout`: seconds to connect, and
+    between two reads. `max_bytes`: the largest object.
     """
 
     def __init__(
@@ -20,13 +22,20 @@ class Fetcher:
     ) -> None:
         self.concurrency, self.retries, self.timeout, self.max_bytes = concurrency, retries, timeout, max_bytes
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
+        self._gates = Gates(concurrency)
 
     def fetch(self, uri: str) -> bytes:
         """The bytes at this address. Raises RowError."""
         try:
             if inline.is_inline(uri):
                 return inline.decoded(uri)
-            data = with_retries(lambda: get_once(uri, self.max_bytes, self.concurrency, self.timeout), self.retries)
+            scheme, gate = registered_scheme(uri), self._gates.of(uri)
+
+            def once() -> bytes:
+                with gate:
+                    return scheme.get_once(uri, self.max_bytes, self.concurrency, self.timeout)
+
+            data = with_retries(once, self.retries, scheme.store())
         except StorageError as error:
             raise RowError(error.kind, error.message) from error
         if not data:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from paliscribe.errors import TemporaryError
 from paliscribe.storage import StorageError, Store
+from paliscribe.storage.retry import hurried
 
 KEY = "_run/lease.json"
 TTL = 60.0  # seconds
@@ -76,27 +77,27 @@ class Lease:
         """Stop renewing and delete the lease, if this process still owns it."""
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(StorageError):  # the lease expires anyway; do not mask the error that ended the run
+        # The lease expires anyway: do not mask the error that ended the run.
+        with contextlib.suppress(StorageError), hurried():
             if (found := _read(self._store)) is not None and found[0].token == self._owner.token:
                 self._store.delete(KEY)
 
     def _renew(self) -> None:
-        last = time.monotonic()
+        """Renew until stopped. While the store fails, nobody else can take the lease there either, so it is kept."""
         while not self._stop.wait(self._owner.ttl / 4):
             renewed = replace(self._owner, renewals=self._owner.renewals + 1)
             try:
-                etag = self._store.put_if_match(KEY, renewed.as_json(), self._etag)
-                if etag is None and (found := _read(self._store)) is not None and found[0].token == renewed.token:
-                    etag = found[1]  # an earlier renewal succeeded although its response was an error
+                with hurried():
+                    etag = self._store.put_if_match(KEY, renewed.as_json(), self._etag)
+                    if etag is None and (found := _read(self._store)) is not None and found[0].token == renewed.token:
+                        etag = found[1]  # an earlier renewal succeeded although its response was an error
             except StorageError:
-                if time.monotonic() - last < self._owner.ttl:
-                    continue  # retry until the lease expires
-                etag = None
+                continue  # if another driver has taken the lease meanwhile, a later renewal finds that
             if etag is None:
                 self.lost = True
                 self._on_lost()
                 return
-            self._owner, self._etag, last = renewed, etag, time.monotonic()
+            self._owner, self._etag = renewed, etag
 
 
 @contextlib.contextmanager

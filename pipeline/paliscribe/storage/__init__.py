@@ -29,7 +29,9 @@ __all__ = [
     "local_path",
     "open_store",
     "redacted",
+    "registered_scheme",
     "resolve",
+    "scheme",
     "split",
 ]
 

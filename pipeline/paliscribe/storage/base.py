@@ -87,13 +87,15 @@ class Scheme:
 
     `words`: the scheme's name in messages. `open_store`: returns the store of a folder or prefix. `get_once`: reads a
     whole object without retries; its arguments are those of `storage.get_once`. Both raise StorageError. `query`: `?`
-    starts a query, which is not part of an object's path.
+    starts a query, which is not part of an object's path. `store`: the name of the store that reads are retried for, as
+    in `retry.with_retries`; empty for strangers' hosts.
     """
 
     words: str
     open_store: Callable[[str], Store]
     get_once: Callable[[str, int, int, float], bytes]
     query: bool = False
+    store: Callable[[], str] = lambda: ""
 
 
 def scheme(uri: str) -> str:

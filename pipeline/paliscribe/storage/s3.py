@@ -2,13 +2,13 @@
 
 import io
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind
-from paliscribe.storage.retry import with_retries
+from paliscribe.storage.retry import T, with_retries
 
 RETRIES = 5  # of reads and writes through S3Store; `Fetcher` sets its own number
 CODES: dict[str, StorageErrorKind] = {
@@ -76,6 +76,15 @@ def client(connections: int = 32, timeout: float = 30.0) -> Any:
         return _clients[connections, timeout]
 
 
+def retried(attempt: Callable[[], T]) -> T:
+    """`with_retries` for calls of this store."""
+    return with_retries(attempt, RETRIES, _endpoint())
+
+
+def _endpoint() -> str:
+    return str(client().meta.endpoint_url)
+
+
 @contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
     """Translate botocore's exceptions into StorageError, by code and type."""
@@ -116,11 +125,11 @@ class S3Store:
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """See Store."""
-        return with_retries(lambda: get_once(self.bucket, self._key(key), max_bytes)[0], RETRIES)
+        return retried(lambda: get_once(self.bucket, self._key(key), max_bytes)[0])
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """See Store."""
-        return with_retries(lambda: get_once(self.bucket, self._key(key), None), RETRIES)
+        return retried(lambda: get_once(self.bucket, self._key(key), None))
 
     def open(self, key: str) -> BinaryIO:
         """See Store. Reads ranges of 8 MiB, each with retries, all of one version."""
@@ -144,7 +153,7 @@ class S3Store:
                         raise error.__context__ from None
                     raise StorageError("unreachable", self._uri(key), "the upload failed") from error
 
-        with_retries(upload, RETRIES)
+        retried(upload)
         return str(self._call("head_object", key)["ETag"])
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -161,7 +170,7 @@ class S3Store:
         token: dict[str, str] = {}
         while True:
             arguments = {"Bucket": self.bucket, "Prefix": start + prefix, **token}
-            page = with_retries(lambda a=arguments: self._list_once(a), RETRIES)  # type: ignore[misc]
+            page = retried(lambda a=arguments: self._list_once(a))  # type: ignore[misc]
             for found in page.get("Contents", []):
                 if not found["Key"].endswith("/"):
                     key = found["Key"].removeprefix(start)
@@ -208,7 +217,7 @@ class S3Store:
                 )
             return answer
 
-        return with_retries(once, RETRIES)
+        return retried(once)
 
     def _conditional(self, key: str, data: bytes, **condition: str) -> str | None:
         """A conditional put. Returns the new ETag, or None if the condition does not hold."""
@@ -232,7 +241,7 @@ class S3Store:
                 in_doubt |= error.kind == "unreachable"
                 raise
 
-        return with_retries(once, RETRIES)
+        return retried(once)
 
     def _etag_if_written(self, key: str, data: bytes) -> str | None:
         """The object's ETag if its content is `data`: written by an earlier attempt whose response was lost."""
@@ -264,7 +273,7 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, bucket: str, key: str) -> None:
         self._bucket, self._key, self._at = bucket, key, 0
-        head = with_retries(self._head, RETRIES)
+        head = retried(self._head)
         self._size, self._etag = int(head["ContentLength"]), str(head["ETag"])
 
     def readable(self) -> bool:
@@ -284,7 +293,7 @@ class _Ranges(io.RawIOBase):
         wanted = min(len(buffer), self._size - self._at)
         if wanted <= 0:
             return 0
-        data = with_retries(lambda: self._range(self._at, self._at + wanted - 1), RETRIES)
+        data = retried(lambda: self._range(self._at, self._at + wanted - 1))
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -316,4 +325,4 @@ def _get(uri: str, max_bytes: int, connections: int, timeout: float) -> bytes:
     return get_once(bucket, key, max_bytes, connections, timeout)[0]
 
 
-SCHEME = Scheme("s3://", _open, _get)
+SCHEME = Scheme("s3://", _open, _get, store=_endpoint)

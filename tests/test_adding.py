@@ -96,6 +96,9 @@ class Memory:
             if name.startswith(f"{self.uri}/{prefix}"):
                 yield ObjectInfo(name.removeprefix(f"{self.uri}/"), len(self.objects[name]), "", 0.0)
 
+    def version(self, key: str) -> str | None:
+        return None
+
     def exists(self, key: str) -> bool:
         return f"{self.uri}/{key}" in self.objects
 

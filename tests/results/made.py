@@ -146,6 +146,9 @@ class Crashing:
     def exists(self, key: str) -> bool:
         return self._store.exists(key)
 
+    def version(self, key: str) -> str | None:
+        return self._store.version(key)
+
     def put(self, key: str, data: bytes) -> str:
         return self._write(lambda: self._store.put(key, data))
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from paliscribe.storage import StorageError, Store, check_writable, open_store, retry
+from paliscribe.storage import StorageError, Store, check_writable, local, open_store, retry
 
 T = TypeVar("T")
 
@@ -157,3 +157,13 @@ def test_errors_travel_to_other_processes() -> None:
         3.0,
     )
     assert "secret" not in repr(error) and "sig" not in repr(error)
+
+
+def test_versions_tell_changes_without_reading(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "NEW", -1.0)
+    store.put("k", b"one")
+    first = store.version("k")
+    assert first is not None and store.version("k") == first
+    store.put("k", b"two")
+    assert store.version("k") != first
+    assert kind(lambda: store.version("nothing")) == "missing"

@@ -119,9 +119,12 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
     load_mask_decoder(job.mask_decoder)
     columns = {"image_column": job.image_column, "id_column": job.id_column}
     if file is not None and frozen is not None:
-        progress.stage = "comparing the manifest with the run's"
-        found = manifest.scan(job.manifest, progress=count, **columns)
-        now = Fingerprint.of(job, manifest=found.digest, rows=found.rows, revision=located.revision)
+        digest, rows = file.fingerprint.manifest, file.fingerprint.rows
+        if frozen.identity is None or manifest.identity(job.manifest) != frozen.identity:
+            progress.stage = "comparing the manifest with the run's"
+            found = manifest.scan(job.manifest, progress=count, **columns)
+            digest, rows = found.digest, found.rows
+        now = Fingerprint.of(job, manifest=digest, rows=rows, revision=located.revision)
         refuse_changes(store, file.fingerprint, now)
         return replace(file, job=job), frozen
     progress.stage = "freezing the manifest"

@@ -42,13 +42,7 @@ class Source:
 
 def rows(source: str, image_column: str, id_column: str) -> Iterator[Row]:
     """The raw rows of a manifest. Raises UsageError, with file and line if known."""
-    name, compression = source, None
-    if source.startswith(("http://", "https://")):
-        name = source.partition("?")[0]  # a presigned URL has a query
-    for suffix, codec in ((".gz", "gzip"), (".zst", "zstd")):
-        if name.endswith(suffix):
-            name, compression = name.removesuffix(suffix), codec
-    read = next((reader for suffix, reader in FORMATS.items() if name.lower().endswith(suffix)), None)
+    read, compression = _reader(source)
     try:
         if read is None:
             yield from _listed(source, image_column, id_column)
@@ -61,6 +55,22 @@ def rows(source: str, image_column: str, id_column: str) -> Iterator[Row]:
     except (EOFError, OSError, ValueError, zlib.error, pa.ArrowException) as error:
         words = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"manifest {redacted(source)}: cannot be read: {words}") from None
+
+
+def is_file(source: str) -> bool:
+    """Whether a manifest is a file of one of the formats, not a folder or prefix with images."""
+    return _reader(source)[0] is not None
+
+
+def _reader(source: str) -> tuple[Callable[[Source], Iterator[Row]] | None, str | None]:
+    """The reader of a manifest's format, None for a folder or prefix, and its compression."""
+    name, compression = source, None
+    if source.startswith(("http://", "https://")):
+        name = source.partition("?")[0]  # a presigned URL has a query
+    for suffix, codec in ((".gz", "gzip"), (".zst", "zstd")):
+        if name.endswith(suffix):
+            name, compression = name.removesuffix(suffix), codec
+    return next((reader for suffix, reader in FORMATS.items() if name.lower().endswith(suffix)), None), compression
 
 
 def _text(source: str, compression: str | None) -> TextIO:

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from paliscribe.errors import UsageError
+from paliscribe.manifest import formats
 from paliscribe.manifest.reading import read
 from paliscribe.records import ManifestRow
-from paliscribe.storage import StorageError, Store, redacted
+from paliscribe.storage import StorageError, Store, open_store, redacted, split
 from paliscribe.storage.arrow import decode, encode
 
 FOLDER = "_run/manifest"
@@ -28,7 +29,7 @@ TYPES: dict[type, pa.DataType] = {bool: pa.bool_(), int: pa.int64(), float: pa.f
 class FrozenManifest:
     """The manifest of a run, split into shards.
 
-    `shard_rows`: rows per shard. `digest`: see `Scan`. `schema`: the carried columns.
+    `shard_rows`: rows per shard. `digest`: see `Scan`. `schema`: the carried columns. `identity`: see `identity`.
     """
 
     source: str
@@ -37,6 +38,7 @@ class FrozenManifest:
     shard_rows: int
     digest: str
     schema: pa.Schema
+    identity: str | None = None
 
     def rows_of(self, shard: int) -> int:
         """Number of rows of a shard; the last one may have fewer."""
@@ -86,6 +88,21 @@ def scan(
     return Scan(rows, whole.hexdigest(), pa.schema(fields))
 
 
+def identity(source: str) -> str | None:
+    """Text that changes whenever the file of a manifest does, found without reading it.
+
+    None if nothing tells: for a folder or prefix, on a web server, or for a file that was written a moment ago.
+    """
+    if not formats.is_file(source):
+        return None
+    folder, name = split(source)
+    try:
+        version = open_store(folder).version(name)
+    except StorageError:
+        return None
+    return version and f"{redacted(_absolute(source))} {version}"
+
+
 def freeze(
     source: str,
     store: Store,
@@ -100,6 +117,7 @@ def freeze(
     Raises UsageError as `scan`, and if the manifest changes meanwhile; StorageError if the store cannot be written.
     """
     names = {"image_column": image_column, "id_column": id_column}
+    before = identity(source)
     found = scan(source, progress=progress, **names)
     schema = _shard_schema(found.schema)
     types = {field.name: field.type for field in found.schema}
@@ -121,15 +139,16 @@ def freeze(
         shard += 1
     if whole.hexdigest() != found.digest:
         raise changed
-    source = source if "://" in source else str(Path(source).expanduser().absolute())
-    frozen = FrozenManifest(source, found.rows, shard, shard_rows, found.digest, found.schema)
+    known = before if before == identity(source) else None
+    frozen = FrozenManifest(_absolute(source), found.rows, shard, shard_rows, found.digest, found.schema, known)
     index = {
-        "source": redacted(source),  # run files hold no secrets
+        "source": redacted(frozen.source),  # run files hold no secrets
         "rows": found.rows,
         "shards": shard,
         "shard_rows": shard_rows,
         "digest": found.digest,
         "columns": {field.name: str(field.type) for field in found.schema},
+        "identity": known,
     }
     store.put(INDEX, json.dumps(index, indent=2).encode())
     return frozen
@@ -245,6 +264,10 @@ def _widened(value: Any, kind: pa.DataType | None) -> Any:
 
 def _canonical(row: ManifestRow) -> bytes:
     return json.dumps([row.id, row.image, sorted(row.columns.items())]).encode() + b"\n"
+
+
+def _absolute(source: str) -> str:
+    return source if "://" in source else str(Path(source).expanduser().absolute())
 
 
 def _shard_schema(carried: pa.Schema) -> pa.Schema:

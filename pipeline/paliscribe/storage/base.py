@@ -74,6 +74,9 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Whether an object exists."""
 
+    def version(self, key: str) -> str | None:
+        """Text that changes whenever the object's content does, found without reading it; None if there is none."""
+
     def delete(self, key: str) -> None:
         """Delete an object; a missing object is not an error."""
 

@@ -139,6 +139,10 @@ class HttpStore:
                 return False
             raise
 
+    def version(self, key: str) -> str | None:
+        """None: servers differ in what their ETags promise."""
+        return None
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Not supported: raises StorageError."""
         raise StorageError("bad_uri", self.uri, "a web server's folder cannot be listed; give a manifest of addresses")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import stat
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from urllib.parse import unquote
 
 from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind
 
+NEW = 2.0  # seconds since a change during which another one may get the same time of modification
 TEMPORARY = ".tmp-"  # name prefix of unfinished writes and of lock files: never listed
 KINDS: dict[int, StorageErrorKind] = {
     errno.ENOENT: "missing",
@@ -133,6 +135,12 @@ class LocalStore:
         """See Store."""
         with self._translate_errors(key):
             return (self.folder / key).is_file()
+
+    def version(self, key: str) -> str | None:
+        """See Store. None for a file so new that another change might leave its time of modification the same."""
+        with self._translate_errors(key):
+            found = (self.folder / key).stat()
+        return None if time.time() - found.st_mtime < NEW else f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
     def delete(self, key: str) -> None:
         """See Store."""

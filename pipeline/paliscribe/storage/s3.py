@@ -189,6 +189,11 @@ class S3Store:
             raise
         return True
 
+    def version(self, key: str) -> str | None:
+        """See Store: the ETag and the size."""
+        head = self._call("head_object", key)
+        return f"{head['ETag']}-{head['ContentLength']}"
+
     def delete(self, key: str) -> None:
         """See Store."""
         self._call("delete_object", key)

@@ -1,0 +1,89 @@
+"""Opening a run: what is read again when it is resumed."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from paliscribe import manifest
+from paliscribe.batch import run as run_module
+from paliscribe.batch.progress import Progress
+from paliscribe.config import JobConfig
+from paliscribe.errors import UsageError
+from paliscribe.grammar.tasks import parse_tasks
+from paliscribe.results.run_file import RunFile
+from paliscribe.storage import open_store
+
+
+def write(path: Path, *ids: str, seconds: int = 1_700_000_000) -> Path:
+    path.write_text("".join(f'{{"id": "{name}", "image": "a.png"}}\n' for name in ids))
+    os.utime(path, (seconds, seconds))
+    return path
+
+
+def open_run(source: Path, output: Path, **settings: object) -> RunFile:
+    values = {"manifest": str(source), "tasks": ["ocr"], "output": str(output)} | settings
+    job, store = JobConfig.model_validate(values), open_store(str(output))
+    file, _ = run_module._open_run(job, parse_tasks(["ocr"]), store, Progress())
+    file.write(store)
+    return file
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Manifests that are read to compare them."""
+    read: list[str] = []
+    scan = manifest.scan
+
+    def counting(source: str, **settings: object) -> manifest.Scan:
+        read.append(source)
+        return scan(source, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(manifest, "scan", counting)
+    return read
+
+
+def test_an_unchanged_manifest_is_not_read_again(tmp_path: Path, scans: list[str]) -> None:
+    source = write(tmp_path / "m.jsonl", "one", "two")
+    first = open_run(source, tmp_path / "o")
+    again = open_run(source, tmp_path / "o")
+    assert not scans and again.fingerprint == first.fingerprint
+
+
+def test_a_manifest_that_was_written_again_is_read_and_compared(tmp_path: Path, scans: list[str]) -> None:
+    source = write(tmp_path / "m.jsonl", "one", "two")
+    first = open_run(source, tmp_path / "o")
+    write(source, "one", "two", seconds=1_700_000_001)
+    assert open_run(source, tmp_path / "o").fingerprint == first.fingerprint and len(scans) == 1
+    write(source, "one", "too", seconds=1_700_000_002)
+    with pytest.raises(UsageError, match="differs in the manifest"):
+        open_run(source, tmp_path / "o")
+
+
+def test_an_equal_file_in_its_place_is_compared(tmp_path: Path, scans: list[str]) -> None:
+    source = write(tmp_path / "m.jsonl", "one", "two")
+    open_run(source, tmp_path / "o")
+    write(tmp_path / "other", "one", "too").rename(source)  # same size and time
+    with pytest.raises(UsageError, match="differs in the manifest"):
+        open_run(source, tmp_path / "o")
+    assert len(scans) == 1
+
+
+def test_other_settings_are_refused_without_reading(tmp_path: Path, scans: list[str]) -> None:
+    source = write(tmp_path / "m.jsonl", "one", "two")
+    open_run(source, tmp_path / "o")
+    with pytest.raises(UsageError, match="differs in tasks"):
+        open_run(source, tmp_path / "o", tasks=["caption en"])
+    assert not scans
+
+
+def test_a_file_written_a_moment_ago_or_a_folder_is_read(tmp_path: Path, scans: list[str]) -> None:
+    source = write(tmp_path / "m.jsonl", "one")
+    os.utime(source)
+    open_run(source, tmp_path / "o")
+    open_run(source, tmp_path / "o")
+    assert len(scans) == 1
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/a.png").touch()
+    assert manifest.identity(str(tmp_path / "pictures")) is None
+    assert manifest.identity(str(tmp_path / "nothing.jsonl")) is None

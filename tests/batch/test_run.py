@@ -11,6 +11,7 @@ from paliscribe.batch.progress import Progress
 from paliscribe.config import JobConfig
 from paliscribe.errors import UsageError
 from paliscribe.grammar.tasks import parse_tasks
+from paliscribe.manifest.freezing import automatic_shard_rows
 from paliscribe.results.run_file import RunFile
 from paliscribe.storage import open_store
 
@@ -87,3 +88,21 @@ def test_a_file_written_a_moment_ago_or_a_folder_is_read(tmp_path: Path, scans: 
     (tmp_path / "pictures/a.png").touch()
     assert manifest.identity(str(tmp_path / "pictures")) is None
     assert manifest.identity(str(tmp_path / "nothing.jsonl")) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [(0, 256), (1, 256), (1_000_000, 256), (1_048_576, 256), (1_048_577, 512), (10**7, 4096), (10**8, 8192)],
+)
+def test_automatic_shards_are_thousands(rows: int, size: int) -> None:
+    assert automatic_shard_rows(rows) == size
+
+
+def test_automatic_shards_are_settled_when_the_manifest_is_frozen(tmp_path: Path) -> None:
+    source = write(tmp_path / "m.jsonl", "one", "two")
+    assert open_run(source, tmp_path / "o").fingerprint.shard_rows == 256
+    assert open_run(source, tmp_path / "o", shard_rows=256).fingerprint.shard_rows == 256
+    with pytest.raises(UsageError, match=r"shard_rows \(256 then, 8 now\)"):
+        open_run(source, tmp_path / "o", shard_rows=8)
+    assert open_run(source, tmp_path / "eight", shard_rows=8).fingerprint.shard_rows == 8
+    assert open_run(source, tmp_path / "eight").fingerprint.shard_rows == 8, "a resume without the setting goes on"

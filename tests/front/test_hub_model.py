@@ -56,7 +56,7 @@ class Begun:
 def test_auto_precision_on_gpus_takes_their_branch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What no machine without a GPU can show in a run."""
     job = JobConfig.model_validate({"manifest": "m", "tasks": "ocr", "output": str(tmp_path), "model": MODEL})
-    fingerprint = Fingerprint.of(job, manifest="d", rows=1, revision="commit-of-main")
+    fingerprint = Fingerprint.of(job, manifest="d", rows=1, revision="commit-of-main", shard_rows=256)
     file = RunFile(fingerprint, job, job.model.model_copy(update={"revision": "commit-of-main"}), 224)
 
     def locate(spec: ModelSpec) -> Located:

@@ -13,7 +13,7 @@ from paliscribe.results.run_file import RUN_FILE, Fingerprint, RunFile, refuse_c
 from paliscribe.storage import open_store
 
 JOB = JobConfig(manifest="m.jsonl", tasks=("caption en", "ocr"), output="out", partition_by=("task", "kind"))
-FINGERPRINT = Fingerprint.of(JOB, manifest="d1", rows=1000, revision="r1")
+FINGERPRINT = Fingerprint.of(JOB, manifest="d1", rows=1000, revision="r1", shard_rows=256)
 CHANGES: dict[str, tuple[Any, str]] = {
     "manifest": ("d2", "the manifest (1,000 rows then, 1,000 rows now, or other content)"),
     "tasks": (("caption en",), "tasks ('caption en', 'ocr' then, 'caption en' now)"),
@@ -34,7 +34,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
 
 
 def test_the_same_run_goes_on(tmp_path: Path) -> None:
-    again = Fingerprint.of(JOB, manifest="d1", rows=1000, revision="r1")
+    again = Fingerprint.of(JOB, manifest="d1", rows=1000, revision="r1", shard_rows=256)
     assert FINGERPRINT.differences(again) == []
     refuse_changes(open_store(str(tmp_path)), FINGERPRINT, again)
 
@@ -76,7 +76,7 @@ def test_a_run_from_before_draft_goes_on(tmp_path: Path) -> None:
     file = RunFile.read(store)
     assert file is not None and file.fingerprint == FINGERPRINT and file.job == JOB
     drafted = JOB.model_copy(update={"fetch": JOB.fetch.model_copy(update={"draft": True})})
-    now = Fingerprint.of(drafted, manifest="d1", rows=1000, revision="r1")
+    now = Fingerprint.of(drafted, manifest="d1", rows=1000, revision="r1", shard_rows=256)
     assert file.fingerprint.differences(now) == ["draft (False then, True now)"]
 
 

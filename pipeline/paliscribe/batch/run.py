@@ -124,7 +124,7 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
             progress.stage = "comparing the manifest with the run's"
             found = manifest.scan(job.manifest, progress=count, **columns)
             digest, rows = found.digest, found.rows
-        now = Fingerprint.of(job, manifest=digest, rows=rows, revision=located.revision)
+        now = Fingerprint.of(job, manifest=digest, rows=rows, revision=located.revision, shard_rows=frozen.shard_rows)
         refuse_changes(store, file.fingerprint, now)
         return replace(file, job=job), frozen
     progress.stage = "freezing the manifest"
@@ -135,5 +135,6 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
     known = {"task", "kind", *frozen.schema.names}
     if unknown := [name for name in job.partition_by if name not in known]:
         raise UsageError(f"partition_by names {unknown[0]!r}; available columns: {', '.join(sorted(known))}")
-    fingerprint = Fingerprint.of(job, manifest=frozen.digest, rows=frozen.rows, revision=located.revision)
+    facts = {"manifest": frozen.digest, "revision": located.revision}
+    fingerprint = Fingerprint.of(job, rows=frozen.rows, shard_rows=frozen.shard_rows, **facts)
     return RunFile(fingerprint, job, located.pin(job.model), located.image_size), frozen

@@ -67,7 +67,13 @@ class JobConfig(Settings):
     partition_by: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
         ("task",), description="Partition columns of the output: `task`, `kind` or manifest columns, outermost first."
     )
-    shard_rows: int = Field(256, ge=1, le=100_000, description="Rows per shard, the unit of commit and of resume.")
+    shard_rows: Annotated[int | None, BeforeValidator(lambda value: None if value == "auto" else value)] = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Rows per shard, the unit of commit and of resume. Default, or `auto`: 256 up to a million rows, "
+        "then more.",
+    )
     max_tokens: MaxTokens | None = Field(
         None, description="Maximum answer length, in tokens. Default: by the task's kind."
     )

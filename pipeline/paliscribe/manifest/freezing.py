@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from paliscribe.storage.arrow import decode, encode
 FOLDER = "_run/manifest"
 INDEX = f"{FOLDER}/manifest.json"
 BUCKETS = 64  # temporary files of id hashes
+LEAST_ROWS, MOST_ROWS, SHARDS = 256, 8192, 4096  # rows per shard, and shards, of automatic sizes
 MAX_NAMED = 5  # duplicate ids named in an error message
 TYPES: dict[type, pa.DataType] = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
@@ -88,6 +90,14 @@ def scan(
     return Scan(rows, whole.hexdigest(), pa.schema(fields))
 
 
+def automatic_shard_rows(rows: int) -> int:
+    """Rows per shard for a manifest of so many: a power of two, few enough that a lost shard costs little.
+
+    From a million rows on it grows, so that there are about `SHARDS` of them, until a shard has `MOST_ROWS`.
+    """
+    return min(MOST_ROWS, max(LEAST_ROWS, 1 << math.ceil(math.log2(max(1, rows / SHARDS)))))
+
+
 def identity(source: str) -> str | None:
     """Text that changes whenever the file of a manifest does, found without reading it.
 
@@ -107,18 +117,21 @@ def freeze(
     source: str,
     store: Store,
     *,
-    shard_rows: int,
+    shard_rows: int | None,
     image_column: str = "image",
     id_column: str = "id",
     progress: Callable[[int], None] = lambda rows: None,
 ) -> FrozenManifest:
     """Validate a manifest and write it into the run as shards, then its index. Equal manifests give equal bytes.
 
+    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`.
+
     Raises UsageError as `scan`, and if the manifest changes meanwhile; StorageError if the store cannot be written.
     """
     names = {"image_column": image_column, "id_column": id_column}
     before = identity(source)
     found = scan(source, progress=progress, **names)
+    shard_rows = shard_rows or automatic_shard_rows(found.rows)
     schema = _shard_schema(found.schema)
     types = {field.name: field.type for field in found.schema}
     changed = UsageError(f"manifest {redacted(source)} changed while it was read; run the command again")

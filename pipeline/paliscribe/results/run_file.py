@@ -34,8 +34,8 @@ class Fingerprint:
     options_column: str | None = None
 
     @classmethod
-    def of(cls, job: JobConfig, *, manifest: str, rows: int, revision: str) -> "Fingerprint":
-        """The fingerprint of a job over a frozen manifest and a located model."""
+    def of(cls, job: JobConfig, *, manifest: str, rows: int, revision: str, shard_rows: int) -> "Fingerprint":
+        """The fingerprint of a job over a frozen manifest and a located model. `shard_rows`: for `auto`."""
         return cls(
             manifest=manifest,
             rows=rows,
@@ -45,7 +45,7 @@ class Fingerprint:
             precision=job.model.precision,
             quantization=job.model.quantization,
             max_tokens=job.max_tokens,
-            shard_rows=job.shard_rows,
+            shard_rows=job.shard_rows or shard_rows,
             image_column=job.image_column,
             id_column=job.id_column,
             partition_by=job.partition_by,

@@ -288,7 +288,7 @@ def test_a_retry_resumes_after_a_crash_at_any_write(tmp_path: Path, monkeypatch:
         moving(False).publish(store)
 
     def action(store: Crashing) -> None:
-        results.begin_retry(store, 1, [])
+        results.begin_retry(store, 1, [], 3)
         moving(True).retry(store, 1, still, attempt=f"{id(store)}")
         moving(True).publish(store, 1)
 
@@ -309,9 +309,10 @@ def test_retries_redo_dead_letters_only_until_none_is_left(tmp_path: Path) -> No
     for generation, failing in enumerate((still, last, never), start=1):
         assert not results.retry_begun(store, generation)
         corrected = [ManifestRow(9, "id-9", "/elsewhere.png", {"n": 3})]
-        results.begin_retry(store, generation, corrected)
-        results.begin_retry(store, generation, [])
-        assert results.retry_rows(store, generation) == {9: corrected[0]}, "repeated calls do not replace the rows"
+        results.begin_retry(store, generation, corrected, 3)
+        results.begin_retry(store, generation, [], 3)
+        assert results.retry_rows(store, generation, 3) == {9: corrected[0]}, "repeated calls do not replace the rows"
+        assert results.retry_rows(store, generation, 2) == {}
         assert results.retry_begun(store, generation) and not store.exists(results.SUCCESS)
         job.retry(store, generation, failing)
         summaries.append(job.publish(store, generation))
@@ -334,7 +335,7 @@ def test_a_retry_with_a_missing_record_is_rejected(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     job.annotate(store, odd)
     job.publish(store)
-    results.begin_retry(store, 1, [])
+    results.begin_retry(store, 1, [], 3)
     base = results.generation_base(1)
     some = [record for record in job.records(never) if odd(record.row, record.task)][1:]
     results.commit(store, results.write_shard(store, 0, "a", job.table(some), base), base)
@@ -370,7 +371,7 @@ def test_an_output_on_s3(bucket: str) -> None:
     store = open_store(f"s3://{bucket}/some/output")
     job.annotate(store, lambda row, task: row < 2)
     job.publish(store)
-    results.begin_retry(store, 1, [])
+    results.begin_retry(store, 1, [], 3)
     job.retry(store, 1, never)
     job.publish(store, 1)
     assert results.sweep(store, job.layout) == job.layout.shards - 1

@@ -63,7 +63,7 @@ def begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generation
         updated = manifest.read_updated(frozen, failed, **names)
     except UsageError as error:
         progress.stage, updated = f"retrying the rows as frozen: {error}", []
-    results.begin_retry(store, generation, updated)
+    results.begin_retry(store, generation, updated, frozen.shard_rows)
 
 
 def finished_summary(store: Store) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ number of calls in flight is limited, which leaves slots for online calls.
 """
 
 import contextlib
-import functools
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -201,14 +200,10 @@ class Stage:
             yield from ((row, self.plan.tasks) for row in rows)
             return
         failed = {(r["row"], r["task"]) for r in results.read_failed(self.store, shard, self.plan.generation - 1)}
+        updated = results.retry_rows(self.store, self.plan.generation, shard)
         for row in rows:
             if wanted := tuple(task for task in self.plan.tasks if (row.row, task.template) in failed):
-                yield self._updated.get(row.row, row), wanted
-
-    @functools.cached_property
-    def _updated(self) -> dict[int, ManifestRow]:
-        """Rows by number as a retry has read them again."""
-        return results.retry_rows(self.store, self.plan.generation)
+                yield updated.get(row.row, row), wanted
 
     def _fetched(self, call: _Call) -> _Call:
         """Render prompts and fetch the rows' images."""

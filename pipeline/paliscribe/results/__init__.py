@@ -7,19 +7,16 @@ from paliscribe.results.publish import (
     SUMMARY,
     Layout,
     PartMarker,
-    begin_retry,
     finish,
     generation_base,
     publish_part,
     published,
-    read_failed,
     read_part,
     read_summary,
-    retry_begun,
-    retry_rows,
     run_name,
     sweep,
 )
+from paliscribe.results.retry import begin_retry, read_failed, retry_begun, retry_rows
 from paliscribe.results.schema import ModelFacts, describe, record_values, schema, to_table
 
 __all__ = [

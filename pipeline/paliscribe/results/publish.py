@@ -33,7 +33,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from paliscribe.errors import RunError
-from paliscribe.records import ManifestRow
 from paliscribe.results.commit import FIRST_RUN, Marker, add, read_committed, read_marker
 from paliscribe.storage import StorageError, Store
 
@@ -178,35 +177,6 @@ def read_summary(store: Store) -> dict[str, Any] | None:
             return None
         raise
     return summary
-
-
-def begin_retry(store: Store, generation: int, rows: list[ManifestRow]) -> None:
-    """Record the start of a retry, so that an interrupted one is resumed. Deletes `_SUCCESS` first.
-
-    `rows`: the dead letters' rows as they are in the manifest now. Repeated calls do not replace them.
-    """
-    store.delete(SUCCESS)
-    body = json.dumps({"rows": [asdict(row) for row in rows]}).encode()
-    store.put_if_absent(f"{generation_base(generation)}/begun.json", body)
-
-
-def retry_rows(store: Store, generation: int) -> dict[int, ManifestRow]:
-    """Row number -> row, for the rows that a retry read from the manifest again."""
-    rows = json.loads(store.get(f"{generation_base(generation)}/begun.json"))["rows"]
-    return {row["row"]: ManifestRow(**row) for row in rows}
-
-
-def read_failed(store: Store, shard: int, generation: int) -> list[dict[str, Any]]:
-    """`id`, `row` and `task` of a shard's dead letters in a generation."""
-    table = read_committed(store, read_marker(store, shard, generation_base(generation)))
-    failed = table.filter(pc.equal(table["status"], "error"))
-    records: list[dict[str, Any]] = failed.select(["id", "row", "task"]).to_pylist()
-    return records
-
-
-def retry_begun(store: Store, generation: int) -> bool:
-    """Whether this retry was started."""
-    return store.exists(f"{generation_base(generation)}/begun.json")
 
 
 def run_name(uri: str) -> str:

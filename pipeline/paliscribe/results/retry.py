@@ -1,0 +1,67 @@
+"""The state of a retry: that it was begun, and the rows that it read from the manifest again, by shard."""
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+import pyarrow.compute as pc
+
+from paliscribe.records import ManifestRow
+from paliscribe.results.commit import read_committed, read_marker
+from paliscribe.results.publish import SUCCESS, generation_base
+from paliscribe.storage import StorageError, Store
+
+WRITES = 16  # at the same time
+
+
+def begin_retry(store: Store, generation: int, rows: Iterable[ManifestRow], shard_rows: int) -> None:
+    """Record the start of a retry, so that an interrupted one is resumed. Deletes `_SUCCESS` first.
+
+    `rows`: the dead letters' rows as they are in the manifest now. Repeated calls do not replace them. `shard_rows`: of
+    the run.
+    """
+    store.delete(SUCCESS)
+    begun = retry_begun(store, generation)
+    if begun:  # an earlier version kept the rows in this file
+        rows = [ManifestRow(**row) for row in json.loads(store.get(_begun_key(generation))).get("rows", [])]
+    by_shard = groupby(sorted(rows, key=lambda row: row.row), lambda row: row.row // shard_rows)
+    bodies = {shard: json.dumps([asdict(row) for row in found]).encode() for shard, found in by_shard}
+    with ThreadPoolExecutor(WRITES) as threads:
+        list(threads.map(lambda shard: store.put(_rows_key(generation, shard), bodies[shard]), bodies))
+    if not begun:
+        store.put_if_absent(_begun_key(generation), b"{}")
+
+
+def retry_begun(store: Store, generation: int) -> bool:
+    """Whether this retry was started."""
+    return store.exists(_begun_key(generation))
+
+
+def retry_rows(store: Store, generation: int, shard: int) -> dict[int, ManifestRow]:
+    """Row number -> row, for the rows of a shard that a retry read from the manifest again."""
+    try:
+        rows = json.loads(store.get(_rows_key(generation, shard)))
+    except StorageError as error:
+        if error.kind == "missing":
+            return {}
+        raise
+    return {row["row"]: ManifestRow(**row) for row in rows}
+
+
+def read_failed(store: Store, shard: int, generation: int) -> list[dict[str, Any]]:
+    """`id`, `row` and `task` of a shard's dead letters in a generation."""
+    table = read_committed(store, read_marker(store, shard, generation_base(generation)))
+    failed = table.filter(pc.equal(table["status"], "error"))
+    records: list[dict[str, Any]] = failed.select(["id", "row", "task"]).to_pylist()
+    return records
+
+
+def _begun_key(generation: int) -> str:
+    return f"{generation_base(generation)}/begun.json"
+
+
+def _rows_key(generation: int, shard: int) -> str:
+    return f"{generation_base(generation)}/rows/shard-{shard:05d}.json"

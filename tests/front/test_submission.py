@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import psutil
@@ -51,10 +51,12 @@ def job_file(folder: Path, **values: object) -> Path:
     return folder / "job.yaml"
 
 
-def begin(head: Head, *words: str | Path, code: Path = ROOT, **settings: str | None) -> subprocess.Popen[str]:
+def begin(
+    head: Head, *words: str | Path, code: Path = ROOT, err: IO[str] | int = subprocess.PIPE, **settings: str | None
+) -> subprocess.Popen[str]:
     """A command in a process of its own, as on another machine: it has the cluster's address and token, no more.
 
-    `settings`: further environment variables; None takes one away. `code`: the folder to run in.
+    `settings`: further environment variables; None takes one away. `code`: the folder to run in. `err`: for stderr.
     """
     environment = head.environment | settings
     return subprocess.Popen(
@@ -62,13 +64,13 @@ def begin(head: Head, *words: str | Path, code: Path = ROOT, **settings: str | N
         env={key: value for key, value in environment.items() if value is not None},
         cwd=code,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=err,
         text=True,
     )
 
 
 def run(head: Head, *words: str | Path, code: Path = ROOT, **settings: str | None) -> Said:
-    process = begin(head, *words, code=code, **settings)
+    process = begin(head, *words, code=code, **settings)  # type: ignore[arg-type]  # no `err` among them
     try:
         out, err = process.communicate(timeout=200)
     finally:
@@ -197,14 +199,17 @@ def test_a_job_is_stopped_killed_and_resumed(
 
 def followed_left_and_stopped(head: Head, job: Path, output: Path) -> dict[str, bytes]:
     """Submit a job, follow it, leave it by Ctrl-C, and stop it in its middle; returns its markers."""
-    following = begin(head, "submit", job, "--shared-paths", "--follow")
+    log = job.parent / "followed.log"
+    with log.open("w") as written:
+        following = begin(head, "submit", job, "--shared-paths", "--follow", err=written)
     try:
+        wait_until(lambda: "annotating" in log.read_text() or following.poll() is not None, 120, "it does not begin")
         wait_until(lambda: len(markers(output)) >= 2 or following.poll() is not None, 120, "no shard was committed")
-        time.sleep(2)  # until a line of the annotating run has come through the dashboard
         following.send_signal(signal.SIGINT)
-        out, err = following.communicate(timeout=30)
+        out, _ = following.communicate(timeout=30)
     finally:
         following.kill()
+    err = log.read_text()
     assert following.returncode == 130, err
     job_id = out.strip()
     assert f"job {job_id} continues; `paliscribe jobs stop {job_id}` stops it" in err and "annotating" in err

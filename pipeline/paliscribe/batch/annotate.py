@@ -11,6 +11,7 @@ from paliscribe.batch.dataset import annotate_shards
 from paliscribe.batch.generation import Run
 from paliscribe.batch.parts import Parts
 from paliscribe.batch.precision import settle_precision
+from paliscribe.batch.progress import Progress
 from paliscribe.batch.session import repeating
 from paliscribe.batch.stage import Plan
 from paliscribe.errors import RunError
@@ -63,6 +64,7 @@ def annotate(run: Run, todo: list[int], parts: Parts) -> None:
 def _add_committed(run: Run, marker: Marker) -> None:
     """Add a committed shard to the progress. Raises RunError if the error rate exceeds max_error_rate."""
     progress = run.progress
+    _set_annotating(progress)  # before the next look at the pool
     progress.rows_committed += run.frozen.rows_of(marker.shard)
     progress.rows_open = max(0, progress.rows_open - run.frozen.rows_of(marker.shard))
     progress.requests += marker.records
@@ -78,6 +80,11 @@ def _add_committed(run: Run, marker: Marker) -> None:
         )
 
 
+def _set_annotating(progress: Progress) -> None:
+    if progress.annotating_since is None:
+        progress.stage, progress.annotating_since = "annotating", time.monotonic()
+
+
 @contextlib.contextmanager
 def _reporting_startup(run: Run, pool: PoolAddress) -> Iterator[None]:
     """Report until the pool is ready: that it starts or, while no node can hold a replica, the missing resources."""
@@ -89,7 +96,7 @@ def _reporting_startup(run: Run, pool: PoolAddress) -> Iterator[None]:
             if progress.annotating_since is not None:
                 return
             if is_ready(pool):
-                progress.stage, progress.annotating_since = "annotating", time.monotonic()
+                _set_annotating(progress)
             else:
                 lack = missing_resources(live_nodes(), wanted)
                 progress.stage = words if lack is None else f"waiting for resources: {lack}"

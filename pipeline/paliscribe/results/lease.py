@@ -83,7 +83,11 @@ class Lease:
                 self._store.delete(KEY)
 
     def _renew(self) -> None:
-        """Renew until stopped. While the store fails, nobody else can take the lease there either, so it is kept."""
+        """Renew until stopped or until another owner is found; failures of the store are waited out.
+
+        If only this driver was cut off, another may have taken the lease meanwhile: the next renewal that reaches the
+        store finds it. Until then both may work, which is safe, as a shard is committed once.
+        """
         while not self._stop.wait(self._owner.ttl / 4):
             renewed = replace(self._owner, renewals=self._owner.renewals + 1)
             try:

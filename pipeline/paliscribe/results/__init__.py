@@ -16,7 +16,7 @@ from paliscribe.results.publish import (
     run_name,
     sweep,
 )
-from paliscribe.results.retry import begin_retry, read_failed, retry_begun, retry_rows
+from paliscribe.results.retrying import begin_retry, read_failed, retry_begun, retry_rows
 from paliscribe.results.schema import ModelFacts, describe, record_values, schema, to_table
 
 __all__ = [

@@ -39,7 +39,7 @@ def test_a_format(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             for line in lines:
                 yield dict(zip(names, line.strip().split("|"), strict=True))
 
-    monkeypatch.setitem(formats.FORMATS, ".psv", pipes)
+    monkeypatch.setitem(formats.FORMATS, ".psv", lambda source: formats.in_blocks(pipes(source)))
     path = tmp_path / "m.psv"
     path.write_text("id|image|question\n1|a.jpg|what?\n")
     [row] = manifest.read(str(path))
@@ -96,7 +96,7 @@ class Memory:
             if name.startswith(f"{self.uri}/{prefix}"):
                 yield ObjectInfo(name.removeprefix(f"{self.uri}/"), len(self.objects[name]), "", 0.0)
 
-    def version(self, key: str) -> str | None:
+    def version(self, key: str, *, settled: bool = True) -> str | None:
         return None
 
     def exists(self, key: str) -> bool:
@@ -125,7 +125,7 @@ def test_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
     [row] = manifest.read("mem://here/run/m.jsonl")
     assert row.image == "mem://here/run/a.png"
     frozen = manifest.freeze("mem://here/run/m.jsonl", store, shard_rows=4)
-    assert manifest.load(store) == frozen and manifest.read_shard(store, 0) == [row]
+    assert manifest.load(store) == frozen and manifest.Shards(store).read(0) == [row]
     store.put("a.png", b"pixels")
     assert Fetcher().fetch(row.image) == b"pixels"
     with pytest.raises(StorageError, match=r"known are local paths, s3://, http\(s\)://, mem://"):

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paliscribe.errors import UsageError
-from paliscribe.manifest import freeze, load, read, read_shard, read_updated, scan
-from paliscribe.manifest.freezing import INDEX
+from paliscribe.manifest import Shards, freeze, load, read, read_updated, scan
+from paliscribe.manifest.frozen import INDEX
 from paliscribe.records import ManifestRow
 from paliscribe.storage import open_store
 
@@ -210,7 +211,7 @@ def test_columns_keep_their_types(tmp_path: Path) -> None:
         "s": "string",
         "x": "double",
     }
-    columns = [row.columns for row in read_shard(store, 0)]
+    columns = [row.columns for row in Shards(store).read(0)]
     assert columns == [
         {"n": 1, "x": 1.0, "b": True, "s": "", "nested": '{"k": [1, "\\u00e9"]}'},
         {"n": 2**53 + 1, "x": 0.5, "b": False, "late": "here"},
@@ -307,11 +308,11 @@ def test_freezing_twice_gives_equal_bytes(tmp_path: Path) -> None:
         frozen = freeze(source, store, shard_rows=10, progress=told.append)
         assert load(store) == frozen
         bodies.append({found.key: store.get(found.key) for found in store.list()})
-    assert bodies[0] == bodies[1] and len(bodies[0]) == 4
+    assert bodies[0] == bodies[1] and len(bodies[0]) == 2
     assert told == [25, 25]
     assert (frozen.rows, frozen.shards, frozen.shard_rows, frozen.source) == (25, 3, 10, source)
     assert [frozen.rows_of(shard) for shard in range(3)] == [10, 10, 5]
-    assert [row for shard in range(3) for row in read_shard(store, shard)] == list(read(source))
+    assert [row for shard in range(3) for row in Shards(store).read(shard)] == list(read(source))
     found = scan(source)
     assert (found.digest, found.rows, found.schema) == (frozen.digest, frozen.rows, frozen.schema)
 
@@ -339,6 +340,7 @@ def test_the_digest_tells_every_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize("later", [{"n": 2}, {"n": "x"}, {"other": 1}, {}])
 def test_a_manifest_that_changes_while_it_is_frozen_is_refused(later: dict[str, Any], tmp_path: Path) -> None:
     source = jsonl(tmp_path, [{"image": "a.png", "n": 1}])
+    os.utime(source, ns=(0, 10**18))
     store = open_store(str(tmp_path / "run"))
 
     def change(rows: int) -> None:
@@ -384,7 +386,7 @@ print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_memory_does_not_grow_with_the_manifest(kind: str, tmp_path: Path) -> None:
     peaks = []
-    for rows in (30_000, 300_000):
+    for rows in (400_000, 2_000_000):
         source = tmp_path / f"{rows}.{kind}"
         images = [f"images/{number:09d}.png" for number in range(rows)]
         if kind == "parquet":
@@ -395,7 +397,7 @@ def test_memory_does_not_grow_with_the_manifest(kind: str, tmp_path: Path) -> No
                 file.writelines(f'{{"image": "{image}", "label": "label of {image}"}}\n' for image in images)
         command = [sys.executable, "-c", MEASURE, str(source), str(tmp_path / f"run-{rows}")]
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))  # KiB
-    assert (peaks[1] - peaks[0]) / 1024 < 40, "ten times the rows take tens of bytes a row at most, buffers included"
+    assert (peaks[1] - peaks[0]) / 1024 < 100, "a row more takes less than its own text, buffers included"
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -411,6 +413,6 @@ def test_any_text_survives(pairs: list[tuple[str, str]]) -> None:
         for name, body in (("m.jsonl", as_jsonl(rows)), ("m.csv", as_csv(rows))):
             store = open_store(f"{folder}/{name}-run")
             frozen = freeze(written(Path(folder), name, body), store, shard_rows=100)
-            assert [(row.id, row.columns["words"]) for row in read_shard(store, 0)] == pairs
+            assert [(row.id, row.columns["words"]) for row in Shards(store).read(0)] == pairs
             digests.add(frozen.digest)
         assert len(digests) == 1

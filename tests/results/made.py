@@ -146,7 +146,7 @@ class Crashing:
     def exists(self, key: str) -> bool:
         return self._store.exists(key)
 
-    def version(self, key: str) -> str | None:
+    def version(self, key: str, *, settled: bool = True) -> str | None:
         return self._store.version(key)
 
     def put(self, key: str, data: bytes) -> str:

@@ -52,7 +52,7 @@ def annotate(
 ) -> Run:
     """Annotate images into partitioned Parquet, as `paliscribe annotate`.
 
-    `manifest`: a path or address (JSONL, CSV, Parquet, a list, a folder or prefix), a table (pyarrow, pandas, polars,
+    `manifest`: a path or address (JSONL, CSV, Parquet, list, folder, prefix, pattern), a table (pyarrow, pandas, polars
     or any object with `__arrow_c_stream__`), or an iterable of dicts with a key `image`. A table or rows are stored
     below `OUTPUT/_run/given/`; their relative image paths are resolved against the working directory. `tasks`: prompts
     in PaliGemma's grammar; `{column}` is filled from the manifest. `output`: a folder or `s3://` prefix that only this

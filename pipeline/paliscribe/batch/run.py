@@ -123,7 +123,9 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
         if frozen.identity is None or manifest.identity(job.manifest) != frozen.identity:
             progress.stage = "comparing the manifest with the run's"
             found = manifest.scan(job.manifest, progress=count, **columns)
-            digest, rows = found.digest, found.rows
+            is_legacy = not digest.startswith(manifest.COLUMNS)
+            digest = manifest.legacy_digest(job.manifest, **columns) if is_legacy else found.digest
+            rows = found.rows
         now = Fingerprint.of(job, manifest=digest, rows=rows, revision=located.revision, shard_rows=frozen.shard_rows)
         refuse_changes(store, file.fingerprint, now)
         return replace(file, job=job), frozen

@@ -9,6 +9,7 @@ import contextlib
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from paliscribe.grammar.tasks import Task
 from paliscribe.images.decode import Decoded, decode
 from paliscribe.images.fetch import Fetcher
 from paliscribe.images.untrusted import GuardedFetcher
-from paliscribe.manifest import read_shard
+from paliscribe.manifest import Shards
 from paliscribe.records import ManifestRow, Prediction, Record, Request
 from paliscribe.results import Marker, ModelFacts
 from paliscribe.results.record import load_mask_decoder, record
@@ -168,6 +169,10 @@ class Stage:
         marker = results.write_shard(self.store, shard, uuid.uuid4().hex[:8], table, self._base, sorted(replicas))
         return results.commit(self.store, marker, self._base)
 
+    @cached_property
+    def _shards(self) -> Shards:
+        return Shards(self.store)
+
     def _calls(self, shards: Iterable[int]) -> Iterator[_Call]:
         """The shards' rows in calls of fixed size, which depends on the job and the pool's slots only."""
         wanted = SLOTS_FILLED * self.pool.slots // len(self.plan.tasks)
@@ -195,7 +200,7 @@ class Stage:
 
     def _rows(self, shard: int) -> Iterator[tuple[ManifestRow, tuple[Task, ...]]]:
         """A shard's rows and tasks; in a retry those that failed in the generation before, as read anew."""
-        rows = read_shard(self.store, shard)
+        rows = self._shards.read(shard)
         if not self.plan.generation:
             yield from ((row, self.plan.tasks) for row in rows)
             return

@@ -47,7 +47,8 @@ class JobConfig(Settings):
 
     manifest: str = Field(
         min_length=1,
-        description="JSONL, CSV, Parquet or text list of images (.gz and .zst too), or a folder or prefix of images.",
+        description="JSONL, CSV, Parquet or text list of images (.gz and .zst too); a folder, a prefix or a "
+        "pattern with `*` of such files or of images.",
     )
     tasks: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
         min_length=1, description="Prompts for every image; `{column}` is filled from the manifest."

@@ -40,9 +40,17 @@ SCHEMES: dict[str, Scheme] = {
     "": local.SCHEME,
     "file": local.SCHEME,
     "s3": s3.SCHEME,
+    "s3a": s3.SCHEME,
     "http": http.SCHEME,
     "https": http.SCHEME,
 }
+
+
+GOOGLE = (
+    "Google Cloud Storage is read through its S3 interoperability: write s3:// and set "
+    "AWS_ENDPOINT_URL=https://storage.googleapis.com with an HMAC key"
+)
+HINTS = {"gs": GOOGLE, "gcs": GOOGLE}  # other scheme -> the way out
 
 
 def registered_scheme(uri: str) -> Scheme:
@@ -50,7 +58,8 @@ def registered_scheme(uri: str) -> Scheme:
     found = SCHEMES.get(scheme(uri))
     if found is None:
         words = ", ".join(dict.fromkeys(each.words for each in SCHEMES.values()))
-        raise StorageError("bad_uri", uri, f"unknown scheme {scheme(uri)!r}; known are {words}")
+        hint = f". {HINTS[scheme(uri)]}" if scheme(uri) in HINTS else ""
+        raise StorageError("bad_uri", uri, f"unknown scheme {scheme(uri)!r}; known are {words}{hint}")
     return found
 
 

@@ -11,12 +11,12 @@ from paliscribe.storage.local import local_path
 from paliscribe.storage.s3 import client
 
 
-def encode(table: pa.Table) -> bytes:
-    """Serialise a table as an Arrow IPC file with zstd. Equal tables give equal bytes."""
+def encode(table: pa.Table, batch_rows: int | None = None) -> bytes:
+    """Serialise a table as an Arrow IPC file with zstd, in batches of so many rows. Equal tables give equal bytes."""
     sink = io.BytesIO()
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.ipc.new_file(sink, table.schema, options=options) as writer:
-        writer.write_table(table.combine_chunks())
+        writer.write_table(table.combine_chunks(), batch_rows)
     return sink.getvalue()
 
 
@@ -32,7 +32,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
     """
     if is_local(uri):
         return fs.LocalFileSystem(), str(local_path(uri).expanduser().absolute())
-    if scheme(uri) != "s3":
+    if scheme(uri) not in ("s3", "s3a"):
         raise StorageError("bad_uri", uri, "results are read from a folder or from s3://")
     import boto3
 

@@ -74,8 +74,11 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Whether an object exists."""
 
-    def version(self, key: str) -> str | None:
-        """Text that changes whenever the object's content does, found without reading it; None if there is none."""
+    def version(self, key: str, *, settled: bool = True) -> str | None:
+        """Text that changes whenever the object's content does, found without reading it; None if there is none.
+
+        `settled`: None also for an object so new that another change might not show.
+        """
 
     def delete(self, key: str) -> None:
         """Delete an object; a missing object is not an error."""

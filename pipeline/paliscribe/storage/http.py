@@ -139,7 +139,7 @@ class HttpStore:
                 return False
             raise
 
-    def version(self, key: str) -> str | None:
+    def version(self, key: str, *, settled: bool = True) -> str | None:
         """None: servers differ in what their ETags promise."""
         return None
 

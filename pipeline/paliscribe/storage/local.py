@@ -136,11 +136,12 @@ class LocalStore:
         with self._translate_errors(key):
             return (self.folder / key).is_file()
 
-    def version(self, key: str) -> str | None:
-        """See Store. None for a file so new that another change might leave its time of modification the same."""
+    def version(self, key: str, *, settled: bool = True) -> str | None:
+        """See Store. Another change may leave the time of modification the same for `NEW` seconds."""
         with self._translate_errors(key):
             found = (self.folder / key).stat()
-        return None if time.time() - found.st_mtime < NEW else f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+        is_new = settled and time.time() - found.st_mtime < NEW
+        return None if is_new else f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
     def delete(self, key: str) -> None:
         """See Store."""

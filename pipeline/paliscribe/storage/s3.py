@@ -189,7 +189,7 @@ class S3Store:
             raise
         return True
 
-    def version(self, key: str) -> str | None:
+    def version(self, key: str, *, settled: bool = True) -> str | None:
         """See Store: the ETag and the size."""
         head = self._call("head_object", key)
         return f"{head['ETag']}-{head['ContentLength']}"

@@ -83,8 +83,8 @@ def _upload_changes(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     files: dict[str, Path] = {}
     if is_local(job.manifest):
         path = _path("manifest", job.manifest)
-        if path.is_dir():
-            raise UsageError(f"manifest {job.manifest}: a local folder, {REMEDY}")
+        if path.is_dir() or "*" in job.manifest:
+            raise UsageError(f"manifest {job.manifest}: a local folder or pattern, {REMEDY}")
         _check_images(job, path)
         changes["manifest"] = _safe("manifest", path)
         files[changes["manifest"]] = path

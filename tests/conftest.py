@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hub import hub
 
-from paliscribe.storage import s3
+from paliscribe.storage import s3_client
 
 __all__ = ["hub"]
 
@@ -146,9 +146,9 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
     s3_server.client().create_bucket(Bucket=name)
     for key, value in s3_server.environment().items():
         monkeypatch.setenv(key, value)
-    s3._clients.clear()
+    s3_client._clients.clear()
     yield name
-    s3._clients.clear()
+    s3_client._clients.clear()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -42,7 +42,7 @@ def check_race(store: Store) -> None:
     assert len(returned) == 8 and len({marker.file for marker in returned}) == 1
     assert returned[0] in written
     assert results.read_marker(store, 7) == returned[0]
-    assert results.done(store) == {7}
+    assert set(results.committed(store)) == {7}
     winner = written.index(returned[0])
     assert results.read_committed(store, returned[0]).equals(table(winner))
     assert sum(1 for _ in store.list("_run/shards/")) == 8, "no attempt deletes another's file"
@@ -60,7 +60,7 @@ def test_one_of_many_attempts_wins_on_s3(bucket: str) -> None:
 def test_a_marker_counts_its_records(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     marker = results.write_shard(store, 3, "a", table())
-    assert results.done(store) == set(), "nothing counts until it is committed"
+    assert not list(results.committed(store)), "nothing counts until it is committed"
     assert marker.rows == 4 and marker.records == 8
     assert marker.statuses == {"error": 2, "invalid": 2, "ok": 4}
     assert marker.error_kinds == {"missing": 2}
@@ -77,8 +77,9 @@ def test_generations_are_separate(tmp_path: Path) -> None:
     base = results.generation_base(1)
     results.commit(store, results.write_shard(store, 0, "a", table()))
     results.commit(store, results.write_shard(store, 123_456, "a", table(), base), base)
-    assert results.done(store) == {0}
-    assert results.done(store, base) == {123_456}
+    assert set(results.committed(store)) == {0}
+    assert results.done(store, 3).tolist() == [True, False, False]
+    assert set(results.committed(store, base)) == {123_456}
 
 
 def test_a_modified_file_is_rejected(tmp_path: Path) -> None:

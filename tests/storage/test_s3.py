@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ConnectionClosedError, ReadTimeoutError
+from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
-from paliscribe.storage import StorageError, check_writable, open_store, retry, s3
+from paliscribe.storage import StorageError, check_writable, open_store, retry, s3_client
 
 
 def refused(call: Callable[[], object]) -> StorageError:
@@ -44,7 +44,7 @@ def test_credentials(bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatc
         for name, value in (("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", secret)):
             monkeypatch.delenv(name) if key is None else monkeypatch.setenv(name, str(value))
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-        s3._clients.clear()
+        s3_client._clients.clear()
         return {refused(call).kind for call in calls}
 
     assert kinds(s3_server.powerless_key, s3_server.powerless_secret) == {"forbidden"}
@@ -57,26 +57,26 @@ def test_credentials(bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatc
 
 def test_settings_that_cannot_be_used(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
-    s3._clients.clear()
+    s3_client._clients.clear()
     assert refused(lambda: open_store("s3://b").get("k")).kind == "forbidden"
     monkeypatch.delenv("AWS_PROFILE")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "me:secret@nonsense")
     assert refused(lambda: open_store("s3://b").get("k")).kind == "bad_uri"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    s3._clients.clear()
+    s3_client._clients.clear()
     assert refused(lambda: open_store("s3://bucket").get("k")).kind == "unreachable"
 
 
 def test_endpoints_are_addressed_by_path(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.example:9000")
-    s3._clients.clear()
-    url = s3.client().generate_presigned_url("get_object", Params={"Bucket": "some-bucket", "Key": "k"})
+    s3_client._clients.clear()
+    url = s3_client.client().generate_presigned_url("get_object", Params={"Bucket": "some-bucket", "Key": "k"})
     assert url.startswith("http://store.example:9000/some-bucket/k?")
 
 
 def test_folder_markers_are_no_objects(bucket: str) -> None:
     for key in ("p/", "p/a/", "p/a/1"):
-        s3.client().put_object(Bucket=bucket, Key=key, Body=b"")
+        s3_client.client().put_object(Bucket=bucket, Key=key, Body=b"")
     assert [found.key for found in open_store(f"s3://{bucket}/p").list()] == ["a/1"]
 
 
@@ -101,7 +101,35 @@ class Unsteady:
 
 
 def unsteady(*losses: bool, ignore_conditions: bool = False) -> None:
-    s3._clients[32, 30.0] = Unsteady(s3.client(), list(losses), ignore_conditions)
+    s3_client._clients[32, 30.0] = Unsteady(s3_client.client(), list(losses), ignore_conditions)
+
+
+class NoBulk:
+    """A real client of a store that lacks the bulk call, or refuses some keys of it."""
+
+    def __init__(self, client: Any, refused: list[str] | None) -> None:
+        self.client, self.refused = client, refused
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def delete_objects(self, **arguments: Any) -> Any:
+        if self.refused is None:
+            response = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+            raise ClientError(response, "DeleteObjects")
+        objects = [item for item in arguments["Delete"]["Objects"] if item["Key"] not in self.refused]
+        self.client.delete_objects(Bucket=arguments["Bucket"], Delete={"Objects": objects})
+        return {"Errors": [{"Key": key, "Code": "InternalError"} for key in self.refused]}
+
+
+@pytest.mark.parametrize("refused", [None, ["p/1", "p/2"]])
+def test_objects_are_deleted_one_by_one_where_bulk_deletion_fails(bucket: str, refused: list[str] | None) -> None:
+    store = open_store(f"s3://{bucket}/p")
+    for key in "1234":
+        store.put(key, b"")
+    s3_client._clients[32, 30.0] = NoBulk(s3_client.client(), refused)
+    store.delete_many("123")
+    assert [found.key for found in store.list()] == ["4"]
 
 
 def test_a_lost_answer_is_resolved_by_content(bucket: str) -> None:

@@ -89,6 +89,15 @@ def test_listing_is_recursive_by_key_and_by_any_prefix(store: Store) -> None:
     assert keys(store) == sorted(names[3:])
 
 
+def test_many_are_deleted_at_once(store: Store) -> None:
+    names = [f"gone/{n:04d} é&<" for n in range(2003)]  # of most there is no object
+    for name in (names[0], names[999], names[1000], names[2002], "kept"):
+        store.put(name, b"")
+    store.delete_many(iter(names))
+    assert keys(store) == ["kept"]
+    store.delete_many([])
+
+
 def test_listing_passes_pages(store: Store) -> None:
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(lambda n: store.put(f"many/{n:04d}", b""), range(1005)))

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import numpy as np
+
 from paliscribe import manifest, results
 from paliscribe.errors import UsageError
 from paliscribe.results.run_file import RunFile
 from paliscribe.storage import StorageError, open_store
+from paliscribe.storage.parallel import in_order
 
 
 def run_status(output: str) -> dict[str, Any]:
@@ -17,12 +20,11 @@ def run_status(output: str) -> dict[str, Any]:
             raise UsageError(f"{output}: no run is here; `paliscribe annotate` starts one")
         holder = results.read_lease(store)
         summary = results.read_summary(store)
-        done = results.done(store)
+        done = results.done(store, frozen.shards)
         finished = store.exists(results.SUCCESS)
         counts: dict[str, dict[str, int]] = {"statuses": {}, "error_kinds": {}}
         if summary is None:
-            for shard in sorted(done):
-                marker = results.read_marker(store, shard)
+            for marker in in_order(lambda shard: results.read_marker(store, shard), np.flatnonzero(done).tolist()):
                 for name, found in (("statuses", marker.statuses), ("error_kinds", marker.error_kinds)):
                     for key, value in found.items():
                         counts[name][key] = counts[name].get(key, 0) + value
@@ -42,9 +44,9 @@ def run_status(output: str) -> dict[str, Any]:
         "model": file.fingerprint.model if file else None,
         "tasks": list(file.fingerprint.tasks) if file else None,
         "rows": frozen.rows,
-        "rows_done": sum(frozen.rows_of(shard) for shard in done),
+        "rows_done": frozen.rows_in(done),
         "shards": frozen.shards,
-        "shards_done": len(done),
+        "shards_done": int(done.sum()),
         **{key: found[key] for key in ("ok", "invalid", "errors", "error_kinds")},
         "retries": summary["retries"] if summary else 0,
     }

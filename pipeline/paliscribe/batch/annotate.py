@@ -4,6 +4,8 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import ray
 
 from paliscribe import results
@@ -23,7 +25,7 @@ from paliscribe.results import Marker, ModelFacts
 RATE_SAMPLE = 20  # minimum number of finished requests before max_error_rate can stop a run
 
 
-def annotate(run: Run, todo: list[int], parts: Parts) -> None:
+def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
     """Annotate shards on a pool, and publish parts as they are completed. Stage processes start while the pool does.
 
     Raises RunError if the pool does not come up or too many requests fail, UsageError if a named pool is not served.

@@ -5,10 +5,11 @@ block if the process is lost, and leaves out as many outputs as it had received,
 """
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 
@@ -24,7 +25,7 @@ from paliscribe.results import Marker
 
 
 def annotate_shards(
-    plan: Plan, pool: PoolAddress, shards: Sequence[int], *, cpus: float, workers: int, progress: Progress
+    plan: Plan, pool: PoolAddress, shards: npt.NDArray[np.int64], *, cpus: float, workers: int, progress: Progress
 ) -> Generator[Marker]:
     """Annotate shards on at most `workers` stage processes of `cpus` each; yields their markers as they are committed.
 
@@ -48,7 +49,7 @@ def annotate_shards(
             yield from map(Marker.from_json, batch["marker"])
 
 
-def divide(shards: Sequence[int], workers: int) -> Iterator[Sequence[int]]:
+def divide(shards: npt.NDArray[np.int64], workers: int) -> Iterator[npt.NDArray[np.int64]]:
     """Split shards between processes: large parts first, single ones last, so that all processes end together.
 
     Guided self-scheduling (Polychronopoulos and Kuck, 1987): each part is what is left over twice the processes. The
@@ -62,15 +63,10 @@ def divide(shards: Sequence[int], workers: int) -> Iterator[Sequence[int]]:
         start += size
 
 
-def as_block(shards: Iterable[int]) -> pa.Table:
+def as_block(shards: npt.NDArray[np.int64]) -> pa.Table:
     """Ascending shard numbers as ranges: `first` and `last`, inclusive."""
-    ranges: list[list[int]] = []
-    for shard in shards:
-        if ranges and shard == ranges[-1][1] + 1:
-            ranges[-1][1] = shard
-        else:
-            ranges.append([shard, shard])
-    return pa.table({"first": [first for first, _ in ranges], "last": [last for _, last in ranges]})
+    ends = np.flatnonzero(np.diff(shards) != 1)
+    return pa.table({"first": shards[np.append(0, ends + 1)], "last": shards[np.append(ends, -1)]})
 
 
 def shards_of(block: pa.Table) -> Iterator[int]:

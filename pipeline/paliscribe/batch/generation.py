@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from paliscribe import manifest, results
 from paliscribe.batch.progress import Progress
 from paliscribe.config import ImagesConfig, JobConfig, ModelSpec
@@ -13,6 +16,7 @@ from paliscribe.pool.address import PoolAddress
 from paliscribe.results import Layout
 from paliscribe.results.run_file import RunFile
 from paliscribe.storage import Store
+from paliscribe.storage.parallel import in_order
 
 
 @dataclass(slots=True)
@@ -36,12 +40,19 @@ class Run:
             self.frozen.shards, self.frozen.shard_rows, self.frozen.rows, self.job.tasks, self.job.partition_by
         )
 
-    def shards(self, part: int) -> list[int]:
-        """The shards of a part that this generation must annotate."""
+    def wanted(self, published: set[int]) -> npt.NDArray[np.bool_]:
+        """[shards]: whether this generation must annotate each shard, if these parts are published."""
+        found = np.zeros(self.frozen.shards, np.bool_)
+        unpublished = [part for part in range(self.layout.parts) if part not in published]
         if self.generation == 0:
-            return list(self.layout.shards_of(part))
-        before = results.read_part(self.store, part, self.generation - 1)
-        return before.shards_with_errors if before else []
+            for part in unpublished:
+                shards = self.layout.shards_of(part)
+                found[shards.start : shards.stop] = True
+            return found
+        for before in in_order(lambda part: results.read_part(self.store, part, self.generation - 1), unpublished):
+            if before is not None:
+                found[before.shards_with_errors] = True
+        return found
 
 
 def in_settled_precision(spec: ModelSpec, file: RunFile | None) -> ModelSpec:
@@ -54,10 +65,9 @@ def in_settled_precision(spec: ModelSpec, file: RunFile | None) -> ModelSpec:
 def begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generation: int, progress: Progress) -> None:
     """Record the rows to retry: the dead letters' rows, re-read from the manifest, or as frozen if that fails."""
     failed: dict[str, int] = {}
-    for part in sorted(results.published(store, generation - 1)):
-        marker = results.read_part(store, part, generation - 1)
-        for shard in marker.shards_with_errors if marker else []:
-            failed |= {record["id"]: record["row"] for record in results.read_failed(store, shard, generation - 1)}
+    shards = (shard for part in results.read_parts(store, generation - 1) for shard in part.shards_with_errors)
+    for records in in_order(lambda shard: results.read_failed(store, shard, generation - 1), shards):
+        failed |= {record["id"]: record["row"] for record in records}
     names = {"image_column": job.image_column, "id_column": job.id_column}
     try:
         updated = manifest.read_updated(frozen, failed, **names)

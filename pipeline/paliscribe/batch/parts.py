@@ -3,6 +3,8 @@
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
+import numpy as np
+import numpy.typing as npt
 import ray
 
 from paliscribe import results
@@ -10,6 +12,7 @@ from paliscribe.batch.generation import Run
 from paliscribe.pool.ray_cluster import started_here, translating
 from paliscribe.results import Layout
 from paliscribe.storage import open_store
+from paliscribe.storage.parallel import in_order
 
 PUBLISHING = 2  # parts published concurrently
 
@@ -17,17 +20,20 @@ PUBLISHING = 2  # parts published concurrently
 class Parts:
     """Publishes parts as their shards are committed: on the cluster, or in threads if all of it is this machine."""
 
-    def __init__(self, run: Run, published: set[int], finished: set[int]) -> None:
-        self._run = run
-        self._left: dict[int, set[int]] = {
-            part: set(run.shards(part)) - finished for part in range(run.layout.parts) if part not in published
-        }
+    def __init__(self, run: Run, published: set[int], todo: npt.NDArray[np.bool_]) -> None:
+        """`todo` [shards]: whether each shard must be committed first."""
+        layout = run.layout
+        self._run, self._todo = run, todo.copy()
+        starts = np.arange(layout.parts) * layout.part_shards
+        self._left = np.add.reduceat(todo.astype(np.int64), starts)  # [parts], of shards that are not committed
+        self._published = np.isin(np.arange(layout.parts), list(published))
         self._under_way: dict[Future[None], int] = {}
 
     def committed(self, shard: int) -> None:
         """Mark a shard as committed; once its part is complete, begin to publish it."""
         part = self._run.layout.part_of(shard)
-        self._left[part].discard(shard)
+        self._left[part] -= self._todo[shard]
+        self._todo[shard] = False
         if not self._left[part]:
             while len(self._under_way) >= PUBLISHING:
                 self._next()
@@ -57,15 +63,17 @@ class Parts:
 
     def publish_rest(self) -> None:
         """Publish parts, in this process, that an earlier process left complete but unpublished."""
-        for part in [part for part, shards in self._left.items() if not shards]:
-            results.publish_part(self._run.store, self._run.layout, part, self._run.generation)
+        store, layout, generation = self._run.store, self._run.layout, self._run.generation
+        parts = np.flatnonzero((self._left == 0) & ~self._published).tolist()
+        for _ in in_order(lambda part: results.publish_part(store, layout, part, generation), parts, PUBLISHING):
+            pass
 
     def _next(self) -> None:
         ready, _ = wait(self._under_way, return_when=FIRST_COMPLETED)
         for future in ready:
             with translating():
                 future.result()
-            del self._left[self._under_way.pop(future)]
+            self._published[self._under_way.pop(future)] = True
 
 
 @ray.remote(num_cpus=0.1, max_retries=2)  # type: ignore[untyped-decorator]

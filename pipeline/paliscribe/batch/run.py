@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from paliscribe import manifest, results
 from paliscribe.batch.generation import Run, begin_retry, finished_summary, in_settled_precision
 from paliscribe.batch.parts import Parts
@@ -73,17 +75,18 @@ def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, 
 def _run_generation(run: Run) -> dict[str, Any]:
     """Annotate uncommitted shards, publish unpublished parts, and write the summary."""
     base = results.generation_base(run.generation)
-    finished, published = results.done(run.store, base), results.published(run.store, run.generation)
-    wanted = [shard for part in range(run.layout.parts) if part not in published for shard in run.shards(part)]
-    todo = [shard for shard in wanted if shard not in finished]
+    published = results.published(run.store, run.generation)
+    todo = run.wanted(published)
+    todo &= ~results.done(run.store, run.frozen.shards, base)
     run.progress.rows = run.frozen.rows
-    run.progress.rows_before = run.frozen.rows - sum(map(run.frozen.rows_of, todo))
-    parts = Parts(run, published, finished)
-    if todo:
+    run.progress.rows_before = run.frozen.rows - run.frozen.rows_in(todo)
+    annotated = int(todo.sum())
+    parts = Parts(run, published, todo)
+    if annotated:
         with cluster():
             from paliscribe.batch.annotate import annotate  # it needs Ray's libraries: loaded while Ray starts
 
-            annotate(run, todo, parts)
+            annotate(run, np.flatnonzero(todo), parts)
     else:
         run.file.write(run.store)
     run.progress.stage = "publishing"
@@ -94,9 +97,9 @@ def _run_generation(run: Run) -> dict[str, Any]:
         "precision": run.file.model.precision,
     }
     summary = results.finish(run.store, run.layout, facts, run.generation)
-    results.sweep(run.store, run.layout)
+    results.sweep(run.store)
     run.progress.stage = "finished"
-    return summary | {"shards_annotated": len(todo)}
+    return summary | {"shards_annotated": annotated}
 
 
 def _writable(output: str) -> Store:

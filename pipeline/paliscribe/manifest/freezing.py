@@ -17,11 +17,12 @@ from paliscribe.manifest import formats
 from paliscribe.manifest.checked import Checked, Count, Scan, text_bytes
 from paliscribe.manifest.columns import ID, IMAGE
 from paliscribe.manifest.frozen import BATCH_ROWS, FOLDER, INDEX, FrozenManifest, as_index, file_key
-from paliscribe.manifest.reading import TYPES, WORDS, Reading, as_rows, in_order
+from paliscribe.manifest.reading import TYPES, WORDS, Reading, as_rows
 from paliscribe.records import ManifestRow
 from paliscribe.storage import StorageError, Store, is_local, open_store, redacted, split
 from paliscribe.storage.arrow import encode
 from paliscribe.storage.local import NEW
+from paliscribe.storage.parallel import in_order
 
 BATCH, BATCH_BYTES = 8192, 8 << 20  # rows and bytes of text of a batch in a file at most
 WRITES = 2  # at the same time

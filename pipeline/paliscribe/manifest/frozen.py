@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from paliscribe.manifest.reading import TYPES, as_rows
@@ -38,6 +40,10 @@ class FrozenManifest:
     def rows_of(self, shard: int) -> int:
         """Number of rows of a shard; the last one may have fewer."""
         return min(self.shard_rows, self.rows - shard * self.shard_rows)
+
+    def rows_in(self, shards: npt.NDArray[np.bool_]) -> int:
+        """Number of rows of those shards for which the array [shards] is true."""
+        return sum(self.rows_of(shard) for shard in np.flatnonzero(shards).tolist())
 
 
 def load(store: Store) -> FrozenManifest | None:

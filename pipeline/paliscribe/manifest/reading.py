@@ -1,11 +1,9 @@
 """Reads a manifest in order, validated, as tables or as rows: in constant memory, by columns in threads."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,14 +15,12 @@ from paliscribe.manifest.columns import ID, IMAGE, Names, normalised, plain, res
 from paliscribe.records import ManifestRow
 from paliscribe.storage import redacted, split
 from paliscribe.storage.inline import is_inline
+from paliscribe.storage.parallel import in_order
 
 THREADS = min(8, len(os.sched_getaffinity(0)))
 UNNAMED = 1000  # rows without an image column before a manifest is refused
 TYPES: dict[type, pa.DataType] = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 WORDS = {kind: python.__name__ for python, kind in TYPES.items()}
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 class Reading:
@@ -168,22 +164,6 @@ def as_rows(table: pa.Table, start: int) -> Iterator[ManifestRow]:
     for number, values in enumerate(table.to_pylist(), start):
         name, image = values.pop(ID), values.pop(IMAGE)
         yield ManifestRow(number, name, image, {key: value for key, value in values.items() if value is not None})
-
-
-def in_order(function: Callable[[A], B], items: Iterable[A], threads: int) -> Generator[B]:
-    """The results of a function in the order of its arguments, computed ahead in threads; few at a time are kept."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[B]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:

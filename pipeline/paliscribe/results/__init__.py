@@ -1,6 +1,15 @@
 """Results of a run: schema, commit of shards, publication of parts, and the driver's lease."""
 
-from paliscribe.results.commit import Marker, commit, done, find_marker, read_committed, read_marker, write_shard
+from paliscribe.results.commit import (
+    Marker,
+    commit,
+    committed,
+    done,
+    find_marker,
+    read_committed,
+    read_marker,
+    write_shard,
+)
 from paliscribe.results.lease import Lease, Owner, hold, read_lease
 from paliscribe.results.publish import (
     SUCCESS,
@@ -12,6 +21,7 @@ from paliscribe.results.publish import (
     publish_part,
     published,
     read_part,
+    read_parts,
     read_summary,
     run_name,
     sweep,
@@ -30,6 +40,7 @@ __all__ = [
     "PartMarker",
     "begin_retry",
     "commit",
+    "committed",
     "describe",
     "done",
     "find_marker",
@@ -43,6 +54,7 @@ __all__ = [
     "read_lease",
     "read_marker",
     "read_part",
+    "read_parts",
     "read_summary",
     "record_values",
     "retry_begun",

@@ -9,10 +9,12 @@ whose name starts with an underscore.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from paliscribe.errors import RunError
@@ -90,10 +92,19 @@ def find_marker(store: Store, shard: int, base: str = FIRST_RUN) -> Marker | Non
     return read_marker(store, shard, base) if store.exists(marker_key(shard, base)) else None
 
 
-def done(store: Store, base: str = FIRST_RUN) -> set[int]:
-    """The committed shards, from one listing."""
+def committed(store: Store, base: str = FIRST_RUN) -> Iterator[int]:
+    """The committed shards, in no order, from one listing."""
     start = f"{base}/done/shard-"
-    return {int(found.key.removeprefix(start).removesuffix(".json")) for found in store.list(start)}
+    for item in store.list(start):
+        yield int(item.key.removeprefix(start).removesuffix(".json"))
+
+
+def done(store: Store, shards: int, base: str = FIRST_RUN) -> npt.NDArray[np.bool_]:
+    """[shards]: whether each shard is committed."""
+    found = np.zeros(shards, np.bool_)
+    for shard in committed(store, base):
+        found[shard] = True
+    return found
 
 
 def read_committed(store: Store, marker: Marker) -> pa.Table:

@@ -18,12 +18,13 @@ into a name of 255 bytes. Files of a folder hold a single partition value, so fo
 them.
 """
 
+import contextlib
 import hashlib
 import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -35,8 +36,10 @@ import pyarrow.parquet as pq
 from paliscribe.errors import RunError
 from paliscribe.results.commit import FIRST_RUN, Marker, add, read_committed, read_marker
 from paliscribe.storage import StorageError, Store
+from paliscribe.storage.parallel import in_order
 
 PART_RECORDS = 1_000_000  # about 128 MB of Parquet at some 130 bytes a record
+READ_AHEAD = 4  # shards of a part that are read at the same time
 ROW_GROUP = 65_536  # records
 FOLDER_BYTES = 120  # most bytes of a column name or a value in a folder's name
 SUMMARY, SUCCESS = "_summary.json", "_SUCCESS"
@@ -82,6 +85,7 @@ class PartMarker:
     error_kinds: dict[str, int]
     tokens: int
     shards_with_errors: list[int]
+    kept: list[str] = field(default_factory=list)  # their files, which a retry reads; none in older markers
 
     def as_json(self) -> bytes:
         """Canonical JSON."""
@@ -103,6 +107,12 @@ def read_part(store: Store, part: int, generation: int = 0) -> PartMarker | None
         raise
 
 
+def read_parts(store: Store, generation: int = 0) -> list[PartMarker]:
+    """The markers of all published parts, in order."""
+    found = in_order(lambda part: read_part(store, part, generation), sorted(published(store, generation)))
+    return [marker for marker in found if marker is not None]
+
+
 def published(store: Store, generation: int = 0) -> set[int]:
     """The published parts, from one listing."""
     start = f"{generation_base(generation)}/parts/part-"
@@ -116,12 +126,13 @@ def publish_part(store: Store, layout: Layout, part: int, generation: int = 0) -
     before = None if generation == 0 else read_part(store, part, generation - 1)
     base = generation_base(generation)
     shards = layout.shards_of(part) if before is None else before.shards_with_errors
-    markers = [read_marker(store, shard, base) for shard in shards]
+    markers = list(in_order(lambda shard: read_marker(store, shard, base), shards))
     suffix = "" if generation == 0 else f".retry-{generation:03d}"
     with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
         files = _Files(Path(folder), layout, f"part-{part:05d}", suffix)
-        for marker in markers:
-            files.add(read_committed(store, marker))
+        with contextlib.closing(in_order(lambda marker: read_committed(store, marker), markers, READ_AHEAD)) as tables:
+            for table in tables:
+                files.add(table)
         written = files.close()
         if before is not None:
             store.delete_many(sorted(key for key in before.files if key.startswith("errors/")))
@@ -139,7 +150,7 @@ def finish(store: Store, layout: Layout, facts: dict[str, Any], generation: int 
     tokens = 0
     files: dict[str, dict[str, Any]] = {}
     for number in range(generation + 1):
-        parts = [marker for part in sorted(published(store, number)) if (marker := read_part(store, part, number))]
+        parts = read_parts(store, number)
         expected = layout.rows * len(layout.tasks) if number == 0 else statuses["error"]
         if (found := sum(marker.records for marker in parts)) != expected:
             raise RunError(f"{store.uri}: {found:,} records, expected {expected:,}; the run is not marked as finished")
@@ -184,20 +195,27 @@ def run_name(uri: str) -> str:
     return hashlib.sha256(uri.encode()).hexdigest()[:12]
 
 
-def sweep(store: Store, layout: Layout) -> int:
+def sweep(store: Store) -> int:
     """Delete shard files that are no longer needed; returns their number.
 
     Only for a finished run whose lease is held: every shard is committed and published, so only shards with dead
     letters are still needed, by a retry.
     """
-    needed = set()
-    for part in range(layout.parts):
-        marker = read_part(store, part)
-        for shard in marker.shards_with_errors if marker else layout.shards_of(part):
-            needed.add(read_marker(store, shard).file)
-    orphans = [found.key for found in store.list(f"{FIRST_RUN}/shards/") if found.key not in needed]
-    store.delete_many(orphans)
-    return len(orphans)
+    needed: set[str] = set()
+    for marker in read_parts(store):
+        known = marker.kept or [read_marker(store, shard).file for shard in marker.shards_with_errors]
+        needed.update(known)
+    deleted = 0
+
+    def orphans() -> Iterator[str]:
+        nonlocal deleted
+        for found in store.list(f"{FIRST_RUN}/shards/"):
+            if found.key not in needed:
+                deleted += 1
+                yield found.key
+
+    store.delete_many(orphans())
+    return deleted
 
 
 def _part_key(part: int, generation: int) -> str:
@@ -218,6 +236,7 @@ def _part_marker(part: int, markers: list[Marker], files: dict[str, dict[str, An
         error_kinds=dict(sorted(error_kinds.items())),
         tokens=sum(marker.tokens for marker in markers),
         shards_with_errors=[marker.shard for marker in markers if marker.statuses.get("error")],
+        kept=[marker.file for marker in markers if marker.statuses.get("error")],
     )
 
 

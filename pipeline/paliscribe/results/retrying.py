@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -13,8 +12,7 @@ from paliscribe.records import ManifestRow
 from paliscribe.results.commit import read_committed, read_marker
 from paliscribe.results.publish import SUCCESS, generation_base
 from paliscribe.storage import StorageError, Store
-
-WRITES = 16  # at the same time
+from paliscribe.storage.parallel import in_order
 
 
 def begin_retry(store: Store, generation: int, rows: Iterable[ManifestRow], shard_rows: int) -> None:
@@ -29,8 +27,8 @@ def begin_retry(store: Store, generation: int, rows: Iterable[ManifestRow], shar
         rows = [ManifestRow(**row) for row in json.loads(store.get(_begun_key(generation))).get("rows", [])]
     by_shard = groupby(sorted(rows, key=lambda row: row.row), lambda row: row.row // shard_rows)
     bodies = {shard: json.dumps([asdict(row) for row in found]).encode() for shard, found in by_shard}
-    with ThreadPoolExecutor(WRITES) as threads:
-        list(threads.map(lambda shard: store.put(_rows_key(generation, shard), bodies[shard]), bodies))
+    for _ in in_order(lambda shard: store.put(_rows_key(generation, shard), bodies[shard]), bodies):
+        pass
     if not begun:
         store.put_if_absent(_begun_key(generation), b"{}")
 

@@ -8,7 +8,7 @@ from pyarrow import fs
 
 from paliscribe.storage.base import StorageError, is_local, scheme
 from paliscribe.storage.local import local_path
-from paliscribe.storage.s3 import client
+from paliscribe.storage.s3_client import client
 
 
 def encode(table: pa.Table, batch_rows: int | None = None) -> bytes:
@@ -28,7 +28,7 @@ def decode(body: bytes) -> pa.Table:
 def filesystem(uri: str) -> tuple[Any, str]:
     """The pyarrow filesystem of a folder or prefix, and the path in it. S3 uses the same AWS settings as boto3.
 
-    Raises StorageError `bad_uri` for other schemes, and as `s3.client`.
+    Raises StorageError `bad_uri` for other schemes, and as `s3_client.client`.
     """
     if is_local(uri):
         return fs.LocalFileSystem(), str(local_path(uri).expanduser().absolute())

@@ -1,119 +1,16 @@
 """S3 and compatible stores, through boto3, with the standard AWS settings."""
 
 import io
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind
-from paliscribe.storage.retry import T, with_retries
+from paliscribe.storage.base import RETRYABLE, ObjectInfo, Scheme, StorageError
+from paliscribe.storage.parallel import in_order
+from paliscribe.storage.s3_client import client, endpoint, retried, translate_errors
 
-RETRIES = 5  # of reads and writes through S3Store; `Fetcher` sets its own number
-CODES: dict[str, StorageErrorKind] = {
-    "NoSuchKey": "missing",
-    "NoSuchBucket": "missing",
-    "NoSuchVersion": "missing",
-    "PreconditionFailed": "missing",  # in a read: the version was replaced
-    "InvalidBucketName": "bad_uri",
-    "KeyTooLongError": "bad_uri",
-    "InvalidURI": "bad_uri",
-    "EntityTooLarge": "too_large",
-    "SlowDown": "throttled",
-    "Throttling": "throttled",
-    "ThrottlingException": "throttled",
-    "RequestLimitExceeded": "throttled",
-    "TooManyRequests": "throttled",
-    "OperationAborted": "throttled",
-    "ConditionalRequestConflict": "throttled",
-    "RequestTimeout": "unreachable",  # status 400, but temporary
-}
-STATUS: dict[int, StorageErrorKind] = {404: "missing", 408: "unreachable", 409: "throttled", 429: "throttled"}
-WORDS = {
-    "NoSuchBucket": "no such bucket",
-    "AccessDenied": "access denied (S3 says the same of an object that is not there if you may not list)",
-    "403": "access denied (S3 says the same of an object that is not there if you may not list)",
-    "InvalidAccessKeyId": "the store does not know this AWS access key",
-    "SignatureDoesNotMatch": "the AWS secret key does not match the access key",
-    "ExpiredToken": "the AWS credentials have expired",
-    "InvalidToken": "the AWS session token is not valid",
-    "RequestTimeTooSkewed": "this machine's clock is wrong",
-    "InvalidObjectState": "the object is archived; restore it first",
-    "PreconditionFailed": "the object was replaced during the read",
-    "InvalidBucketName": "not a valid bucket name",
-}
-_clients: dict[tuple[int, float], Any] = {}
-_lock = threading.Lock()
-
-
-def client(connections: int = 32, timeout: float = 30.0) -> Any:
-    """The S3 client of this process; clients are thread-safe, sessions are not. Raises StorageError."""
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    with _lock:
-        if (connections, timeout) not in _clients:
-            try:
-                session = boto3.session.Session()
-                _clients[connections, timeout] = session.client(
-                    "s3",
-                    region_name=session.region_name or "us-east-1",
-                    config=Config(
-                        max_pool_connections=connections,
-                        connect_timeout=min(timeout, 10.0),
-                        read_timeout=timeout,
-                        retries={"total_max_attempts": 1},  # only `with_retries` retries
-                        request_checksum_calculation="when_required",  # compatible stores may lack newer checksums
-                        response_checksum_validation="when_required",
-                    ),
-                )
-            except BotoCoreError as error:
-                raise StorageError("forbidden", "s3://", f"the AWS settings cannot be used: {error}") from error
-            except ValueError as error:  # its text may contain a password of the address
-                raise StorageError("bad_uri", "s3://", "AWS_ENDPOINT_URL is not an address") from error
-        return _clients[connections, timeout]
-
-
-def retried(attempt: Callable[[], T]) -> T:
-    """`with_retries` for calls of this store."""
-    return with_retries(attempt, RETRIES, _endpoint())
-
-
-def _endpoint() -> str:
-    return str(client().meta.endpoint_url)
-
-
-@contextmanager
-def translate_errors(uri: str) -> Iterator[None]:
-    """Translate botocore's exceptions into StorageError, by code and type."""
-    from botocore import exceptions as boto
-
-    try:
-        yield
-    except boto.ClientError as error:
-        raise _error(uri, error.response) from error
-    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-        raise StorageError("forbidden", uri, "no AWS credentials were found") from error
-    except (boto.CredentialRetrievalError, boto.TokenRetrievalError, boto.SSOError) as error:
-        raise StorageError("forbidden", uri, f"AWS credentials cannot be loaded ({type(error).__name__})") from error
-    except boto.ParamValidationError as error:
-        raise StorageError("bad_uri", uri, "not a valid bucket or key") from error
-    except (boto.BotoCoreError, OSError) as error:
-        raise StorageError("unreachable", uri, f"the store cannot be reached ({type(error).__name__})") from error
-
-
-def _error(uri: str, response: dict[str, Any]) -> StorageError:
-    """The error of a store's response, by its code, or by its HTTP status: responses to HEAD have no code."""
-    code = str(response.get("Error", {}).get("Code", ""))
-    metadata = response.get("ResponseMetadata", {})
-    status = int(metadata.get("HTTPStatusCode", 0))
-    kind = CODES.get(code) or STATUS.get(status) or ("forbidden" if 300 <= status < 500 else "unreachable")
-    plain = {"missing": "no such object", "throttled": "the store asks to slow down"}
-    words = WORDS.get(code) or plain.get(kind, f"the store answered {code or status}")
-    after = str(metadata.get("HTTPHeaders", {}).get("retry-after", ""))
-    return StorageError(kind, uri, words, float(after) if after.isdigit() else None)
+BULK = 1000  # objects in a request to delete them: S3's limit
 
 
 class S3Store:
@@ -199,9 +96,30 @@ class S3Store:
         self._call("delete_object", key)
 
     def delete_many(self, keys: Iterable[str]) -> None:
-        """See Store. One by one, since some compatible stores lack the bulk call."""
-        for key in keys:
-            self.delete(key)
+        """See Store. A thousand at a time; one by one where a compatible store lacks that call or refuses a key."""
+        left = iter(keys)
+        while some := list(islice(left, BULK)):
+            try:
+                refused = self._delete_bulk(some)
+            except StorageError as error:
+                if error.kind in RETRYABLE:
+                    raise
+                refused = some  # by one request each, whose errors say why
+            for _ in in_order(self.delete, refused):
+                pass
+
+    def _delete_bulk(self, keys: Sequence[str]) -> Sequence[str]:
+        """Delete objects by one request; returns the keys that it did not delete."""
+        names = {self._key(key): key for key in keys}
+
+        def once() -> list[str]:
+            with translate_errors(self.uri):
+                answer = client().delete_objects(
+                    Bucket=self.bucket, Delete={"Objects": [{"Key": name} for name in names], "Quiet": True}
+                )
+            return [names[error["Key"]] for error in answer.get("Errors", ())]
+
+        return retried(once)
 
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
@@ -330,4 +248,4 @@ def _get(uri: str, max_bytes: int, connections: int, timeout: float) -> bytes:
     return get_once(bucket, key, max_bytes, connections, timeout)[0]
 
 
-SCHEME = Scheme("s3://", _open, _get, store=_endpoint)
+SCHEME = Scheme("s3://", _open, _get, store=endpoint)

@@ -19,6 +19,7 @@ from paliscribe.online.background import lines
 from paliscribe.online.background.store import BackgroundStore, FileInfo
 from paliscribe.online.background.work import Work
 from paliscribe.storage import Store, open_store
+from paliscribe.storage.parallel import in_order
 
 SHARD_LINES = 64  # lines in a shard: the most that a cancelled batch loses for each stage process
 
@@ -61,8 +62,8 @@ def drive_batch(work: Work) -> None:
 def _committed(run: Store) -> Counter[str]:
     """Statuses of the records that a run has committed."""
     statuses: Counter[str] = Counter()
-    for shard in results.done(run):
-        statuses.update(results.read_marker(run, shard).statuses)
+    for marker in in_order(lambda shard: results.read_marker(run, shard), results.committed(run)):
+        statuses.update(marker.statuses)
     return statuses
 
 
@@ -132,7 +133,7 @@ def _records(run: Store) -> Iterator[dict[str, Any]]:
                 for batch in pq.ParquetFile(file).iter_batches():
                     yield from batch.to_pylist()
         return
-    for shard in sorted(results.done(run)):
+    for shard in sorted(results.committed(run)):
         yield from results.read_committed(run, results.read_marker(run, shard)).to_pylist()
 
 

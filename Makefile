@@ -9,7 +9,7 @@ INSTALL = -m pip install --quiet --editable '.[test,lint,train]' $(if $(LOCK),--
 TWO = -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick test-full lint format setup lock clean docs
+.PHONY: help demo test quick test-long test-full lint format setup lock clean docs
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,7 +27,7 @@ demo: setup  ## make a small collection, annotate it, print how many answers are
 quick: setup  ## tests without Ray, browser and long computation: under two minutes
 	$(BIN)/python -m pytest $(TWO) -m "not cluster and not slow"
 
-test: setup  ## every test that runs without a GPU: those with Ray, and beside them, with less priority, the others
+test: setup  ## the tests that need no GPU and minutes: those with Ray, and beside them, with less priority, the others
 	@mkdir -p build; status=0; \
 	nice -n 19 $(BIN)/python -m pytest -m "not cluster" > build/without-ray.log 2>&1 & others=$$!; \
 	trap "kill $$others" INT TERM; \
@@ -35,7 +35,10 @@ test: setup  ## every test that runs without a GPU: those with Ray, and beside t
 	wait $$others || status=1; \
 	cat build/without-ray.log; exit $$status
 
-test-full: setup  ## the same, and what takes hours: all paths of the CPU libraries, all precisions, full sizes
+test-long: setup  ## tests that start clusters again and again: the pages' commands, scaling, joining, no network
+	LONG=1 $(BIN)/python -m pytest -m long
+
+test-full: setup  ## all tests, and what takes hours: all paths of the CPU libraries, all precisions, full sizes
 	FULL=1 $(BIN)/python -m pytest
 
 lint: setup  ## ruff, mypy, codespell

@@ -57,7 +57,7 @@ def main() -> None:
     def fetch(row: dict[str, Any]) -> dict[str, Any]:
         return row | {"bytes": (folder / row["image"]).read_bytes()}
 
-    ray.init(include_dashboard=False, logging_level="ERROR")
+    ray.init("local", include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
     ray.data.DataContext.get_current().enable_progress_bars = False
     answers = (
         ray.data.read_json(str(arguments.manifest), lines=True)

@@ -91,13 +91,15 @@ def timed(module: Sequence[str], output: Path) -> tuple[float, float]:
     """Seconds until something is in `output`, and until the process has ended."""
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "OMP_NUM_THREADS")}
     begun, first = time.monotonic(), 0.0
-    process = subprocess.Popen([sys.executable, "-m", *module], env=environment, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        if not first and _has_content(output):
-            first = time.monotonic() - begun
-        time.sleep(LOOK)
-    if process.returncode:
-        raise SystemExit(f"{module[0]} ended with status {process.returncode}")
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([sys.executable, "-m", *module], env=environment, stdout=log, stderr=log)
+        while process.poll() is None:
+            if not first and _has_content(output):
+                first = time.monotonic() - begun
+            time.sleep(LOOK)
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{log.read()[-2000:]}\n{module[0]} ended with status {process.returncode}")
     whole = time.monotonic() - begun
     return first or whole, whole
 

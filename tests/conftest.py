@@ -50,13 +50,16 @@ SLOW = (  # files that compute for more than some seconds, or open a browser
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`slow` is left out by `make quick`; `full` runs with FULL=1 only: `make test-full`."""
+    """`slow` is left out by `make quick`; `long` runs with LONG=1 or FULL=1 only, `full` with FULL=1 only."""
     here, skipped = Path(__file__).parent, pytest.mark.skip(reason="takes minutes: make test-full")
+    postponed = pytest.mark.skip(reason="takes minutes: make test-long, which .ci/run runs too")
     for item in items:
         if any(item.path.relative_to(here).match(pattern) for pattern in SLOW):
             item.add_marker("slow")
         if item.get_closest_marker("full") and not os.environ.get("FULL"):
             item.add_marker(skipped)
+        if item.get_closest_marker("long") and not (os.environ.get("LONG") or os.environ.get("FULL")):
+            item.add_marker(postponed)
 
 
 @dataclass(frozen=True, slots=True)

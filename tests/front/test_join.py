@@ -22,7 +22,7 @@ from front.heads import PROGRAMS, TOKEN, free_ports, running
 from infra.test_observation import named
 from prometheus_client.parser import text_string_to_metric_families
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_scene
 from paliscribe.demo.scenes import TEST_SEEDS, Scene
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 KEY = "a-key-for-the-offline-tests"
 OVER = {"completed", "failed", "expired", "cancelled"}
 CALL: Any = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}

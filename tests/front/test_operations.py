@@ -20,7 +20,7 @@ from front.heads import free_ports
 
 from paliscribe.demo.collection import write_collection
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/operations.md").read_text()
 LIMIT = 900  # seconds until a page that hangs is given up; it takes four to eight minutes on two cores

@@ -17,7 +17,7 @@ from front.conftest import replicas
 from front.test_resume import wait_until_gone
 from front.test_serve import CAPTION, asked
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 POOL = {"threads": 1, "cpus_per_replica": 0.25, "min_replicas": 0, "max_replicas": 2, "rows_per_replica": 8}
 SCALING = {"scale_up_after": 0, "scale_down_after": 3}
 

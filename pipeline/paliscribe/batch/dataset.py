@@ -25,16 +25,24 @@ from paliscribe.results import Marker
 
 
 def annotate_shards(
-    plan: Plan, pool: PoolAddress, shards: npt.NDArray[np.int64], *, cpus: float, workers: int, progress: Progress
+    plan: Plan,
+    pool: PoolAddress,
+    shards: npt.NDArray[np.int64],
+    *,
+    cpus: float,
+    workers: int,
+    progress: Progress,
+    stage: type | None = None,
 ) -> Generator[Marker]:
     """Annotate shards on at most `workers` stage processes of `cpus` each; yields their markers as they are committed.
 
-    Updates `progress.rows_open` meanwhile. Raises TemporaryError if a process keeps failing.
+    Updates `progress.rows_open` meanwhile. `stage`: instead of `StageActor`, for measurements. Raises TemporaryError if
+    a process keeps failing.
     """
     open_rows = OpenRows()
     blocks = ray.data.from_blocks([as_block(part) for part in divide(shards, workers)])
     markers = blocks.map_batches(
-        _StageActor,
+        stage or StageActor,
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
@@ -75,13 +83,14 @@ def shards_of(block: pa.Table) -> Iterator[int]:
         yield from range(first, last + 1)
 
 
-class _StageActor:
+class StageActor:
     """A stage process as a Ray Data actor. It may be up before the pool is: its first block waits."""
 
     def __init__(self, plan: Plan, pool: PoolAddress, open_rows: str) -> None:
         self._stage, self._pool, self._notes = Stage(plan, PoolClient(pool)), pool, OpenRowsNotes(open_rows)
 
     def __call__(self, block: pa.Table) -> Iterator[dict[str, Any]]:
+        """Yield the marker of each shard of a block, an output block each."""
         wait_until_ready(self._pool)
         for marker in self._stage.annotate(shards_of(block), self._notes.note):
             yield {"marker": np.array([marker.as_json().decode()], dtype=object)}

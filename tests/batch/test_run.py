@@ -1,6 +1,7 @@
 """Opening a run: what is read again when it is resumed."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def test_other_settings_are_refused_without_reading(tmp_path: Path, scans: list[
 
 def test_a_file_written_a_moment_ago_or_a_folder_is_read(tmp_path: Path, scans: list[str]) -> None:
     source = write(tmp_path / "m.jsonl", "one")
-    os.utime(source)
+    os.utime(source, (int(time.time()), int(time.time())))  # by a clock of whole seconds
     open_run(source, tmp_path / "o")
     open_run(source, tmp_path / "o")
     assert len(scans) == 1

@@ -1,11 +1,12 @@
 """What only disks do: permissions, folders in the way, links, unfinished writes."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from paliscribe.storage import StorageError, open_store
+from paliscribe.storage import StorageError, local, open_store
 
 
 def kind(store_folder: Path, key: str) -> str:
@@ -78,3 +79,9 @@ def test_listing_is_in_the_order_of_whole_keys(tmp_path: Path) -> None:
     for name in reversed(names):
         store.put(name, b"")
     assert [found.key for found in store.list()] == names == sorted(names)
+
+
+def test_recent_by_the_clock_of_the_file_system() -> None:
+    now = int(time.time())
+    assert local.is_recent(now) and not local.is_recent(now - 3)
+    assert local.is_recent(time.time() + 0.01) and not local.is_recent(now - 2 + 0.5)

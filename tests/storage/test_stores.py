@@ -169,7 +169,7 @@ def test_errors_travel_to_other_processes() -> None:
 
 
 def test_versions_tell_changes_without_reading(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "NEW", -1.0)
+    monkeypatch.setattr(local, "is_recent", lambda modified: False)
     store.put("k", b"one")
     first = store.version("k")
     assert first is not None and store.version("k") == first

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from paliscribe.manifest.reading import TYPES, WORDS, Reading, as_rows
 from paliscribe.records import ManifestRow
 from paliscribe.storage import StorageError, Store, is_local, open_store, redacted, split
 from paliscribe.storage.arrow import encode
-from paliscribe.storage.local import NEW
+from paliscribe.storage.local import is_recent
 from paliscribe.storage.parallel import in_order
 
 BATCH, BATCH_BYTES = 8192, 8 << 20  # rows and bytes of text of a batch in a file at most
@@ -151,9 +150,7 @@ def _version(source: str, *, settled: bool) -> str | None:
         files = formats.files(source)
     except (StorageError, UsageError):
         return None
-    if not files or (
-        settled and is_local(source) and max(item.modified for item in files.values()) > time.time() - NEW
-    ):
+    if not files or (settled and is_local(source) and any(is_recent(item.modified) for item in files.values())):
         return None
     listing = json.dumps([(uri, item.etag, item.size) for uri, item in files.items()])
     return f"{redacted(_absolute(source))} {len(files)} files {hashlib.sha256(listing.encode()).hexdigest()}"

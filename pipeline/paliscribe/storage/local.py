@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind
 
-NEW = 2.0  # seconds since a change during which another one may get the same time of modification
+COARSE, FINE = 2.0, 0.1  # seconds since a change during which another one may get the same time of modification
 TEMPORARY = ".tmp-"  # name prefix of unfinished writes and of lock files: never listed
 KINDS: dict[int, StorageErrorKind] = {
     errno.ENOENT: "missing",
@@ -48,6 +48,14 @@ def local_path(uri: str) -> Path:
     if host.lower() not in ("", "localhost"):
         raise StorageError("bad_uri", uri, "file:// addresses have no host: file:///folder/name")
     return Path(slash + unquote(path))
+
+
+def is_recent(modified: float) -> bool:
+    """Whether another change might leave a file's time of modification the same, as clocks of file systems are coarse.
+
+    `modified`: seconds since 1970. A fraction of a second shows a clock that has such.
+    """
+    return time.time() - modified < (FINE if modified % 1 else COARSE)
 
 
 class LocalStore:
@@ -137,10 +145,10 @@ class LocalStore:
             return (self.folder / key).is_file()
 
     def version(self, key: str, *, settled: bool = True) -> str | None:
-        """See Store. Another change may leave the time of modification the same for `NEW` seconds."""
+        """See Store: inode, time of modification, size."""
         with self._translate_errors(key):
             found = (self.folder / key).stat()
-        is_new = settled and time.time() - found.st_mtime < NEW
+        is_new = settled and is_recent(found.st_mtime)
         return None if is_new else f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
     def delete(self, key: str) -> None:

@@ -12,6 +12,7 @@ Every measurement has a process of its own. One task, output on a local disk.
 import argparse
 import base64
 import contextlib
+import importlib
 import io
 import json
 import re
@@ -37,7 +38,7 @@ FORMATS = ("jsonl", "csv", "parquet")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 10_000_000])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
@@ -268,7 +269,8 @@ def through_ray(shards: int, cpus: int) -> dict[str, float]:
     begun, most, count = time.monotonic(), 0, 0
     workers = max(1, cpus // 4)  # the rest is the pool's
     plan: Any = None
-    for _ in annotate_shards(plan, plan, np.arange(shards), cpus=1, workers=workers, progress=Progress(), stage=Idle):
+    idle = importlib.import_module("bench.scale").Idle  # not of __main__, which other processes do not have
+    for _ in annotate_shards(plan, plan, np.arange(shards), cpus=1, workers=workers, progress=Progress(), stage=idle):
         count += 1
         if count % 500 == 1:
             most = max(most, len(psutil.Process().children(recursive=True)))

@@ -1,5 +1,6 @@
 """Opening a run: what is read again when it is resumed."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -60,6 +61,21 @@ def test_a_manifest_that_was_written_again_is_read_and_compared(tmp_path: Path, 
     write(source, "one", "too", seconds=1_700_000_002)
     with pytest.raises(UsageError, match="differs in the manifest"):
         open_run(source, tmp_path / "o")
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    source, output = write(tmp_path / "m.jsonl", "one", "two"), tmp_path / "o"
+    open_run(source, output)
+    digest = manifest.legacy_digest(str(source), image_column="image", id_column="id")
+    for name, changes in (("run.json", {"manifest": digest}), ("manifest/manifest.json", {"identity": None})):
+        path = output / "_run" / name
+        found = json.loads(path.read_text())
+        (found["fingerprint"] if "fingerprint" in found else found).update(changes)
+        path.write_text(json.dumps(found))
+    assert open_run(source, output).fingerprint.manifest == digest
+    write(source, "one", "too")
+    with pytest.raises(UsageError, match="differs in the manifest"):
+        open_run(source, output)
 
 
 def test_an_equal_file_in_its_place_is_compared(tmp_path: Path, scans: list[str]) -> None:

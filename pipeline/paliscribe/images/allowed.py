@@ -18,7 +18,7 @@ import httpx
 
 from paliscribe.config import ImagesConfig
 from paliscribe.errors import RequestError, UsageError
-from paliscribe.storage import StorageError, open_store, split
+from paliscribe.storage import StorageError, http, open_store, split
 
 MAX_REDIRECTS: Final = 3
 PORTS: Final = {"http": 80, "https": 443}
@@ -117,7 +117,7 @@ class AllowedAddresses:
                 if reply.is_redirect:
                     return str(reply.headers.get("location", ""))
                 if reply.status_code != 200:
-                    raise RequestError(400, "missing", f"the image's host answered {reply.status_code}")
+                    raise _refused(reply)
                 return await self._bounded(reply)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             raise RequestError(502, "unreachable", "cannot read from the image's host") from None
@@ -142,6 +142,17 @@ class AllowedAddresses:
         if not found or (not self._config.private and not all(map(is_public, found))):
             raise RequestError(403, "not_allowed", "the image's host has a private address")
         return found[0]
+
+
+def _refused(reply: httpx.Response) -> RequestError:
+    """The error of a response without an image: the host's own failures may be temporary."""
+    words = f"the image's host answered {reply.status_code}"
+    kind = http.STATUS.get(reply.status_code, "unreachable" if reply.status_code >= 500 else "missing")
+    if kind == "throttled":
+        return RequestError(503, kind, words, retry_after=http.retry_after(reply))
+    return RequestError(
+        502 if kind == "unreachable" else 400, "unreachable" if kind == "unreachable" else "missing", words
+    )
 
 
 def is_public(address: Address) -> bool:

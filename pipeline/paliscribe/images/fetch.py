@@ -26,21 +26,27 @@ class Fetcher:
 
     def fetch(self, uri: str) -> bytes:
         """The bytes at this address. Raises RowError."""
+        gate = self._gates.of(uri)
+
+        def once() -> bytes:
+            with gate:
+                return self._read(uri)
+
         try:
-            if inline.is_inline(uri):
-                return inline.decoded(uri)
-            scheme, gate = registered_scheme(uri), self._gates.of(uri)
-
-            def once() -> bytes:
-                with gate:
-                    return scheme.get_once(uri, self.max_bytes, self.concurrency, self.timeout)
-
-            data = with_retries(once, self.retries, scheme.store())
+            data = inline.decoded(uri) if inline.is_inline(uri) else with_retries(once, self.retries, self._store(uri))
         except StorageError as error:
             raise RowError(error.kind, error.message) from error
         if not data:
             raise RowError("empty", "the object has no bytes")
         return data
+
+    def _read(self, uri: str) -> bytes:
+        """The bytes at this address, without retries. Raises StorageError, which may be temporary, or RowError."""
+        return registered_scheme(uri).get_once(uri, self.max_bytes, self.concurrency, self.timeout)
+
+    def _store(self, uri: str) -> str:
+        """The name of a store that is waited for: see `with_retries`."""
+        return registered_scheme(uri).store()
 
     def fetch_many(self, uris: Sequence[str]) -> list[bytes | RowError]:
         """The bytes at each address, or its error, in order."""

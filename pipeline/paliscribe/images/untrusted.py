@@ -5,17 +5,15 @@ By default no address is allowed: see `allowed`. Live requests read through `Unt
 """
 
 import asyncio
-import random
-from collections.abc import Sequence
 from typing import Final, get_args
 
 from paliscribe.config import ImagesConfig
 from paliscribe.errors import RequestError, RowError, RowErrorKind
 from paliscribe.images.allowed import AllowedAddresses
-from paliscribe.storage import inline
+from paliscribe.images.fetch import Fetcher
+from paliscribe.storage import StorageError, StorageErrorKind, inline
 
-RETRYABLE: Final = 500  # errors of this HTTP status or above may be temporary
-MAX_BACKOFF: Final = 10.0  # seconds between two attempts
+TEMPORARY: Final = 500  # errors of this HTTP status or above may be temporary
 KINDS: Final[dict[str, RowErrorKind]] = {kind: kind for kind in get_args(RowErrorKind)} | {"not_allowed": "forbidden"}
 
 
@@ -57,31 +55,26 @@ class UntrustedImages:
         return data
 
 
-class GuardedFetcher:
+class GuardedFetcher(Fetcher):
     """Like `images.fetch.Fetcher`, but reads through `UntrustedImages`. One per process is enough."""
 
     def __init__(self, config: ImagesConfig, *, concurrency: int, retries: int) -> None:
-        self._images, self._concurrency, self._retries = UntrustedImages(config), concurrency, retries
+        super().__init__(concurrency=concurrency, retries=retries)
+        self._images = UntrustedImages(config)
 
-    def fetch_many(self, uris: Sequence[str]) -> list[bytes | RowError]:
-        """The bytes at each address, or its error, in order."""
-        return asyncio.run(self._all(uris))
+    def fetch(self, uri: str) -> bytes:
+        """See Fetcher; data URLs within the limit of the configuration too."""
+        return self._read(uri) if inline.is_inline(uri) else super().fetch(uri)
 
-    async def _all(self, uris: Sequence[str]) -> list[bytes | RowError]:
-        limit = asyncio.Semaphore(self._concurrency)
+    def _read(self, uri: str) -> bytes:
+        try:
+            return asyncio.run(self._images.read(uri))
+        except RequestError as error:
+            kind = KINDS.get(error.code, "unreachable")
+            if error.status < TEMPORARY:
+                raise RowError(kind, error.message) from None
+            throttled: StorageErrorKind = "throttled" if kind == "throttled" else "unreachable"
+            raise StorageError(throttled, uri, error.message, error.retry_after) from None
 
-        async def one(uri: str) -> bytes | RowError:
-            async with limit:
-                return await self._one(uri)
-
-        return await asyncio.gather(*(one(uri) for uri in uris))
-
-    async def _one(self, uri: str) -> bytes | RowError:
-        for attempt in range(self._retries + 1):
-            try:
-                return await self._images.read(uri) or RowError("empty", "the object has no bytes")
-            except RequestError as error:
-                if error.status < RETRYABLE or attempt == self._retries:
-                    return RowError(KINDS.get(error.code, "unreachable"), error.message)
-            await asyncio.sleep(random.uniform(0, min(MAX_BACKOFF, 0.2 * 2**attempt)))
-        raise AssertionError("unreachable")
+    def _store(self, uri: str) -> str:
+        return ""  # strangers' hosts are not waited for

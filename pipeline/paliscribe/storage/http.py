@@ -60,7 +60,7 @@ def open_response(uri: str, connections: int = 32, timeout: float = 30.0) -> Ite
             if response.status_code != 200:
                 status = response.status_code
                 kind = STATUS.get(status, "unreachable" if status >= 500 else "forbidden")
-                raise StorageError(kind, uri, f"the server answered {status}", _retry_after(response))
+                raise StorageError(kind, uri, f"the server answered {status}", retry_after(response))
             yield response
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.TooManyRedirects) as error:
         raise StorageError("bad_uri", uri, f"not an address that can be fetched ({type(error).__name__})") from error
@@ -83,7 +83,7 @@ def get_once(uri: str, max_bytes: int | None, connections: int = 32, timeout: fl
         return bytes(data), response.headers.get("ETag", "")
 
 
-def _retry_after(response: "httpx.Response") -> float | None:
+def retry_after(response: "httpx.Response") -> float | None:
     """Seconds to wait by the Retry-After header, which holds a number or a date."""
     value = response.headers.get("Retry-After", "")
     if value.isdigit():

@@ -104,7 +104,7 @@ def whole_run(manifest: Path, output: Path, threads: int) -> dict[str, float]:
             seen["until"] = time.monotonic()
 
     job = JobConfig(
-        manifest=str(manifest),
+        manifest=(str(manifest),),
         tasks=TASKS,
         output=str(output),
         shard_rows=64,

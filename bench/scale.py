@@ -145,7 +145,7 @@ def start(manifest: Path, output: Path) -> dict[str, float]:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(Stopped):
-        run_batch(JobConfig(manifest=str(manifest), tasks=(TASK,), output=str(output)), watch)
+        run_batch(JobConfig(manifest=(str(manifest),), tasks=(TASK,), output=str(output)), watch)
     return found | {"driver's peak MiB": peak()}
 
 
@@ -197,7 +197,7 @@ def ends(source: Path, output: Path) -> dict[str, Any]:
         results.commit(store, results.write_shard(store, shard, "a", table))
         results.write_shard(store, shard, "lost", table.slice(0, 1))
     counting: Any = Counting(store)
-    job = JobConfig(manifest=str(source), tasks=(TASK,), output=str(output))
+    job = JobConfig(manifest=(str(source),), tasks=(TASK,), output=str(output))
     figures: dict[str, Any] = {"parts": layout.parts}
 
     def timed(name: str, action: Callable[[], object]) -> None:

@@ -123,7 +123,7 @@ def run_rate(manifest: Path, output: Path) -> float:
             since.append(progress.annotating_since)
 
     pool = PoolConfig(replicas=1, threads=1)
-    job = JobConfig(manifest=str(manifest), tasks=TASKS, output=str(output), shard_rows=64, pool=pool)
+    job = JobConfig(manifest=(str(manifest),), tasks=TASKS, output=str(output), shard_rows=64, pool=pool)
     records: int = run_batch(job, watch)["records"]
     return records / (time.monotonic() - since[0])
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from paliscribe import manifest
-from paliscribe.api.tables import manifest_address
+from paliscribe.api.tables import manifest_addresses
 from paliscribe.errors import UsageError
 
 ROWS: list[dict[str, Any]] = [
@@ -47,7 +47,7 @@ def test_every_kind_of_table_gives_the_same_rows(
     made: Callable[[list[dict[str, Any]]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    address = manifest_address(made(ROWS), "out", "image")
+    [address] = manifest_addresses(made(ROWS), "out", "image")
     assert Path(address).is_relative_to(tmp_path / "out/_run/given")
     read = list(manifest.read(address))
     assert [row.id for row in read] == ["one", "two", "three"]
@@ -58,16 +58,18 @@ def test_every_kind_of_table_gives_the_same_rows(
 
 
 def test_equal_tables_have_one_address_and_others_another(tmp_path: Path) -> None:
-    first = manifest_address(ROWS, str(tmp_path), "image")
-    assert manifest_address(iter(ROWS), str(tmp_path), "image") == first
-    assert manifest_address(ROWS[:2], str(tmp_path), "image") != first
+    first = manifest_addresses(ROWS, str(tmp_path), "image")
+    assert manifest_addresses(iter(ROWS), str(tmp_path), "image") == first
+    assert manifest_addresses(ROWS[:2], str(tmp_path), "image") != first
     assert len(list((tmp_path / "_run/given").iterdir())) == 2
 
 
 def test_a_path_stays_as_it_is(tmp_path: Path) -> None:
     for address in ("photos/", "s3://bucket/m.jsonl"):
-        assert manifest_address(address, str(tmp_path), "image") == address
-    assert manifest_address(Path("photos"), str(tmp_path), "image") == "photos"
+        assert manifest_addresses(address, str(tmp_path), "image") == (address,)
+    assert manifest_addresses(Path("photos"), str(tmp_path), "image") == ("photos",)
+    several: list[str | Path] = ["s3://b/a.jsonl", Path("b.csv")]
+    assert manifest_addresses(several, str(tmp_path), "image") == ("s3://b/a.jsonl", "b.csv")
     assert not list(tmp_path.iterdir())
 
 
@@ -77,11 +79,11 @@ def test_a_path_stays_as_it_is(tmp_path: Path) -> None:
         (3, "not int"),
         (b"bytes", "not bytes"),
         ({"image": "a.jpg"}, "not dict"),
-        (["a.jpg"], "row 1 is a str, not a dict"),
+        ([3], "row 1 is a int, not a dict"),
         ([{"image": "a.jpg", "x": {1, 2}}], "row 1: .*set"),
     ],
 )
 def test_anything_else_is_refused(given: Any, words: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=words):
-        manifest_address(given, str(tmp_path), "image")
+        manifest_addresses(given, str(tmp_path), "image")
     assert not list(tmp_path.iterdir())

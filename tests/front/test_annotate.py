@@ -24,7 +24,7 @@ def output(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from paliscribe.config import JobConfig
 
     folder = tmp_path_factory.mktemp("run") / "output"
-    run_batch(JobConfig(manifest=str(collection), tasks=TASKS, output=str(folder), shard_rows=10))
+    run_batch(JobConfig(manifest=(str(collection),), tasks=TASKS, output=str(folder), shard_rows=10))
     return folder
 
 

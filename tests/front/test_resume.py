@@ -76,7 +76,7 @@ def undisturbed(served: None, manifest: Path, tmp_path_factory: pytest.TempPathF
     from paliscribe.config import JobConfig
 
     output = tmp_path_factory.mktemp("undisturbed") / "output"
-    run_batch(JobConfig(manifest=str(manifest), tasks=TASKS, output=str(output), shard_rows=int(SHARD_ROWS)))
+    run_batch(JobConfig(manifest=(str(manifest),), tasks=TASKS, output=str(output), shard_rows=int(SHARD_ROWS)))
     return published(output)
 
 

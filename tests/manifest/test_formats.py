@@ -94,6 +94,28 @@ def test_errors_name_the_file(folder: Path) -> None:
         manifest.scan(str(folder))
 
 
+def test_a_list_of_manifests(folder: Path) -> None:
+    parts = [f"{folder}/b.jsonl", f"{folder}/deep", f"{folder}/a.*"]
+    whole = list(manifest.read(parts))
+    assert [(row.row, row.id) for row in whole] == [(0, "b1"), (1, "b2"), (2, "c1"), (3, "a1")]
+    store = open_store(str(folder / "run"))
+    frozen = manifest.freeze(parts, store, shard_rows=3)
+    assert manifest.load(store) == frozen and frozen.source == tuple(parts)
+    assert [row for shard in range(2) for row in manifest.Shards(store).read(shard)] == whole
+    for path in folder.rglob("*"):
+        os.utime(path, ns=(0, 10**18))
+    assert manifest.identity(parts) not in (None, manifest.identity(parts[::-1]))
+    assert manifest.identity([*parts, f"{folder}/none.csv"]) is None
+    with pytest.raises(UsageError, match=r"b\.jsonl and 1 more: duplicate ids: 'b1', 'b2'"):
+        manifest.scan([parts[0], parts[0]])
+
+
+def test_images_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    some = list(manifest.read(["a.JPG", "s3://b/c.png"]))
+    assert [(row.id, row.image) for row in some] == [("a.JPG", f"{tmp_path}/a.JPG"), ("s3://b/c.png", "s3://b/c.png")]
+
+
 def test_the_identity_of_a_folder(folder: Path) -> None:
     os.utime(folder / "b.jsonl", (int(time.time()), int(time.time())))
     assert manifest.identity(str(folder)) is None, "by a clock of whole seconds the file is too new"

@@ -12,7 +12,7 @@ from paliscribe.errors import RunError, UsageError
 from paliscribe.results.run_file import RUN_FILE, Fingerprint, RunFile, refuse_changes
 from paliscribe.storage import open_store
 
-JOB = JobConfig(manifest="m.jsonl", tasks=("caption en", "ocr"), output="out", partition_by=("task", "kind"))
+JOB = JobConfig(manifest=("m.jsonl",), tasks=("caption en", "ocr"), output="out", partition_by=("task", "kind"))
 FINGERPRINT = Fingerprint.of(JOB, manifest="d1", rows=1000, revision="r1", shard_rows=256)
 CHANGES: dict[str, tuple[Any, str]] = {
     "manifest": ("d2", "the manifest (1,000 rows then, 1,000 rows now, or other content)"),

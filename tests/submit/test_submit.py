@@ -149,10 +149,18 @@ def test_the_package_contains_the_job_and_its_files(tmp_path: Path) -> None:
     assert JobConfig.model_validate(sent) == package.job
 
 
+def test_several_manifests_are_packed_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    here, there = images(tmp_path, "s3://images/one.jpg"), images(tmp_path / "more", "s3://images/two.jpg")
+    package = pack(write(tmp_path, manifest=[here, "s3://b/m.csv", there]))
+    assert package.job.manifest == ("manifest-my_images.jsonl", "s3://b/m.csv", "manifest-2-my_images.jsonl")
+    assert package.files == {package.job.manifest[0]: Path(here), package.job.manifest[2]: Path(there)}
+
+
 def test_addresses_visible_to_the_cluster_are_unchanged(tmp_path: Path) -> None:
     package = pack(write(tmp_path, model="s3://models/mine", manifest="https://host/m.jsonl?version=3"))
     assert package.files == {}
-    assert (package.job.manifest, package.job.output) == ("https://host/m.jsonl?version=3", JOB["output"])
+    assert (package.job.manifest, package.job.output) == (("https://host/m.jsonl?version=3",), JOB["output"])
 
 
 def test_shared_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +171,7 @@ def test_shared_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monkey
     job = package.job
     assert package.files == {}
     assert (job.manifest, job.output, job.mask_decoder) == (
-        str(tmp_path / "m.jsonl"), str(tmp_path / "runs/one"), "/shared/vae.npz",
+        (str(tmp_path / "m.jsonl"),), str(tmp_path / "runs/one"), "/shared/vae.npz",
     )  # fmt: skip
     assert (job.model.id, job.model.precision) == (str(tmp_path / "model"), "float32")
 

@@ -9,7 +9,7 @@ from paliscribe import config
 from paliscribe.api.display import progress_display
 from paliscribe.api.results import Results, load, summary_words
 from paliscribe.api.status import run_status
-from paliscribe.api.tables import Manifest, manifest_address
+from paliscribe.api.tables import Manifest, manifest_addresses
 
 if TYPE_CHECKING:
     from paliscribe.config import JobConfig
@@ -73,5 +73,5 @@ def annotate(
 def _job(manifest: Manifest, tasks: str | Sequence[str], output: str, settings: dict[str, Any]) -> "JobConfig":
     values = {"tasks": [tasks] if isinstance(tasks, str) else list(tasks), "output": output, **settings}
     checked = config.parse(values | {"manifest": "-"}, source="annotate")  # before any write
-    place = manifest_address(manifest, output, checked.image_column)
+    place = manifest_addresses(manifest, output, checked.image_column)
     return checked.model_copy(update={"manifest": place})

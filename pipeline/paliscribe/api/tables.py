@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,16 +25,18 @@ class ArrowStream(Protocol):
         """See the Arrow PyCapsule interface."""
 
 
-Manifest = str | Path | ArrowStream | Iterable[Mapping[str, Any]]
+Manifest = str | Path | ArrowStream | Iterable[Mapping[str, Any]] | Sequence[str | Path]
 
 
-def manifest_address(manifest: Manifest, output: str, image_column: str) -> str:
-    """The address of a manifest. A table or rows are first written into the output, named by their content hash.
+def manifest_addresses(manifest: Manifest, output: str, image_column: str) -> tuple[str, ...]:
+    """The addresses of a manifest. A table or rows are first written into the output, named by their content hash.
 
     Raises UsageError for other types, and if the output cannot be written.
     """
     if isinstance(manifest, str | os.PathLike):
-        return os.fspath(manifest)
+        return (os.fspath(manifest),)
+    if isinstance(manifest, Sequence) and manifest and all(isinstance(each, str | os.PathLike) for each in manifest):
+        return tuple(os.fspath(each) for each in manifest)
     with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
         file = Path(folder) / "manifest"
         if hasattr(manifest, "__arrow_c_stream__"):
@@ -54,7 +56,7 @@ def manifest_address(manifest: Manifest, output: str, image_column: str) -> str:
             store.put_file(name, file)
         except StorageError as error:
             raise UsageError(f"output {error}") from None
-        return f"{store.uri.rstrip('/')}/{name}"
+        return (f"{store.uri.rstrip('/')}/{name}",)
 
 
 def _table(manifest: Any) -> pa.Table:

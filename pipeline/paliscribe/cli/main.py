@@ -57,7 +57,7 @@ def _root(
 )
 def annotate(
     job: Annotated[Path | None, typer.Argument(help="A YAML job file; flags override its settings.")] = None,
-    manifest: Annotated[str | None, _option(JobConfig, "manifest")] = None,
+    manifest: Annotated[list[str] | None, _option(JobConfig, "manifest", " Repeat for more.")] = None,
     task: Annotated[list[str] | None, _option(JobConfig, "tasks", " Repeat for more.")] = None,
     output: Annotated[str | None, _option(JobConfig, "output")] = None,
     model: Annotated[str | None, _option(ModelSpec, "id")] = None,
@@ -81,7 +81,7 @@ def annotate(
     """
     values = config.load(job) if job is not None else {}
     flags = {
-        "manifest": manifest,
+        "manifest": manifest or None,
         "tasks": task or None,
         "output": output,
         "image_column": image_column,
@@ -115,7 +115,7 @@ def demo(
     place = folder / f"{images}-scenes-seed-{seed}"
     manifest = write_collection(place / "collection", images, seed)
     job = JobConfig(
-        manifest=str(manifest),
+        manifest=(str(manifest),),
         tasks=("caption en", "answer en {question}", "ocr", "detect {objects}"),
         output=str(place / "output"),
         shard_rows=max(1, images // 4),

@@ -28,6 +28,11 @@ def one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def itself_if_one(values: tuple[str, ...]) -> Any:
+    """The inverse of `one_or_many`."""
+    return values[0] if len(values) == 1 else list(values)
+
+
 def validated(kind: type[Kind], values: dict[str, Any], source: str) -> Kind:
     """Validate raw values. Raises UsageError with all problems in one line, each with its key."""
     try:

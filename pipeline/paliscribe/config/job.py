@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
-from paliscribe.config.base import Settings, model_shorthand, one_or_many, validated
+from paliscribe.config.base import Settings, itself_if_one, model_shorthand, one_or_many, validated
 from paliscribe.config.fields import MAX_STOPS, MaxBytes, MaxPixels, MaxTokens, Seed, Temperature, TopP
 from paliscribe.config.pool import SMALLEST, ModelSpec, PoolConfig
 
@@ -45,10 +45,12 @@ class FetchConfig(Settings):
 class JobConfig(Settings):
     """Settings of a run: manifest, model, tasks, output, and more."""
 
-    manifest: str = Field(
+    manifest: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(one_or_many), PlainSerializer(itself_if_one)
+    ] = Field(
         min_length=1,
         description="JSONL, CSV, Parquet or text list of images (.gz and .zst too); a folder, a prefix or a "
-        "pattern with `*` of such files or of images.",
+        "pattern with `*` of such files or of images; or a list of these.",
     )
     tasks: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
         min_length=1, description="Prompts for every image; `{column}` is filled from the manifest."

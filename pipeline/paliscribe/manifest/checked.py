@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from paliscribe.errors import UsageError
 from paliscribe.manifest.columns import ID
+from paliscribe.manifest.formats import shown
 from paliscribe.manifest.ids import Hashes, Ids, hashed
 from paliscribe.manifest.reading import WORDS, Reading
-from paliscribe.storage import redacted
 
 FILE_ROWS, FILE_BYTES = 131_072, 32 << 20  # a file of the frozen manifest ends with the row that reaches one of them
 KINDS = {"str": "s", "bool": "b", "int": "n", "float": "n"}  # what a digest tells apart
@@ -37,7 +37,7 @@ class Scan:
 class Checked:
     """A pass over a manifest that finds duplicate ids, hashes the rows, and cuts them into files."""
 
-    def __init__(self, source: str, image_column: str, id_column: str, progress: Count) -> None:
+    def __init__(self, source: str | Sequence[str], image_column: str, id_column: str, progress: Count) -> None:
         self._names = source, image_column, id_column
         self._reading, self._progress = Reading(*self._names), progress
         self._digest = hashlib.sha256()
@@ -75,7 +75,7 @@ class Checked:
         named = list(names)[:MAX_NAMED]
         more = f" and {twice.size - len(named):,} more" if twice.size > len(named) else ""
         return UsageError(
-            f"manifest {redacted(reading.source)}: duplicate ids: {', '.join(map(repr, named))}{more}. "
+            f"manifest {shown(reading.source)}: duplicate ids: {', '.join(map(repr, named))}{more}. "
             f"Give each row a unique id in column {self._names[2]!r}"
         )
 

@@ -3,7 +3,7 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,17 +15,33 @@ from paliscribe.manifest.lines import json_lines, text_lines
 from paliscribe.storage import Store, open_store, redacted, split
 from paliscribe.storage.base import ObjectInfo
 
-__all__ = ["FORMATS", "Block", "Row", "Source", "blocks", "files", "in_blocks"]
+__all__ = ["FORMATS", "Block", "Row", "Source", "blocks", "files", "in_blocks", "shown"]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".mpo")
 PARQUET_ROWS = 16_384  # in a block
 LISTED_ROWS = 10_000
 
 
-def blocks(manifest: str, image_column: str, id_column: str) -> Iterator[tuple[Source, Block]]:
+def shown(manifest: str | Sequence[str]) -> str:
+    """A manifest's address in a message, without secrets; of several the first."""
+    if isinstance(manifest, str):
+        return redacted(manifest)
+    more = f" and {len(manifest) - 1} more" if len(manifest) > 1 else ""
+    return f"{redacted(manifest[0])}{more}"
+
+
+def blocks(manifest: str | Sequence[str], image_column: str, id_column: str) -> Iterator[tuple[Source, Block]]:
     """The blocks of a manifest's files, in order. Raises UsageError, with file and line if known."""
+    if not isinstance(manifest, str):
+        for each in manifest:
+            yield from blocks(each, image_column, id_column)
+        return
     if is_file(manifest):
         yield from _blocks_of(manifest, image_column)
+        return
+    if manifest.lower().endswith(IMAGES) and "*" not in manifest:
+        image = pa.table({id_column: [manifest]} | {image_column: ["/".join(split(manifest))]})
+        yield Source(manifest, None, image_column), Columns(image)
         return
     source, names, found = Source(manifest, None, image_column), list[str](), False
     with source.translating():

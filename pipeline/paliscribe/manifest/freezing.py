@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,12 @@ WRITES = 2  # at the same time
 LEAST_ROWS, MOST_ROWS, SHARDS = 256, 8192, 4096  # rows per shard, and shards, of automatic sizes
 
 
-def scan(source: str, *, image_column: str = "image", id_column: str = "id", progress: Count = lambda n: None) -> Scan:
+Addresses = str | Sequence[str]  # of a manifest
+
+
+def scan(
+    source: Addresses, *, image_column: str = "image", id_column: str = "id", progress: Count = lambda n: None
+) -> Scan:
     """Validate a whole manifest in one pass. Raises UsageError, also for duplicate ids."""
     reading = Checked(source, image_column, id_column, progress)
     for _ in reading.files():
@@ -44,7 +49,7 @@ def automatic_shard_rows(rows: int) -> int:
     return min(MOST_ROWS, max(LEAST_ROWS, 1 << math.ceil(math.log2(max(1, rows / SHARDS)))))
 
 
-def identity(source: str) -> str | None:
+def identity(source: Addresses) -> str | None:
     """Text that changes whenever a file of a manifest does, found without reading it.
 
     None if nothing tells: for a list of images, on a web server, or for a file that was written a moment ago.
@@ -53,7 +58,7 @@ def identity(source: str) -> str | None:
 
 
 def freeze(
-    source: str,
+    source: Addresses,
     store: Store,
     *,
     shard_rows: int | None,
@@ -77,14 +82,14 @@ def freeze(
                 ends.append(rows + (ends[-1] if ends else 0))
         found = reading.result()
         if before != _version(source, settled=False):
-            raise UsageError(f"manifest {redacted(source)} changed while it was read; run the command again")
+            raise UsageError(f"manifest {formats.shown(source)} changed while it was read; run the command again")
     except UsageError:
         _delete_files(store, 0)
         raise
     _delete_files(store, len(ends))  # of a freeze of another manifest that was interrupted here
     size = shard_rows or automatic_shard_rows(found.rows)
     frozen = FrozenManifest(
-        source=_absolute(source),
+        source=_absolute(source) if isinstance(source, str) else tuple(map(_absolute, source)),
         rows=found.rows,
         shards=-(-found.rows // size),
         shard_rows=size,
@@ -117,8 +122,8 @@ def read_updated(
             if field.type != types[field.name] and not widens and found[field.name].null_count < len(found):
                 row = start + pc.index(pc.and_(mask, pc.is_valid(whole[field.name])), True).as_py()
                 raise UsageError(
-                    f"manifest {frozen.source}: column {field.name!r} in row {row + 1} is {WORDS[field.type]} "
-                    f"now; the run carries it as {types[field.name]}"
+                    f"manifest {formats.shown(frozen.source)}: column {field.name!r} in row {row + 1} is "
+                    f"{WORDS[field.type]} now; the run carries it as {types[field.name]}"
                 )
         kinds = pa.schema([(name, types[name]) for name in found.column_names])
         updated += [replace(row, row=failed[row.id]) for row in as_rows(found.cast(kinds, safe=False), 0)]
@@ -140,8 +145,11 @@ def _delete_files(store: Store, start: int) -> None:
     store.delete_many([item.key for item in store.list(f"{FOLDER}/rows-") if item.key >= first])
 
 
-def _version(source: str, *, settled: bool) -> str | None:
+def _version(source: Addresses, *, settled: bool) -> str | None:
     """Text that changes whenever a file of a manifest does; None if there is none. `settled`: see `Store.version`."""
+    if not isinstance(source, str):
+        versions = [_version(each, settled=settled) for each in source]
+        return None if None in versions else "\n".join(map(str, versions))
     try:
         if formats.is_file(source):
             folder, name = split(source)

@@ -28,7 +28,7 @@ class FrozenManifest:
     file for each shard.
     """
 
-    source: str
+    source: str | tuple[str, ...]
     rows: int
     shards: int
     shard_rows: int
@@ -54,17 +54,19 @@ def load(store: Store) -> FrozenManifest | None:
         if error.kind == "missing":
             return None
         raise
+    source = index["source"] if isinstance(index["source"], str) else tuple(index["source"])
     by_name = {str(kind): kind for kind in TYPES.values()}
     schema = pa.schema([pa.field(name, by_name[kind]) for name, kind in index.pop("columns").items()])
-    return FrozenManifest(**index | {"files": tuple(index.get("files", ()))}, schema=schema)
+    return FrozenManifest(**index | {"source": source, "files": tuple(index.get("files", ()))}, schema=schema)
 
 
 def as_index(frozen: FrozenManifest) -> bytes:
     """The index of a frozen manifest, as `load` reads it."""
     values = asdict(replace(frozen, schema=pa.schema([])))
     del values["schema"]
+    source = redacted(frozen.source) if isinstance(frozen.source, str) else list(map(redacted, frozen.source))
     columns = {field.name: str(field.type) for field in frozen.schema}
-    return json.dumps(values | {"source": redacted(frozen.source), "columns": columns}, indent=2).encode()
+    return json.dumps(values | {"source": source, "columns": columns}, indent=2).encode()
 
 
 def file_key(number: int) -> str:

@@ -1,7 +1,7 @@
 """Reads a manifest in order, validated, as tables or as rows: in constant memory, by columns in threads."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -29,7 +29,7 @@ class Reading:
     The id of a row defaults to its image reference, or to `row-N` for an inline or missing image.
     """
 
-    def __init__(self, source: str, image_column: str, id_column: str) -> None:
+    def __init__(self, source: str | Sequence[str], image_column: str, id_column: str) -> None:
         self.source, self._image, self._id = source, image_column, id_column
         self.rows = 0
         self.types: dict[str, pa.DataType] = {}
@@ -55,7 +55,7 @@ class Reading:
                     if self.rows >= UNNAMED and not self._named:
                         raise self._no_image()
         if not self._seen:
-            raise UsageError(f"manifest {redacted(self.source)}: no rows")
+            raise UsageError(f"manifest {formats.shown(self.source)}: no rows")
         if not self._named:
             raise self._no_image()
 
@@ -145,12 +145,12 @@ class Reading:
     def _no_image(self) -> UsageError:
         known = ", ".join(map(repr, self._seen))
         return UsageError(
-            f"manifest {redacted(self.source)}: no column {self._image!r} (columns: {known}); set "
+            f"manifest {formats.shown(self.source)}: no column {self._image!r} (columns: {known}); set "
             "the right one with --image-column"
         )
 
 
-def read(source: str, *, image_column: str = "image", id_column: str = "id") -> Iterator[ManifestRow]:
+def read(source: str | Sequence[str], *, image_column: str = "image", id_column: str = "id") -> Iterator[ManifestRow]:
     """Stream the rows of a manifest. A row without an image has `image` None. Raises UsageError: see `Reading`."""
     reading = Reading(source, image_column, id_column)
     start = 0

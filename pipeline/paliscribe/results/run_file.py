@@ -80,10 +80,11 @@ class RunFile:
 
     def write(self, store: Store) -> None:
         """Write the run file. An existing one is kept."""
+        plain = tuple(map(redacted, self.job.manifest))  # without secrets
         body = {
             "version": VERSION,
             "fingerprint": asdict(self.fingerprint),
-            "job": self.job.model_dump(mode="json") | {"manifest": redacted(self.job.manifest)},  # without secrets
+            "job": self.job.model_copy(update={"manifest": plain}).model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
             "image_size": self.image_size,
         }

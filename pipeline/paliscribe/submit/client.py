@@ -82,7 +82,12 @@ class Jobs:
         """Submit a job; returns its id. `code`: also upload the local `paliscribe` package."""
         job = package.job
         name = re.sub(r"[^A-Za-z0-9-]+", "-", job.output.rstrip("/").rpartition("/")[2])[:40].strip("-") or "run"
-        facts = {METADATA_KEY: __version__, "manifest": job.manifest, "output": job.output, "model": job.model.id}
+        facts = {
+            METADATA_KEY: __version__,
+            "manifest": " ".join(job.manifest),
+            "output": job.output,
+            "model": job.model.id,
+        }
         runtime: dict[str, Any] = {"env_vars": dict(variables), "excludes": ["__pycache__"]}
         if code:
             runtime["py_modules"] = [_folder("paliscribe")]

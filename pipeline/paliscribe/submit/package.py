@@ -11,6 +11,7 @@ import yaml
 
 from paliscribe import config, manifest
 from paliscribe.config import JobConfig
+from paliscribe.config.base import itself_if_one
 from paliscribe.errors import UsageError
 from paliscribe.grammar.masks import MaskDecoder
 from paliscribe.grammar.tasks import parse_tasks
@@ -49,8 +50,8 @@ def pack(file: Path, *, shared_paths: bool = False) -> Package:
     job = config.parse(values, source=str(file))
     refuse_secrets(values, str(file))
     parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
-    for name in ("manifest", "output"):
-        _open(name, getattr(job, name))
+    for name, uri in [("output", job.output), *(("manifest", each) for each in job.manifest)]:
+        _open(name, uri)
     changes, files = _shared_path_changes(job) if shared_paths else _upload_changes(job)
     values |= changes
     if (size := sum(path.stat().st_size for path in files.values())) > MAX_UPLOAD:
@@ -64,7 +65,9 @@ def pack(file: Path, *, shared_paths: bool = False) -> Package:
 def _shared_path_changes(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     """Changes of the job file that make every local path absolute; no files to upload."""
     changes: dict[str, Any] = {}
-    for name in ("manifest", "output", "mask_decoder"):
+    places = tuple(str(_path("manifest", uri)) if is_local(uri) else uri for uri in job.manifest)
+    changes["manifest"] = itself_if_one(places)
+    for name in ("output", "mask_decoder"):
         uri = getattr(job, name)
         if uri is not None and is_local(uri):
             changes[name] = str(_path(name, uri))
@@ -81,13 +84,16 @@ def _upload_changes(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
         raise UsageError(f"model {job.model.id}: a local folder, {REMEDY}")
     changes: dict[str, Any] = {}
     files: dict[str, Path] = {}
-    if is_local(job.manifest):
-        path = _path("manifest", job.manifest)
-        if path.is_dir() or "*" in job.manifest:
-            raise UsageError(f"manifest {job.manifest}: a local folder or pattern, {REMEDY}")
-        _check_images(job, path)
-        changes["manifest"] = _safe("manifest", path)
-        files[changes["manifest"]] = path
+    manifests = list(job.manifest)
+    for number, uri in enumerate(manifests):
+        if is_local(uri):
+            path = _path("manifest", uri)
+            if path.is_dir() or "*" in uri:
+                raise UsageError(f"manifest {uri}: a local folder or pattern, {REMEDY}")
+            _check_images(job, uri, path)
+            manifests[number] = name = _safe(f"manifest-{number}" if number else "manifest", path)
+            files[name] = path
+    changes["manifest"] = itself_if_one(tuple(manifests))
     if job.mask_decoder is not None and is_local(job.mask_decoder):
         path = _path("mask_decoder", job.mask_decoder)
         try:
@@ -99,12 +105,12 @@ def _upload_changes(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
     return changes, files
 
 
-def _check_images(job: JobConfig, path: Path) -> None:
+def _check_images(job: JobConfig, uri: str, path: Path) -> None:
     """Raise UsageError for an uploaded manifest that is invalid or names local images."""
     rows = manifest.read(str(path), image_column=job.image_column, id_column=job.id_column)
     for row in itertools.islice(rows, CHECKED_ROWS):
         if row.image is not None and is_local(row.image):
-            at = f"manifest {job.manifest}, row {row.row + 1}"
+            at = f"manifest {uri}, row {row.row + 1}"
             raise UsageError(f"{at}: image {row.image}: a local file, {REMEDY}")
 
 

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from paliscribe.config import JobConfig, ServeConfig, Settings, plain_yaml
+from paliscribe.config.base import one_or_many
 from paliscribe.errors import RequestError
 from paliscribe.images.untrusted import UntrustedImages
 from paliscribe.online.background.files import After, Limit, entries_after, file_info, list_page, owner, require
@@ -181,16 +182,21 @@ def read_job(body: bytes, config: ServeConfig, models: list[str], images: Untrus
     job["model"] = job["model"] or models[0]
     if job["model"] not in models:
         raise RequestError(404, "model_not_found", f"there is no model {job['model'][:100]!r}", "model")
-    if scheme(job["manifest"]) != "s3":
-        raise RequestError(400, "bad_uri", "manifest: must be an s3:// address that this endpoint allows", "manifest")
-    try:
-        images.check(job["manifest"])
-    except RequestError as error:
-        words = "manifest: this endpoint does not allow the address"
-        raise RequestError(error.status, error.code, words, "manifest") from None
+    for address in one_or_many(job["manifest"]):
+        _check_manifest(address, images)
     if not any(_below(job["output"], place) for place in config.outputs):
         raise RequestError(403, "not_allowed", "output: not below any of the endpoint's `outputs`", "output")
     return job
+
+
+def _check_manifest(address: str, images: UntrustedImages) -> None:
+    if scheme(address) != "s3":
+        raise RequestError(400, "bad_uri", "manifest: must be an s3:// address that this endpoint allows", "manifest")
+    try:
+        images.check(address)
+    except RequestError as error:
+        words = "manifest: this endpoint does not allow the address"
+        raise RequestError(error.status, error.code, words, "manifest") from None
 
 
 def _below(output: str, place: str) -> bool:

@@ -45,7 +45,7 @@ def drive_batch(work: Work) -> None:
             spec, pool = work.model(work.state["model"])
             work.committed = _committed(open_store(work.output))
             job = JobConfig(
-                manifest=f"{work.store.objects.uri}/{BackgroundStore.key(work.job, 'lines.parquet')}",
+                manifest=(f"{work.store.objects.uri}/{BackgroundStore.key(work.job, 'lines.parquet')}",),
                 tasks=("{ask}",),
                 output=work.output,
                 model=spec,

@@ -19,7 +19,7 @@ from paliscribe import results
 from paliscribe.errors import RunError
 from paliscribe.results import Owner
 from paliscribe.results.lease import KEY
-from paliscribe.storage import Store, open_store
+from paliscribe.storage import Store, open_store, retry
 
 HOLD = """
 import sys, time
@@ -225,16 +225,19 @@ def test_a_renewal_with_a_lost_response_does_not_lose_the_lease(store: Store) ->
         assert not flaky.lost_response and not lost.is_set() and not lease.lost
 
 
-def test_a_long_outage_of_the_store_does_not_lose_the_lease(store: Store) -> None:
+def test_a_long_outage_of_the_store_does_not_lose_the_lease(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "TOLD_AFTER", 0.5)
     flaky = Unreachable(store)
     lost = threading.Event()
     with results.hold(flaky, ttl=0.4, on_lost=lost.set) as lease:
         flaky.down = True
         assert not lost.wait(1.5)
+        assert "the network is down" in retry.waiting(), "it is said"
         flaky.down = False
         before = results.read_lease(store)
         time.sleep(0.4)
         assert results.read_lease(store) != before and not lease.lost
+        assert not retry.waiting()
 
 
 def test_a_lease_taken_during_an_outage_is_lost_after_it(store: Store) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from paliscribe.errors import TemporaryError
 from paliscribe.storage import StorageError, Store
-from paliscribe.storage.retry import hurried
+from paliscribe.storage.retry import done_waiting, hurried, still_waiting
 
 KEY = "_run/lease.json"
 TTL = 60.0  # seconds
@@ -88,6 +88,7 @@ class Lease:
         If only this driver was cut off, another may have taken the lease meanwhile: the next renewal that reaches the
         store finds it. Until then both may work, which is safe, as a shard is committed once.
         """
+        since: float | None = None  # when the store began to fail
         while not self._stop.wait(self._owner.ttl / 4):
             renewed = replace(self._owner, renewals=self._owner.renewals + 1)
             try:
@@ -95,13 +96,18 @@ class Lease:
                     etag = self._store.put_if_match(KEY, renewed.as_json(), self._etag)
                     if etag is None and (found := _read(self._store)) is not None and found[0].token == renewed.token:
                         etag = found[1]  # an earlier renewal succeeded although its response was an error
-            except StorageError:
+            except StorageError as error:
+                since = since or time.monotonic()
+                still_waiting(since, error)
                 continue  # if another driver has taken the lease meanwhile, a later renewal finds that
+            since = None
+            done_waiting()
             if etag is None:
                 self.lost = True
                 self._on_lost()
                 return
             self._owner, self._etag = renewed, etag
+        done_waiting()
 
 
 @contextlib.contextmanager

@@ -62,6 +62,16 @@ def hurried() -> Iterator[None]:
         _thread.hurried = before
 
 
+def still_waiting(since: float, error: StorageError) -> None:
+    """Tell `waiting` that this thread will try again later, until `done_waiting`. `since`: `time.monotonic()`."""
+    _waits[threading.get_ident()] = since, error
+
+
+def done_waiting() -> None:
+    """This thread waits for nothing."""
+    _waits.pop(threading.get_ident(), None)
+
+
 def waiting() -> str:
     """What this process waits for, in words: the call that has been failing for longest. Empty if for a moment only."""
     if not (waits := list(_waits.values())):

@@ -5,9 +5,10 @@
 Used by `bench.peers`.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
+
+from bench.peers import BATCH, TASKS, checkpoint, inputs_of, peer_arguments
 
 
 class Generate:
@@ -17,8 +18,6 @@ class Generate:
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        from bench.peers import checkpoint
-
         torch.set_num_threads(threads)
         self.folder = folder
         self.processor = AutoProcessor.from_pretrained(checkpoint())
@@ -27,8 +26,6 @@ class Generate:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Add the answers to a batch of rows, a column a task."""
         import torch
-
-        from bench.peers import TASKS, inputs_of
 
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         for task, limit in TASKS.items():
@@ -42,15 +39,9 @@ class Generate:
 
 def main() -> None:
     """Answer every task for every row of a manifest."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    arguments = parser.parse_args()
+    arguments = peer_arguments(__doc__)
 
     import ray
-
-    from bench.peers import BATCH
 
     folder = arguments.manifest.parent
 

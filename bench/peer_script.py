@@ -5,28 +5,21 @@
 Used by `bench.peers`. It has no retries, resumes nothing, and one bad image ends it.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-BATCH = 32
+from bench.peers import BATCH, TASKS, checkpoint, inputs_of, peer_arguments
 
 
 def main() -> None:
     """Answer every task for every row of a manifest."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    arguments = parser.parse_args()
+    arguments = peer_arguments(__doc__)
 
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from bench.peers import TASKS, checkpoint
 
     torch.set_num_threads(arguments.threads)
     path = checkpoint()
@@ -48,8 +41,6 @@ def prepared(
     processor: Any, rows: list[dict[str, Any]], folder: Path, task: str
 ) -> Iterator[tuple[list[dict[str, Any]], Any]]:
     """Batches of rows with their inputs; a thread prepares the next one meanwhile."""
-    from bench.peers import inputs_of
-
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     with ThreadPoolExecutor(1) as thread:
         futures = [thread.submit(inputs_of, processor, batch, folder, task) for batch in batches[:2]]

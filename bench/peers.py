@@ -46,6 +46,15 @@ def inputs_of(processor: Any, rows: Sequence[dict[str, Any]], folder: Path, task
     return inputs
 
 
+def peer_arguments(words: str | None) -> argparse.Namespace:
+    """The arguments of a peer: manifest, output, torch threads."""
+    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    return parser.parse_args()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -52,6 +52,7 @@ def annotate_shards(
         max_task_retries=3,
     )
     markers.context.target_max_block_size = 1  # bytes: every marker is an output block, sent at once
+    markers.context._max_num_blocks_in_streaming_gen_buffer = 256
     with _tracking(open_rows, progress), translating():
         for batch in markers.iter_batches(batch_size=None, prefetch_batches=0):
             yield from map(Marker.from_json, batch["marker"])

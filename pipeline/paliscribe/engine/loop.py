@@ -51,6 +51,7 @@ class Engine:
         self._cancelled: list[Generation] = []
         self._max_live, self._clean_steps = self._slots, 0
         self._steps = self._prefilled = self._padded = self._embedded = self._reused = 0
+        self._busy = 0.0  # seconds
         self._work = threading.Condition()
         self._step_started: float | None = None  # time.monotonic() at the start of the current step
         self._closed = False
@@ -99,6 +100,7 @@ class Engine:
         self._prefill(group)
         self._decode()
         self._retire()
+        self._busy += time.monotonic() - self._step_started
         self._step_started = None
         return True
 
@@ -152,6 +154,7 @@ class Engine:
             padding=self._padded / max(1, self._prefilled),
             embedded=self._embedded,
             reused=self._reused,
+            busy=self._busy,
         )
 
     def _admit(self) -> list[Generation]:

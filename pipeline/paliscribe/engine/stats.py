@@ -16,3 +16,4 @@ class EngineStats:
     padding: float  # fraction of prefilled tokens that were padding
     embedded: int  # images encoded
     reused: int  # requests whose image embedding was cached
+    busy: float  # seconds spent in steps

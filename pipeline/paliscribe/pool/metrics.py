@@ -29,6 +29,7 @@ class ReplicaMetrics:
         )
         self._reused = metrics.Counter("paliscribe_reused", "Requests whose image embedding was cached")
         self._steps = metrics.Counter("paliscribe_steps", "Engine steps")
+        self._busy = metrics.Counter("paliscribe_busy_seconds", "Seconds that the engine spent in steps")
         self._step = metrics.Gauge("paliscribe_step_seconds", "Seconds since the current engine step started; 0: none")
         self._load = metrics.Gauge(
             "paliscribe_load_seconds", "Seconds that loading the weights and starting the engine took"
@@ -36,7 +37,7 @@ class ReplicaMetrics:
         self._waiting = metrics.Gauge("paliscribe_queue", "Requests queued", ("priority",))
         self._live = metrics.Gauge("paliscribe_slots_in_use", "Requests running")
         self._slots = metrics.Gauge("paliscribe_slots", "Requests that can run at once")
-        self._before = {"embedded": 0, "reused": 0, "steps": 0}
+        self._before = {"embedded": 0.0, "reused": 0.0, "steps": 0.0, "busy": 0.0}
         self._lock = threading.Lock()
 
     def answered(self, requests: Sequence[Request], predictions: Sequence[Prediction]) -> None:
@@ -73,9 +74,9 @@ class ReplicaMetrics:
         self._slots.set(stats.slots)
         self._step.set(step)
         self._load.set(load)
-        counters = {"embedded": self._images, "reused": self._reused, "steps": self._steps}
+        counters = {"embedded": self._images, "reused": self._reused, "steps": self._steps, "busy": self._busy}
         with self._lock:
-            now = {name: int(getattr(stats, name)) for name in counters}
+            now = {name: float(getattr(stats, name)) for name in counters}
             fresh, self._before = {name: now[name] - self._before[name] for name in now}, now
         for name, counter in counters.items():
             if fresh[name]:

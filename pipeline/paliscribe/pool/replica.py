@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ray import serve
 
@@ -13,6 +14,9 @@ from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.errors import ReplicaError, RequestError
 from paliscribe.pool.autoscaling import ROWS, SLOTS
 from paliscribe.records import Piece, Prediction, Request
+
+if TYPE_CHECKING:  # it loads torch
+    from paliscribe.engine import EngineStats
 
 STEP_TIMEOUT = 120.0  # seconds of one engine step after which the device counts as hung
 
@@ -75,6 +79,10 @@ class Replica:
         located, spec = self.model.located, self.model.spec
         slots = self.engine.sizes.limits.slots
         return ReplicaFacts(context.replica_tag, located.image_size, located.revision, spec.precision, slots)
+
+    async def stats(self) -> "EngineStats":
+        """Counters and queue sizes of this replica's engine."""
+        return self.engine.stats()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Metrics for Serve's autoscaler: queued and running requests, and slots."""

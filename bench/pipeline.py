@@ -122,10 +122,10 @@ def whole_run(manifest: Path, output: Path, threads: int, model: str, tokens: in
     looks: list[tuple[float, int, float]] = []  # time, requests committed, seconds that the engine was busy
 
     def watch(progress: Progress) -> None:
-        with contextlib.suppress(Exception):  # the pool is not there yet, or no longer
-            looks.append((time.monotonic(), progress.requests, busy_seconds()))
         if progress.annotating_since is not None:
             seen["since"] = progress.annotating_since
+            with contextlib.suppress(Exception):  # the pool is there no longer
+                looks.append((time.monotonic(), progress.requests, busy_seconds()))
         if progress.rows and progress.rows_before + progress.rows_committed == progress.rows and "until" not in seen:
             seen["until"] = time.monotonic()
 

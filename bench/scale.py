@@ -1,12 +1,13 @@
 """What a run of many rows costs beside the model: freeze, plan, resume, publish, retry; and how shards reach processes.
 
-    python -m bench.scale [--rows 1000000 10000000] [--parts freeze start ends shards] [--json]
+    python -m bench.scale [--rows 1000000 10000000] [--parts freeze start ends stage shards] [--json]
 
 `freeze`: seconds and peak memory for JSONL, CSV and Parquet. `start`: a run, new and with nine tenths committed, from
 the call to the pool being ready, with the demo model; memory of the driver. `ends`: committed shards of synthetic
 records, one in a hundred an error: publication, summary, sweep and the begin of a retry, and the calls of the store.
-`shards`: 4,000 shards through Ray Data to processes that do nothing, on one node with 16 and with 64 simulated CPUs.
-Every measurement has a process of its own. One task, output on a local disk.
+`stage`: rows/s of one stage process whose pool answers at once, with photographs of 640 x 480 to decode for each row.
+`shards`: 4,000 shards through Ray Data to processes that do nothing, on simulated CPUs: 16 and 64 on one node, and 16
+on each of four raylets. Every measurement has a process of its own. One task, output on a local disk.
 """
 
 import argparse
@@ -30,8 +31,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from paliscribe.records import FinishReason, Prediction, Request
+
 TASK = "caption en"
-PARTS = ("freeze", "start", "ends", "shards")
+PARTS = ("freeze", "start", "ends", "stage", "shards")
+STAGE_ROWS = 4_096
 FORMATS = ("jsonl", "csv", "parquet")
 
 
@@ -64,9 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if "ends" in options.parts:
                 alone(freeze, manifest, Path(folder) / "ends")
                 told(measured, "ends", alone(ends, manifest, Path(folder) / "ends"))
+    if "stage" in options.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            told(found, f"stage, {STAGE_ROWS:,} rows", alone(stage, Path(folder), STAGE_ROWS))
     if "shards" in options.parts:
-        for cpus in (16, 64):
-            told(found, f"4,000 shards, {cpus} CPUs", alone(through_ray, 4_000, cpus))
+        for nodes, cpus in ((1, 16), (1, 64), (4, 16)):
+            told(found, f"4,000 shards, {nodes} x {cpus} CPUs", alone(through_ray, 4_000, cpus, nodes))
     if options.json:
         print(json.dumps(found))
 
@@ -241,6 +248,55 @@ def synthetic(frozen: Any) -> Iterator[pa.Table]:
         yield table
 
 
+class AtOnce:
+    """A pool that answers every request at once."""
+
+    slots = 256
+
+    def send(self, requests: Sequence[Request]) -> "Answered":
+        """Start a call."""
+        return Answered(requests)
+
+
+class Answered:
+    """A call of `AtOnce`."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._ids = [request.id for request in requests]
+
+    def result(self) -> list[Prediction]:
+        """The same answer for each request."""
+        stop: FinishReason = "stop"
+        return [Prediction(name, "a cat and two dogs", (1,) * 6, (-0.1,) * 6, stop) for name in self._ids]
+
+
+def stage(folder: Path, rows: int) -> dict[str, float]:
+    """All shards of a run through one stage process: read, fetched, decoded, parsed, committed."""
+    from paliscribe import manifest, results
+    from paliscribe.batch.stage import Plan, Stage
+    from paliscribe.config import FetchConfig
+    from paliscribe.grammar.tasks import parse_tasks
+    from paliscribe.storage import open_store
+
+    noise = np.random.default_rng(0)
+    for number in range(64):
+        small = Image.fromarray(noise.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+        small.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
+    for number in range(64, rows):
+        (folder / f"{number}.jpg").hardlink_to(folder / f"{number % 64}.jpg")
+    listed = folder / "m.jsonl"
+    listed.write_text("".join(f'{{"id": "img-{n:09d}", "image": "{n}.jpg"}}\n' for n in range(rows)))
+    store = open_store(str(folder / "run"))
+    frozen = manifest.freeze(str(listed), store, shard_rows=None)
+    tasks, facts = tuple(parse_tasks([TASK])), results.ModelFacts("demo", "0" * 40, "float32")
+    plan = Plan(store.uri, tasks, results.schema(frozen.schema), facts, 224, FetchConfig())
+    begun, before = time.monotonic(), time.process_time()
+    records = sum(marker.records for marker in Stage(plan, AtOnce()).annotate(range(frozen.shards)))
+    seconds = time.monotonic() - begun
+    assert records == rows
+    return {"rows/s": round(rows / seconds), "cores": round((time.process_time() - before) / seconds, 2)}
+
+
 class Idle:
     """A stage process that commits at once."""
 
@@ -257,27 +313,46 @@ class Idle:
             yield {"marker": np.array([marker.as_json().decode()], dtype=object)}
 
 
-def through_ray(shards: int, cpus: int) -> dict[str, float]:
-    """Send shards to processes that do nothing, on one node with simulated CPUs."""
+def through_ray(shards: int, cpus: int, nodes: int = 1) -> dict[str, float]:
+    """Send shards to processes that do nothing, on raylets with simulated CPUs."""
     import psutil
     import ray
+    from ray.cluster_utils import Cluster
 
     from paliscribe.batch.dataset import annotate_shards
     from paliscribe.batch.progress import Progress
 
-    ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    cluster = None
+    if nodes == 1:
+        ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    else:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
+        for _ in range(nodes - 1):
+            cluster.add_node(num_cpus=cpus)
+        ray.init(cluster.address, **quiet)
     begun, most, count = time.monotonic(), 0, 0
-    workers = max(1, cpus // 4)  # the rest is the pool's
+    workers = max(1, nodes * cpus // 4)  # the rest is the pool's
     plan: Any = None
     idle = importlib.import_module("bench.scale").Idle  # not of __main__, which other processes do not have
+    first = 0.0
     for _ in annotate_shards(plan, plan, np.arange(shards), cpus=1, workers=workers, progress=Progress(), stage=idle):
+        first = first or time.monotonic()
         count += 1
         if count % 500 == 1:
             most = max(most, len(psutil.Process().children(recursive=True)))
-    seconds = time.monotonic() - begun
+    seconds, since = time.monotonic() - begun, time.monotonic() - first
     ray.shutdown()
+    if cluster is not None:
+        cluster.shutdown()
     assert count == shards
-    return {"s": round(seconds, 1), "stage processes": workers, "processes at most": most, "driver's peak MiB": peak()}
+    return {
+        "s": round(seconds, 1),
+        "after the first": round(since, 1),
+        "stage processes": workers,
+        "processes at most": most,
+        "driver's peak MiB": peak(),
+    }
 
 
 def peak() -> int:

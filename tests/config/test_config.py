@@ -85,6 +85,14 @@ def test_bad_job_files(tmp_path: Path, text: str, message: str) -> None:
         config.load(file)
 
 
+def test_a_limit_that_leaves_no_room_for_a_prompt() -> None:
+    job = {"manifest": "m", "tasks": ["ocr"], "output": "o"}
+    with pytest.raises(UsageError, match=r"^settings: max_tokens 600 leaves no room.* pool.text_tokens to 664 or more"):
+        config.parse(job | {"max_tokens": 600})
+    for fits in ({"max_tokens": 600, "pool": {"text_tokens": 664}}, {"max_tokens": 600, "pool": {"name": "large"}}):
+        assert config.parse(job | fits).max_tokens == 600
+
+
 def test_no_job_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such job file"):
         config.load(tmp_path / "nothing.yaml")

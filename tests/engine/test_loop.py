@@ -143,6 +143,16 @@ def test_misfits_are_answered_not_raised(demo: Model) -> None:
     assert answers[1].error_message is not None and "512 tokens" in answers[1].error_message
 
 
+def test_a_limit_is_lowered_to_what_fits_into_a_slot(demo: Model) -> None:
+    small = engine(demo, text_tokens=12)
+    short, longest, huge = (replace(requests(1, max_tokens=most)[0], prompt="caption en") for most in (4, 12, 10**30))
+    answers = small.run([short, longest, huge])
+    room = 12 - len(demo.tokenize("caption en"))
+    assert [a.error_kind for a in answers] == [None] * 3
+    assert [len(a.tokens) for a in answers] == [4, room, room]
+    assert [a.finish_reason for a in answers] == ["length"] * 3
+
+
 @pytest.mark.parametrize("place", ["prefill", "decode_step"])
 def test_a_request_that_makes_the_model_fail_costs_only_itself(
     demo: Model, monkeypatch: pytest.MonkeyPatch, place: str

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 from paliscribe.config.base import Settings, itself_if_one, model_shorthand, one_or_many, validated
 from paliscribe.config.fields import MAX_STOPS, MaxBytes, MaxPixels, MaxTokens, Seed, Temperature, TopP
 from paliscribe.config.pool import SMALLEST, ModelSpec, PoolConfig
+from paliscribe.errors import UsageError
 
 
 class RequestOptions(Settings):
@@ -78,7 +79,9 @@ class JobConfig(Settings):
         "then more.",
     )
     max_tokens: MaxTokens | None = Field(
-        None, description="Maximum answer length, in tokens. Default: by the task's kind."
+        None,
+        description="Maximum answer length, in tokens, at most what `pool.text_tokens` leaves beside the prompt. "
+        "Default: by the task's kind.",
     )
     max_error_rate: float = Field(0.5, ge=0, le=1, description="Share of failed requests above which the run stops.")
     mask_decoder: str | None = Field(
@@ -105,5 +108,12 @@ class JobConfig(Settings):
 
 
 def parse(values: dict[str, Any], *, source: str = "settings") -> JobConfig:
-    """Validate a run's raw values. Raises UsageError as `validated`."""
-    return validated(JobConfig, values, source)
+    """Validate a run's raw values. Raises UsageError as `validated`, or if no prompt fits beside `max_tokens`."""
+    job = validated(JobConfig, values, source)
+    most, room = job.max_tokens or 0, job.pool.text_tokens
+    if most >= room and job.pool.name is None:
+        raise UsageError(
+            f"{source}: max_tokens {most:,} leaves no room for a prompt: a slot has {room:,} tokens for prompt and "
+            f"answer. Lower max_tokens, or set pool.text_tokens to {most + 64:,} or more"
+        )
+    return job

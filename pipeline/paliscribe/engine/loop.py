@@ -61,13 +61,17 @@ class Engine:
     def submit(self, requests: Sequence[Request], on_piece: OnPiece | None = None) -> list[Future[Prediction]]:
         """Queue one call's requests. Each future resolves to a prediction, or to an error prediction of that request.
 
-        `on_piece` is called in the engine's thread with each piece of stable text. Raises RequestError (429) if the
+        `max_tokens` is a limit: it is lowered to what fits into a slot beside the prompt. `on_piece` is called in the
+        engine's thread with each piece of stable text. Raises RequestError (429) if the
         queue is full, and ReplicaError if the engine is closed or its thread has died.
         """
         now = time.monotonic()
         generations, items = [], []
         for request in requests:
             prompt = self.model.tokenize(request.prompt)
+            room = self.sizes.capacity - self.model.image_tokens - len(prompt)
+            if 0 < room < request.max_tokens:
+                request = replace(request, max_tokens=room)
             generation = Generation(next(self._tickets), request, prompt, self.model.detokenize, on_piece)
             generation.prompt_tokens += self.model.image_tokens
             generations.append(generation)
@@ -268,12 +272,10 @@ class Engine:
         size = self.model.image_size
         if request.pixels.shape != (size, size, 3):
             return "model", f"pixels are {request.pixels.shape}, the model expects {(size, size, 3)}"
-        if self.model.image_tokens + len(prompt) + request.max_tokens > self.sizes.capacity:
-            room = self.sizes.capacity - self.model.image_tokens
-            return "prompt_too_long", (
-                f"a prompt of {len(prompt)} tokens and an answer of up to {request.max_tokens} "
-                f"do not fit into the {room} tokens beside the image"
-            )
+        room = self.sizes.capacity - self.model.image_tokens
+        if len(prompt) >= room:
+            words = f"a prompt of {len(prompt)} tokens and an answer do not fit into the {room} tokens beside the image"
+            return "prompt_too_long", f"{words}; the setting is `pool.text_tokens`"
         return None
 
     def _refuse(self, generation: Generation, why: str) -> None:

@@ -1,8 +1,11 @@
 """Published files: every row under every task exactly once, even after crashes at any write."""
 
+import ast
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -101,6 +104,23 @@ def test_every_reader_sees_every_record_once(name: str, more: tuple[str, ...], t
     check(store.uri, job, odd, READERS)
 
 
+def test_hugging_faces_datasets(tmp_path: Path) -> None:
+    code = "import datasets, sys; datasets.disable_progress_bars(); "
+    code += "print(sorted(datasets.load_dataset(*sys.argv[1:2], **eval(sys.argv[2]), split='train')['id']))"
+    job = Job([{"s": value} for value in ODD], pa.schema([("s", pa.string())]), by=("task", "s"))
+    job.annotate(store := open_store(str(tmp_path / "out")), odd)
+    job.publish(store)
+    ids = sorted(record.id for record in job.records(odd) if record.status != "error")
+    offline = os.environ | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    for named, options in (
+        (f"{tmp_path}/out/annotations", {}),
+        ("parquet", {"data_files": f"{tmp_path}/out/annotations/**/*.parquet"}),
+    ):
+        command = [sys.executable, "-c", code, named, repr(options)]
+        told = subprocess.run(command, env=offline, capture_output=True, text=True, check=True).stdout
+        assert ast.literal_eval(told) == ids
+
+
 @pytest.mark.parametrize("by", [(), ("task",), ("kind",), ("kind", "task")])
 def test_folders_by_partition_columns(by: tuple[str, ...], tmp_path: Path) -> None:
     job = Job([{}] * 8, by=by)
@@ -143,6 +163,27 @@ def test_long_names_are_shortened_and_stay_distinct(tmp_path: Path) -> None:
     job.publish(store)
     folders = [path.name for path in (tmp_path / "annotations").iterdir()]
     assert len(folders) == 2 and all(len(name.encode()) <= 5 + FOLDER_BYTES for name in folders)
+    check(store.uri, job, never, READERS)
+
+
+def test_values_that_differ_by_case_alone_have_folders_that_do_not(tmp_path: Path) -> None:
+    values = ["cat", "Cat", "CAT", "cAT", "cat~1", "Cat~1", "Ä", "ä", "b", "B"]
+    job = Job([{"label": value} for value in values], pa.schema([("label", pa.string())]), by=("label",))
+    job.annotate(store := open_store(str(tmp_path)))
+    job.publish(store)
+    folders = [path.name for path in (tmp_path / "annotations").iterdir()]
+    assert len({name.casefold() for name in folders}) == len(values)
+    assert {"label-cat", "label-Cat~1", "label-CAT~7"} <= set(folders)
+    check(store.uri, job, never, READERS)
+
+
+def test_keys_of_many_long_values_fit_into_a_store(tmp_path: Path) -> None:
+    names = [f"{chr(97 + n)}{'n' * 150}" for n in range(16)]
+    rows = [{name: f"{number}{name}" * 3 for name in names} for number in range(3)]
+    job = Job(rows, pa.schema([(name, pa.string()) for name in names]), by=tuple(names))
+    job.annotate(store := open_store(str(tmp_path)))
+    keys = job.publish(store)["files"]
+    assert len(keys) == 3 and all(len(key.encode()) < 800 for key in keys)
     check(store.uri, job, never, READERS)
 
 

@@ -42,6 +42,7 @@ PART_RECORDS = 1_000_000  # about 128 MB of Parquet at some 130 bytes a record
 READ_AHEAD = 4  # shards of a part that are read at the same time
 ROW_GROUP = 65_536  # records
 FOLDER_BYTES = 120  # most bytes of a column name or a value in a folder's name
+KEY_BYTES = 720  # most bytes of all of them in a key; with the rest, and the output's prefix, S3 allows 1,024
 SUMMARY, SUCCESS = "_summary.json", "_SUCCESS"
 
 
@@ -293,7 +294,8 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[list[str
     if not columns:
         yield [], table
         return
-    names = [[_folder(name, value) for value in table[name].to_pylist()] for name in columns]
+    most = min(FOLDER_BYTES, KEY_BYTES // (2 * len(columns)))
+    names = [[_folder(name, value, most) for value in table[name].to_pylist()] for name in columns]
     rows: dict[tuple[str, ...], list[int]] = {}
     for row, folders in enumerate(zip(*names, strict=True)):
         rows.setdefault(folders, []).append(row)
@@ -301,17 +303,29 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[list[str
         yield list(folders), table.take(pa.array(chosen))
 
 
-def _folder(column: str, value: Any) -> str:
-    """Name of a partition folder: not hive-style, not hidden, valid on every file system."""
+def _folder(column: str, value: Any, most: int) -> str:
+    """Name of a partition folder: not hive-style, not hidden, and another one for each value on every file system.
+
+    `most`: bytes of the column's name, and of the value.
+    """
     name = quote(column, safe="")
     if name[0] in "_.":
         name = f"%{ord(name[0]):02X}{name[1:]}"
     words = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return f"{_short(name)}-{_short(quote(words, safe=' '))}"
+    return f"{_short(name, most)}-{_short(_quoted(words), most)}"
 
 
-def _short(quoted: str) -> str:
+def _quoted(words: str) -> str:
+    """A value as a name. Upper case is told by a suffix, since file systems may ignore case: `Cat` is `Cat~1`.
+
+    The suffix has a bit for each character of `words`, the first one lowest, in hexadecimal.
+    """
+    capitals = sum(1 << at for at, letter in enumerate(words) if "A" <= letter <= "Z")
+    return quote(words, safe=" ").replace("~", "%7E") + (f"~{capitals:x}" if capitals else "")
+
+
+def _short(quoted: str, most: int) -> str:
     """A quoted name; if it is too long, its start and a hash of the whole."""
-    if len(quoted) <= FOLDER_BYTES:
+    if len(quoted) <= most:
         return quoted
-    return f"{quoted[: FOLDER_BYTES - 9]}~{hashlib.sha256(quoted.encode()).hexdigest()[:8]}"
+    return f"{quoted[: most - 9]}~{hashlib.sha256(quoted.encode()).hexdigest()[:8]}"

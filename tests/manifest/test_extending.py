@@ -131,7 +131,7 @@ print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 
-@pytest.mark.skipif(not os.environ.get("FULL"), reason="takes a minute")
+@pytest.mark.skipif(not os.environ.get("FULL"), reason="takes two minutes")
 def test_memory_does_not_grow_with_the_manifest(tmp_path: Path) -> None:
     peaks = []
     for rows in (1_000_000, 3_000_000):

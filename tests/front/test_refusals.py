@@ -67,6 +67,8 @@ def test_duplicate_ids(collection: Path, job: Path, tmp_path: Path, paliscribe: 
 def test_commands_that_need_a_run(tmp_path: Path, paliscribe: Paliscribe) -> None:
     refused(paliscribe("status", tmp_path), "no run is here")
     refused(paliscribe("retry", tmp_path), "no run is here")
+    flags = ["--manifest", tmp_path, "--task", "ocr", "--output", tmp_path]
+    refused(paliscribe("annotate", *flags, "--append"), "no run is here to append to; leave out --append to begin one")
     refused(paliscribe("ask", tmp_path / "nothing.jpg", "ocr"), "no such file")
 
 

@@ -21,6 +21,10 @@ class Progress:
     error_kinds: Counter[str] = field(default_factory=Counter)
     annotating_since: float | None = None  # time.monotonic() when the pool was ready
 
+    def set_rows(self, rows: int) -> None:
+        """Set the rows of the run, while they are counted."""
+        self.rows = rows
+
     @property
     def rows_done(self) -> int:
         """Rows annotated by this process."""

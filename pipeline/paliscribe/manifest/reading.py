@@ -25,6 +25,7 @@ WORDS = {kind: python.__name__ for python, kind in TYPES.items()}
 
 class Reading:
     """One pass over a manifest. `rows`: read so far. `types`: of the carried columns so far; integers widen to floats.
+    `numbered`: the first row whose id is its number, or None so far.
 
     The id of a row defaults to its image reference, or to `row-N` for an inline or missing image.
     """
@@ -33,6 +34,7 @@ class Reading:
         self.source, self._image, self._id = source, image_column, id_column
         self.rows = 0
         self.types: dict[str, pa.DataType] = {}
+        self.numbered: int | None = None
         self._seen: dict[str, None] = {}  # columns, until the image column is found
         self._named = False
 
@@ -73,6 +75,8 @@ class Reading:
         """The table with all ids; counts its rows and records its types. Raises UsageError for another type."""
         ids = table[ID]
         if ids.null_count:
+            if self.numbered is None:
+                self.numbered = self.rows + pc.index(pc.is_null(ids), True).as_py()
             numbers = pa.array(range(self.rows, self.rows + len(table))).cast(pa.string())
             ids = pc.coalesce(ids, pc.binary_join_element_wise("row-", numbers, ""))
             table = table.set_column(0, ID, ids)

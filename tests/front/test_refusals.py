@@ -36,6 +36,8 @@ def change(job: Path, **values: object) -> Path:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"output": "s3://bucket/" + "long/" * 60}, ["output s3://bucket/long/", "more than 240 bytes"]),
+        ({"max_tokens": 600}, ["max_tokens 600 leaves no room for a prompt", "pool.text_tokens"]),
         ({"maxtokens": 5}, ["unknown key 'maxtokens'", "did you mean 'max_tokens'?"]),
         ({"shard_rows": "ten"}, ["'shard_rows'", "valid integer"]),
         ({"tasks": ["ocr", "ocr"]}, ["duplicate tasks", "'ocr'"]),

@@ -30,6 +30,8 @@ from paliscribe.results.record import load_mask_decoder
 from paliscribe.results.run_file import Fingerprint, RunFile, refuse_changes
 from paliscribe.storage import StorageError, Store, check_writable, open_store
 
+OUTPUT_BYTES = 240  # longest address of an output in an object store
+
 
 def run_batch(
     job: JobConfig,
@@ -153,6 +155,11 @@ def _run_generation(run: Run) -> dict[str, Any]:
 
 
 def _writable(output: str) -> Store:
+    if "://" in output and len(output.encode()) > OUTPUT_BYTES:
+        raise UsageError(
+            f"output {output[:60]}…: more than {OUTPUT_BYTES} bytes; S3 allows 1,024 in a key, and names of files need "
+            "the others"
+        )
     try:
         store = open_store(output)
         check_writable(store)

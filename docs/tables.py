@@ -11,6 +11,7 @@ from paliscribe import results
 from paliscribe.config import FetchConfig, ImagesConfig, JobConfig, ModelSpec, PoolConfig, ServeConfig, ServedModel
 from paliscribe.errors import ROW_ERROR_KINDS
 from paliscribe.grammar.tasks import KINDS
+from paliscribe.images.formats import READ, SIGNATURES
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,6 +68,17 @@ def errors() -> str:
     return ", ".join(f"`{kind}`" for kind in ROW_ERROR_KINDS)
 
 
+def formats() -> str:
+    """The image formats that are read."""
+    lines = ["| format | what is read |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {words} |" for name, words in READ.items()])
+
+
+def other_formats() -> str:
+    """The image formats that are known and not read."""
+    return ", ".join(name for name, _ in SIGNATURES if name not in READ)
+
+
 def rooms() -> str:
     """The rooms of the package in their order, with what each is for and what it holds."""
     lines = ["| room | what it is for | modules | third-party packages |", "|---|---|---|---|"]
@@ -87,6 +99,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "endpoint": endpoint,
     "kinds": kinds,
     "errors": errors,
+    "formats": formats,
+    "other formats": other_formats,
 }
 
 

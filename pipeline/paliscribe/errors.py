@@ -27,8 +27,10 @@ RowErrorKind = Literal[
     "empty",  # the object has no bytes
     "too_large",  # more bytes than allowed
     "not_an_image",  # no decoder recognises the bytes
+    "unsupported",  # a known format, or a variety of one, that is not read
     "corrupt",  # the image cannot be decoded completely
     "too_many_pixels",  # more pixels than allowed: a decompression bomb
+    "too_costly",  # decoding takes more time or memory than allowed
     "prompt",  # the prompt cannot be rendered, such as for a missing column
     "prompt_too_long",  # more tokens or characters than allowed
     "expired",  # the request's deadline passed

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from images.files import empty_scans
 from PIL import Image
 
 from paliscribe import manifest, results
@@ -94,6 +95,17 @@ def data_url(colour: str) -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (9, 9), colour).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def test_a_hostile_image_is_one_dead_letter(tmp_path: Path) -> None:
+    (tmp_path / "line.pbm").write_bytes(b"P4\n68000000 1\n" + bytes(8_500_000))
+    (tmp_path / "scans.jpg").write_bytes(empty_scans(7000, 400))
+    rows = [
+        {"id": image[:9], "image": image, "ask": "caption en"} for image in ("line.pbm", data_url("red"), "scans.jpg")
+    ]
+    pool, records = made(tmp_path, rows)  # type: ignore[arg-type]
+    assert len(pool.sent) == 1
+    assert [record["error_kind"] for record in records] == ["too_many_pixels", "model", "too_costly"]
 
 
 def test_rows_have_options_of_their_own(tmp_path: Path) -> None:

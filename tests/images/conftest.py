@@ -35,7 +35,22 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
             state.asked[name] += 1
             first, _, then = name.partition("-then-")
             answer = then if then and state.asked[name] > 1 else first
-            {"drip": self.drip, "cut": self.cut, "reset": self.reset, "slow": self.slow}.get(answer, self.plain)(answer)
+            special = {"drip": self.drip, "cut": self.cut, "reset": self.reset, "slow": self.slow}
+            special |= {"headers": self.told, "redirect": self.redirect}
+            special.get(answer, self.plain)(answer)
+
+        def told(self, answer: str) -> None:
+            said = " ".join(str(self.headers[name]) for name in ("User-Agent", "X-Key", "Authorization")).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def redirect(self, answer: str) -> None:
+            self.send_response(302)
+            self.send_header("Location", self.path.partition("?")[2])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def plain(self, answer: str) -> None:
             status = int(answer) if answer.isdigit() else 200
@@ -46,6 +61,9 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
                 self.send_header(
                     "Retry-After", "0" if state.asked[answer] % 2 else formatdate(time.time(), usegmt=True)
                 )
+            if status == 206 and "?" in self.path:
+                end = {"whole": "10/11", "part": "10/99"}[self.path.partition("?")[2]]
+                self.send_header("Content-Range", f"bytes 0-{end}")
             body = {"empty": b"", "large": b"x" * 5000}.get(answer, b"body of " + answer.encode())
             self.send_header("Set-Cookie", "seen=1")
             self.send_header("Content-Length", str(len(body)))

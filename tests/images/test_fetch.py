@@ -1,5 +1,6 @@
 """Fetching by address: what is repeated, how often, and the kind of what stops it."""
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 
 from paliscribe.errors import RowError
 from paliscribe.images.fetch import Fetcher
-from paliscribe.storage import StorageError, http, open_store
+from paliscribe.storage import StorageError, http, open_store, s3_client, split
+from paliscribe.storage.http import Headers
 
 
 def kind(fetcher: Fetcher, uri: str) -> str:
@@ -73,11 +75,30 @@ def test_no_server() -> None:
     assert kind(Fetcher(retries=0), "http://127.0.0.1:9/k") == "unreachable"
 
 
+def test_answers_that_hold_the_whole_object(web: Any) -> None:
+    fetcher = Fetcher(retries=0)
+    assert fetcher.fetch(f"{web.address}/203") == b"body of 203"
+    assert fetcher.fetch(f"{web.address}/206?whole") == b"body of 206"
+    assert kind(fetcher, f"{web.address}/206?part") == kind(fetcher, f"{web.address}/206") == "unreachable"
+    assert kind(fetcher, f"{web.address}/204") == "forbidden"
+
+
+def test_headers_by_host(web: Any) -> None:
+    other = web.address.replace("127.0.0.1", "localhost")
+    fetcher = Fetcher(headers=Headers.of("me/1 (a@b.example)", {"127.0.0.*": {"X-Key": "1", "Authorization": "k"}}))
+    assert fetcher.fetch(f"{web.address}/headers") == b"me/1 (a@b.example) 1 k"
+    assert fetcher.fetch(f"{other}/headers") == b"me/1 (a@b.example) None None"
+    assert fetcher.fetch(f"{web.address}/redirect?{other}/headers") == b"me/1 (a@b.example) None None"
+    assert fetcher.fetch(f"{other}/redirect?{web.address}/headers") == b"me/1 (a@b.example) 1 k"
+    assert Fetcher().fetch(f"{web.address}/headers") == b"paliscribe None None"
+
+
 def test_the_disk(tmp_path: Path) -> None:
     (tmp_path / "a b").write_bytes(b"12345")
     (tmp_path / "empty").write_bytes(b"")
     fetcher = Fetcher(max_bytes=5)
     assert fetcher.fetch(str(tmp_path / "a b")) == fetcher.fetch(f"file://{tmp_path}/a%20b") == b"12345"
+    assert fetcher.fetch(f"file:{tmp_path}/a%20b") == b"12345"
     assert kind(fetcher, str(tmp_path / "no")) == "missing"
     assert kind(fetcher, str(tmp_path / "empty")) == "empty"
     assert kind(fetcher, str(tmp_path)) == "bad_uri"
@@ -91,6 +112,20 @@ def test_s3(bucket: str) -> None:
     assert fetcher.fetch(f"s3://{bucket}/p/a?b#c %20é") == b"12345"
     assert kind(fetcher, f"s3://{bucket}/p/no") == "missing"
     assert kind(Fetcher(max_bytes=4), f"s3://{bucket}/p/a?b#c %20é") == "too_large"
+
+
+@pytest.mark.parametrize("key", ["/a.png", "//a.png", "p//a.png", "p/a//b.png", "/p/a.png"])
+def test_s3_keys_with_empty_parts(bucket: str, key: str) -> None:
+    asked = []
+    client = s3_client.client()
+    client.meta.events.register("before-call.s3.GetObject", lambda params, **_: asked.append(params["url_path"]))
+    for scheme in ("s3", "s3a", "s3n"):
+        with contextlib.suppress(RowError):  # SeaweedFS joins the slashes
+            Fetcher(retries=0).fetch(f"{scheme}://{bucket}/{key}")
+        folder, name = split(f"{scheme}://{bucket}/{key}")
+        with contextlib.suppress(StorageError):
+            open_store(folder).get(name)
+    assert asked == [f"/{key}"] * 6
 
 
 def test_many_come_back_in_order_and_together(web: Any, tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ from paliscribe.storage import StorageError, open_store, redacted, resolve, spli
         ("http://h/p/", "http://h/p"),
         ("file:///tmp/a%20b", "/tmp/a b"),
         ("file://localhost/tmp", "/tmp"),
+        ("file:/tmp/a%20b", "/tmp/a b"),
+        ("FILE:/tmp", "/tmp"),
+        ("s3a://b/p", "s3://b/p"),
+        ("s3n://b/p", "s3://b/p"),
+        ("s3://b//p", "s3://b//p"),
         ("/tmp/a%20b", "/tmp/a%20b"),
         ("some", str(Path.cwd() / "some")),
         ("~/x", str(Path.home() / "x")),
@@ -40,6 +45,10 @@ def test_bad_addresses(uri: str) -> None:
         ("s3://b/m.jsonl", "s3://b", "m.jsonl"),
         ("s3://b", "s3://b", ""),
         ("s3://b/k?/m", "s3://b/k?", "m"),
+        ("s3://b//m", "s3://b", "/m"),
+        ("s3://b/k//m", "s3://b/k", "/m"),
+        ("s3://b//k/m", "s3://b//k", "m"),
+        ("file:/a%20b/m.csv", "/a b", "m.csv"),
         ("http://h/a/m.csv?sig=a/b", "http://h/a", "m.csv?sig=a/b"),
         ("/a/m.csv", "/a", "m.csv"),
         ("file:///a%20b/m.csv", "/a b", "m.csv"),
@@ -63,6 +72,8 @@ def test_split(uri: str, folder: str, name: str) -> None:
         ("../1.jpg", "/data", "/data/../1.jpg"),
         ("/abs/1.jpg", "s3://b/k", "/abs/1.jpg"),
         ("s3://o/1.jpg", "/data", "s3://o/1.jpg"),
+        ("file:/o/1.jpg", "/data", "file:/o/1.jpg"),
+        ("1.jpg", "file:/data", "file:///data/1.jpg"),
     ],
 )
 def test_resolve(reference: str, folder: str, address: str) -> None:
@@ -78,6 +89,7 @@ def test_resolve(reference: str, folder: str, address: str) -> None:
         ("s3://b/k?1#2", "s3://b/k?1#2"),
         ("http://[", "http://["),
         ("/a?b", "/a?b"),
+        ("file:/a?b", "file:/a?b"),
     ],
 )
 def test_secrets_are_not_shown(uri: str, shown: str) -> None:

@@ -1,11 +1,14 @@
 """Data URLs: images that stand in their own address."""
 
 import base64
+from urllib.parse import quote
 
+import pyarrow as pa
 import pytest
 
 from paliscribe.errors import RowError
 from paliscribe.images.fetch import Fetcher
+from paliscribe.manifest.columns import resolved
 from paliscribe.storage import resolve
 from paliscribe.storage.inline import decoded, is_inline, shortened
 
@@ -18,12 +21,45 @@ def test_bytes_come_back(head: str) -> None:
     assert Fetcher().fetch(head + PLAIN) == b"bytes of an image"
 
 
+ODD = bytes(range(256))  # all letters of base64, and padding
+BASE64, SAFE = base64.b64encode(ODD).decode(), base64.urlsafe_b64encode(ODD).decode()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"DATA:IMAGE/PNG;BASE64,{BASE64}",
+        f"data:image/png;base64,{base64.encodebytes(ODD).decode()}",
+        "data:image/png;base64,\r\n" + base64.encodebytes(ODD).decode().replace("\n", "\r\n"),
+        f"data:image/png;base64,{SAFE}",
+        f"data:image/png;base64,{SAFE.rstrip('=')}",
+        f"data:image/png;base64,{BASE64.rstrip('=')}",
+        f"data:image/png;base64,{quote(BASE64)}",
+        f"data:image/png;base64,{quote(BASE64, safe='')}",
+        f"data:image/png,{quote(ODD)}",
+        f'data:image/png;name="a, b;c.png";base64,{BASE64}',
+        f"data:image/png;name=a%20b.png;charset=utf-8;base64,{BASE64}",
+        f"data:image%2Fpng;base64,{BASE64}",
+        f"data:image/png; base64, {BASE64}",
+        f'"data:image/png;base64,{BASE64}"',
+        f" data:image/png;base64,{BASE64}\n",
+        f"data:;base64,{BASE64}",
+        f"data:binary/octet-stream;base64,{BASE64}",
+    ],
+)
+def test_spellings(url: str) -> None:
+    assert is_inline(url) and decoded(url) == ODD == Fetcher().fetch(url)
+    assert resolve(url, "/folder") == url and len(shortened(url)) < 100
+    [row] = resolved(pa.array([url.strip()]), "/folder").to_pylist()  # as a manifest's column
+    assert row == url.strip()
+
+
 @pytest.mark.parametrize(
     ("url", "kind"),
     [
         ("data:image/png,plain", "bad_uri"),
         ("data:image/png;base64,%%%", "bad_uri"),
-        ("data:image/png;base64,QUJ", "bad_uri"),
+        ("data:image/png;base64,QUJDR", "bad_uri"),
         ("data:", "bad_uri"),
         (f"data:text/html;base64,{PLAIN}", "not_an_image"),
     ],

@@ -40,7 +40,7 @@ def ask(
     prompt, RunError if the model fails.
     """
     from paliscribe.grammar.tasks import parse_task
-    from paliscribe.images.decode import decode
+    from paliscribe.images.decode import Limits, decode
     from paliscribe.results.record import record
 
     if not isinstance(model, ModelSpec):
@@ -51,7 +51,8 @@ def ask(
         rendered = task.render({})
         data = _encoded(image)
         engine = _engine(model)
-        decoded = decode(data, engine.model.image_size, max_pixels=LIMITS.max_pixels)
+        most = Limits(LIMITS.decode_seconds, LIMITS.decode_memory)
+        decoded = decode(data, engine.model.image_size, max_pixels=LIMITS.max_pixels, limits=most)
     except RowError as error:
         raise UsageError(f"{name}: {error}") from None
     request = Request("0", rendered, decoded.pixels, decoded.sha256, task.max_tokens, ONLINE)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paliscribe.errors import UsageError
-from paliscribe.storage import StorageError, open_store
+from paliscribe.storage import StorageError, open_store, scheme
 from paliscribe.storage.inline import is_inline
 
 GIVEN = "_run/given"
@@ -96,6 +96,6 @@ def _place(image: Any) -> Any:
     """An image's address; relative paths are resolved against the working directory."""
     if isinstance(image, os.PathLike):
         image = os.fspath(image)
-    if not isinstance(image, str) or not image or "://" in image or is_inline(image):
+    if not isinstance(image, str) or not image or scheme(image) or is_inline(image):
         return image
     return str(Path(image).expanduser().absolute())

@@ -20,7 +20,7 @@ from paliscribe.batch.ahead import ahead
 from paliscribe.config import FetchConfig, ImagesConfig, RequestOptions
 from paliscribe.errors import RowError
 from paliscribe.grammar.tasks import Task
-from paliscribe.images.decode import Decoded, decode
+from paliscribe.images.decode import Decoded, Limits, decode
 from paliscribe.images.fetch import Fetcher
 from paliscribe.images.untrusted import GuardedFetcher
 from paliscribe.manifest import Shards
@@ -28,6 +28,7 @@ from paliscribe.records import ManifestRow, Prediction, Record, Request
 from paliscribe.results import Marker, ModelFacts
 from paliscribe.results.record import load_mask_decoder, record
 from paliscribe.storage import Store, open_store
+from paliscribe.storage.http import Headers
 
 CALLS_IN_FLIGHT = 2  # per stage process, beside the one whose answers are awaited
 SLOTS_FILLED = 2  # requests per call, in units of a replica's slots: keeps it busy, and lets it sort by length
@@ -135,6 +136,7 @@ class Stage:
                 retries=fetch.retries,
                 timeout=fetch.timeout,
                 max_bytes=fetch.max_bytes,
+                headers=Headers.of(fetch.user_agent, fetch.headers),
             )
         self.masks = load_mask_decoder(plan.mask_decoder)
 
@@ -251,10 +253,11 @@ class Stage:
         return call
 
     def _decode(self, data: bytes) -> Decoded | RowError:
-        fetch, guard = self.plan.fetch, self.plan.guard
-        most = fetch.max_pixels if guard is None else guard.max_pixels
+        most = self.plan.fetch if self.plan.guard is None else self.plan.guard
+        limits = Limits(most.decode_seconds, most.decode_memory)
+        draft = self.plan.fetch.draft
         try:
-            return decode(data, self.plan.image_size, max_pixels=most, draft=fetch.draft)
+            return decode(data, self.plan.image_size, max_pixels=most.max_pixels, draft=draft, limits=limits)
         except RowError as error:
             return error
 

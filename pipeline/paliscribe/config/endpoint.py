@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 
 from paliscribe.config.base import Settings, model_shorthand, one_or_many, validated
-from paliscribe.config.fields import MaxBytes, MaxPixels
+from paliscribe.config.fields import DecodeMemory, DecodeSeconds, MaxBytes, MaxPixels
 from paliscribe.config.pool import ModelSpec, PoolConfig
 
 
@@ -14,6 +14,8 @@ class ImagesConfig(Settings):
 
     max_bytes: MaxBytes = 20 * 2**20
     max_pixels: MaxPixels = 50_000_000
+    decode_seconds: DecodeSeconds = 5.0
+    decode_memory: DecodeMemory = 2**30
     addresses: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
         (),
         description="Addresses that images may be read from: `https://host/path/`, `https://*.host/`, "

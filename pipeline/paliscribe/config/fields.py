@@ -14,3 +14,9 @@ MaxBytes = Annotated[int, Field(ge=1, description="Maximum size of an encoded im
 MaxPixels = Annotated[
     int, Field(ge=1, description="Maximum image size, in pixels: protects against decompression bombs.")
 ]
+DecodeSeconds = Annotated[
+    float, Field(gt=0, le=3600, description="Maximum processor time to decode an image, in seconds.")
+]
+DecodeMemory = Annotated[
+    int, Field(ge=256 * 2**20, description="Maximum memory to decode an image, in bytes; limited on Linux.")
+]

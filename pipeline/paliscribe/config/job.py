@@ -5,9 +5,22 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
 from paliscribe.config.base import Settings, itself_if_one, model_shorthand, one_or_many, validated
-from paliscribe.config.fields import MAX_STOPS, MaxBytes, MaxPixels, MaxTokens, Seed, Temperature, TopP
+from paliscribe.config.fields import (
+    MAX_STOPS,
+    DecodeMemory,
+    DecodeSeconds,
+    MaxBytes,
+    MaxPixels,
+    MaxTokens,
+    Seed,
+    Temperature,
+    TopP,
+)
 from paliscribe.config.pool import SMALLEST, ModelSpec, PoolConfig
 from paliscribe.errors import UsageError
+
+HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # RFC 9110
+HEADER_VALUE = r"^[\x20-\x7e]*$"
 
 
 class RequestOptions(Settings):
@@ -40,6 +53,16 @@ class FetchConfig(Settings):
     timeout: float = Field(30.0, gt=0, description="Timeout of one attempt to connect or to read, in seconds.")
     max_bytes: MaxBytes = 256 * 2**20
     max_pixels: MaxPixels = 178_956_970
+    decode_seconds: DecodeSeconds = 8.0
+    decode_memory: DecodeMemory = 2**30
+    user_agent: str = Field(
+        "paliscribe",
+        pattern=HEADER_VALUE,
+        description="User-Agent of requests to web servers; some ask for a contact in it.",
+    )
+    headers: dict[
+        str, dict[Annotated[str, Field(pattern=HEADER_NAME)], Annotated[str, Field(pattern=HEADER_VALUE)]]
+    ] = Field({}, description="Headers of requests to a web server: host, or `*.host`, to names and values.")
     draft: bool = Field(False, description="Decode large JPEGs at a reduced scale: faster, but not pixel-exact.")
 
 

@@ -18,9 +18,12 @@ import httpx
 
 from paliscribe.config import ImagesConfig
 from paliscribe.errors import RequestError, UsageError
-from paliscribe.storage import StorageError, http, open_store, split
+from paliscribe.storage import StorageError, get_once, http
+from paliscribe.storage.retry import with_retries
+from paliscribe.storage.s3_client import RETRIES, endpoint
 
 MAX_REDIRECTS: Final = 3
+CONNECTIONS: Final = 32  # to an S3 store
 PORTS: Final = {"http": 80, "https": 443}
 AMBIGUOUS: Final = re.compile(r"[\x00-\x20\x7f\\]")  # characters that URL parsers treat differently
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
@@ -96,9 +99,9 @@ class AllowedAddresses:
         return parts
 
     def _from_store(self, address: str) -> bytes:
-        folder, name = split(address)
+        most, timeout = self._config.max_bytes, self._config.timeout
         try:
-            return open_store(folder).get(name, max_bytes=self._config.max_bytes)
+            return with_retries(lambda: get_once(address, most, CONNECTIONS, timeout), RETRIES, endpoint())
         except StorageError as error:
             raise RequestError(STATUS.get(error.kind, 502), error.kind, "the image: " + error.message) from None
 
@@ -116,7 +119,7 @@ class AllowedAddresses:
             ):
                 if reply.is_redirect:
                     return str(reply.headers.get("location", ""))
-                if reply.status_code != 200:
+                if not http.is_whole(reply):
                     raise _refused(reply)
                 return await self._bounded(reply)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
@@ -173,6 +176,8 @@ def _split(address: str) -> SplitResult | None:
         parts.port  # noqa: B018 - raises for an invalid port
     except ValueError:
         return None
+    if parts.scheme in ("s3a", "s3n"):
+        parts = parts._replace(scheme="s3")
     known = parts.scheme in ("http", "https", "s3") and bool(parts.hostname)
     return parts if known and not AMBIGUOUS.search(address) and "@" not in parts.netloc else None
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from paliscribe.errors import RowError
 from paliscribe.images.gate import Gates
 from paliscribe.storage import StorageError, inline, registered_scheme
+from paliscribe.storage.http import PLAIN, Headers
 from paliscribe.storage.retry import with_retries
 
 
@@ -14,13 +15,20 @@ class Fetcher:
 
     `concurrency`: of each host at most; less while it asks to slow down. `retries`: after the first attempt, for
     temporary errors only; a store that has answered before is waited for longer. `timeout`: seconds to connect, and
-    between two reads. `max_bytes`: the largest object.
+    between two reads. `max_bytes`: the largest object. `headers`: of requests to web servers.
     """
 
     def __init__(
-        self, *, concurrency: int = 32, retries: int = 4, timeout: float = 30.0, max_bytes: int = 256 * 2**20
+        self,
+        *,
+        concurrency: int = 32,
+        retries: int = 4,
+        timeout: float = 30.0,
+        max_bytes: int = 256 * 2**20,
+        headers: Headers = PLAIN,
     ) -> None:
         self.concurrency, self.retries, self.timeout, self.max_bytes = concurrency, retries, timeout, max_bytes
+        self.headers = headers
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
         self._gates = Gates(concurrency)
 
@@ -42,7 +50,9 @@ class Fetcher:
 
     def _read(self, uri: str) -> bytes:
         """The bytes at this address, without retries. Raises StorageError, which may be temporary, or RowError."""
-        return registered_scheme(uri).get_once(uri, self.max_bytes, self.concurrency, self.timeout)
+        found = registered_scheme(uri)
+        more = {"headers": self.headers} if found.headers else {}
+        return found.get_once(uri, self.max_bytes, self.concurrency, self.timeout, **more)
 
     def _store(self, uri: str) -> str:
         """The name of a store that is waited for: see `with_retries`."""

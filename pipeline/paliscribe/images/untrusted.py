@@ -44,7 +44,7 @@ class UntrustedImages:
     @staticmethod
     def _check_scheme(image: str) -> None:
         scheme = image.partition("://")[0].lower() if "://" in image else ""
-        if scheme not in ("http", "https", "s3"):
+        if scheme not in ("http", "https", "s3", "s3a", "s3n"):
             words = "an image must be a data URL (data:image/png;base64,...), an upload or an allowed address"
             raise RequestError(400, "bad_uri", words)
 

@@ -13,6 +13,7 @@ from paliscribe.errors import UsageError
 from paliscribe.manifest.blocks import SPACE, Block, Uncertain
 from paliscribe.results.schema import NAMES
 from paliscribe.storage import resolve, scheme
+from paliscribe.storage.inline import START
 
 ID, IMAGE = "id", "image"  # columns of a normalised table; carried columns have other names
 
@@ -59,6 +60,7 @@ def normalised(block: Block, names: Names) -> tuple[pa.Table, list[str]]:
 def resolved(references: pa.Array, folder: str) -> pa.Array:
     """Absolute addresses of images: see `storage.resolve`."""
     absolute = pc.or_(pc.match_substring(references, "://"), pc.starts_with(references, "/"))
+    absolute = pc.or_(absolute, pc.starts_with(references, "file:/", ignore_case=True))
     absolute = pc.or_(absolute, _is_inline(references))
     if pc.all(absolute, skip_nulls=True, min_count=0).as_py():
         return references
@@ -130,4 +132,4 @@ def _plain_column(column: pa.Array) -> pa.Array | None:
 
 
 def _is_inline(references: pa.Array) -> pa.Array:
-    return pc.starts_with(references, "data:", ignore_case=True)
+    return pc.match_substring_regex(references, START, ignore_case=True)

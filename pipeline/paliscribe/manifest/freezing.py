@@ -14,7 +14,7 @@ from paliscribe.errors import UsageError
 from paliscribe.manifest import formats
 from paliscribe.manifest.checked import Checked, Count, Scan, text_bytes
 from paliscribe.manifest.frozen import BATCH_ROWS, FOLDER, INDEX, FrozenManifest, as_index, file_key
-from paliscribe.storage import StorageError, Store, is_local, open_store, redacted, split
+from paliscribe.storage import StorageError, Store, is_local, open_store, redacted, scheme, split
 from paliscribe.storage.arrow import encode
 from paliscribe.storage.local import is_recent
 from paliscribe.storage.parallel import in_order
@@ -139,4 +139,4 @@ def absolute(source: Addresses) -> str | tuple[str, ...]:
 
 
 def _absolute(source: str) -> str:
-    return source if "://" in source else str(Path(source).expanduser().absolute())
+    return source if scheme(source) else str(Path(source).expanduser().absolute())

@@ -1,9 +1,12 @@
 """Steps of a live request, independent of its HTTP shape: load the image, check the prompt, predict, make a record."""
 
 import asyncio
+import functools
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -11,18 +14,22 @@ from paliscribe.config import ServeConfig
 from paliscribe.errors import RequestError, RowError, UsageError
 from paliscribe.grammar.masks import MaskDecoder
 from paliscribe.grammar.tasks import Task, parse_task
-from paliscribe.images.decode import Decoded, decode
+from paliscribe.images.apart import PROCESSES
+from paliscribe.images.cheap import is_cheap
+from paliscribe.images.decode import Decoded, Limits, decode
 from paliscribe.images.untrusted import UntrustedImages
 from paliscribe.records import ONLINE, ManifestRow, Piece, Prediction, Request
 from paliscribe.results import record_values
 from paliscribe.results.record import record
 
 log = logging.getLogger(__name__)
+MOMENT = 0.001  # seconds: the least timeout of a request
 STATUS = {  # row error kind -> HTTP status of a live request; 400 for the others
     "unreachable": 502,
     "throttled": 503,
     "too_large": 413,
     "too_many_pixels": 413,
+    "too_costly": 413,
     "expired": 504,
     "replica_lost": 503,
     "model": 500,
@@ -49,6 +56,14 @@ class Served:
     backend: Backend
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """A decoded image, and when the call that sent it expires: `until`, in seconds of the monotonic clock."""
+
+    image: Decoded
+    until: float
+
+
 @dataclass(slots=True)
 class CheckedRequest:
     """A validated request: what to send to the engine, and what is needed to parse its answer."""
@@ -66,6 +81,7 @@ class Service:
         self.models = {served.name: served for served in models}
         self.images = UntrustedImages(config.images)
         self._numbers = itertools.count()
+        self._costly = ThreadPoolExecutor(PROCESSES, thread_name_prefix="costly")
 
     def model(self, name: str | None) -> Served:
         """The model with this name; the first one without a name. Raises RequestError 404."""
@@ -76,19 +92,39 @@ class Service:
             raise RequestError(404, "model_not_found", f"there is no model {name[:100]!r}; available: {known}")
         return self.models[name]
 
-    async def load(self, served: Served, image: str | bytes) -> Decoded:
-        """Read and decode an untrusted image for this model. Raises RequestError."""
+    async def load(self, served: Served, image: str | bytes) -> LoadedImage:
+        """Read and decode an untrusted image for this model, within the call's timeout. Raises RequestError."""
+        until = time.monotonic() + self.config.timeout
         try:
-            data = await self.images.read(image)
-            limit = self.config.images.max_pixels
-            return await asyncio.to_thread(decode, data, served.image_size, max_pixels=limit)
+            async with asyncio.timeout(self.config.timeout):
+                return LoadedImage(await self._decoded(served, await self.images.read(image), until), until)
         except RowError as error:
             raise RequestError(STATUS.get(error.kind, 400), error.kind, error.message) from None
+        except TimeoutError:
+            raise RequestError(504, "expired", "the image was not read and decoded in time") from None
 
-    def check(self, image: Decoded, prompt: str, *, max_tokens: int | None = None, **options: Any) -> CheckedRequest:
+    async def _decoded(self, served: Served, data: bytes, until: float) -> Decoded:
+        limits = self.config.images
+        work = functools.partial(
+            decode,
+            data,
+            served.image_size,
+            max_pixels=limits.max_pixels,
+            limits=Limits(limits.decode_seconds, limits.decode_memory),
+            timeout=until - time.monotonic(),
+        )
+        if await asyncio.to_thread(is_cheap, data):
+            return await asyncio.to_thread(work)
+        # In threads of their own: images that take long must not keep others waiting.
+        return await asyncio.get_running_loop().run_in_executor(self._costly, work)
+
+    def check(
+        self, loaded: LoadedImage, prompt: str, *, max_tokens: int | None = None, **options: Any
+    ) -> CheckedRequest:
         """Check a prompt and build the request. `options`: fields of `Request`. Raises RequestError."""
         task = checked_task(prompt, max_tokens, self.config.max_prompt)
-        options.setdefault("timeout", self.config.timeout)
+        options.setdefault("timeout", max(MOMENT, loaded.until - time.monotonic()))
+        image = loaded.image
         request = Request(
             id=f"online-{next(self._numbers)}",
             prompt=task.render({}),

@@ -40,7 +40,8 @@ SCHEMES: dict[str, Scheme] = {
     "": local.SCHEME,
     "file": local.SCHEME,
     "s3": s3.SCHEME,
-    "s3a": s3.SCHEME,
+    "s3a": s3.SCHEME,  # as Hadoop and Spark write it
+    "s3n": s3.SCHEME,
     "http": http.SCHEME,
     "https": http.SCHEME,
 }
@@ -90,13 +91,17 @@ def split(uri: str) -> tuple[str, str]:
     place, mark, query = uri.partition("?") if found is not None and found.query else (uri, "", "")
     start = place.index("://") + 3
     folder, slash, last = place[start:].rpartition("/")
+    while folder.endswith("/"):  # empty parts belong to the name: `s3://b//x` is the key `/x`
+        folder, last = folder[:-1], f"/{last}"
     return (place[:start] + folder, last + mark + query) if slash else (place, mark + query)
 
 
 def resolve(reference: str, folder: str) -> str:
     """An image's absolute address: a relative `reference` is resolved against `folder`, `./` and `../` included."""
-    if "://" in reference or reference.startswith("/") or is_inline(reference):
+    if "://" in reference or scheme(reference) or reference.startswith("/") or is_inline(reference):
         return reference
+    if scheme(folder) == "file" and "://" not in folder:  # file:/folder
+        folder = f"file://{folder[len('file:') :]}"
     if not scheme(folder):
         return f"{folder.rstrip('/')}/{reference.removeprefix('./')}"  # `..` is kept: it may follow a symlink
     start = folder.index("://") + 3

@@ -94,18 +94,21 @@ class Scheme:
     `words`: the scheme's name in messages. `open_store`: returns the store of a folder or prefix. `get_once`: reads a
     whole object without retries; its arguments are those of `storage.get_once`. Both raise StorageError. `query`: `?`
     starts a query, which is not part of an object's path. `store`: the name of the store that reads are retried for, as
-    in `retry.with_retries`; empty for strangers' hosts.
+    in `retry.with_retries`; empty for strangers' hosts. `headers`: whether `get_once` takes `headers`, as web servers'.
     """
 
     words: str
     open_store: Callable[[str], Store]
-    get_once: Callable[[str, int, int, float], bytes]
+    get_once: Callable[..., bytes]
     query: bool = False
+    headers: bool = False
     store: Callable[[], str] = lambda: ""
 
 
 def scheme(uri: str) -> str:
-    """The scheme of an address in lower case; empty for a plain path."""
+    """The scheme of an address in lower case; empty for a plain path. `file:/path` has one too (RFC 8089)."""
+    if uri[:6].lower() == "file:/":
+        return "file"
     return uri.partition("://")[0].lower() if "://" in uri else ""
 
 
@@ -116,7 +119,7 @@ def is_local(uri: str) -> bool:
 
 def redacted(uri: str) -> str:
     """The address without possible secrets: user, password and, for http(s), query and fragment."""
-    if not (name := scheme(uri)):
+    if not (name := scheme(uri)) or name == "file":
         return uri
     authority, slash, path = uri.partition("://")[2].partition("/")
     place = authority.rpartition("@")[2] + slash + path

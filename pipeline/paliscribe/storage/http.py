@@ -1,14 +1,17 @@
 """Web servers (http and https), read-only, through httpx."""
 
+import fnmatch
+import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn, cast
 
 from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind
 from paliscribe.storage.retry import with_retries
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 RETRIES = 5
 MAX_TIMEOUTS = 10  # time limit of one object, as a multiple of `timeout`: a slow server must not block a thread
+PARTIAL: Final = 206
 STATUS: dict[int, StorageErrorKind] = {
     400: "bad_uri",
     401: "forbidden",
@@ -30,37 +34,68 @@ STATUS: dict[int, StorageErrorKind] = {
     429: "throttled",
     503: "throttled",
 }
-_clients: dict[tuple[int, float], Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """Headers of requests: `by_host` has names and values for a host, or for all below one, as `*.example.org`."""
+
+    user_agent: str = "paliscribe"
+    by_host: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+
+    @classmethod
+    def of(cls, user_agent: str, by_host: Mapping[str, Mapping[str, str]]) -> "Headers":
+        """From settings."""
+        return cls(user_agent, tuple((host, tuple(pairs.items())) for host, pairs in by_host.items()))
+
+    def apply(self, request: "httpx.Request") -> None:
+        """Set those of the request's host only: a redirect takes along what the first request had."""
+        host = request.url.host
+        mine = [pairs for pattern, pairs in self.by_host if fnmatch.fnmatchcase(host, pattern.lower())]
+        for _, pairs in self.by_host:
+            for name, _ in pairs:
+                request.headers.pop(name, None)
+        request.headers["User-Agent"] = self.user_agent
+        for pairs in mine:
+            request.headers.update(pairs)
+
+
+PLAIN: Final = Headers()
+_clients: dict[tuple[int, float, Headers], Any] = {}
 _lock = threading.Lock()
 
 
-def client(connections: int = 32, timeout: float = 30.0) -> "httpx.Client":
+def client(connections: int = 32, timeout: float = 30.0, headers: Headers = PLAIN) -> "httpx.Client":
     """The HTTP client of this process. It keeps no cookies and requests no content encoding."""
     import httpx
 
     with _lock:
-        if (connections, timeout) not in _clients:
-            _clients[connections, timeout] = httpx.Client(
+        if (connections, timeout, headers) not in _clients:
+            _clients[connections, timeout, headers] = httpx.Client(
                 timeout=httpx.Timeout(timeout, pool=None),  # no limit for waiting on a free connection
                 limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
                 follow_redirects=True,
-                headers={"Accept-Encoding": "identity", "User-Agent": "paliscribe"},
+                headers={"Accept-Encoding": "identity"},
+                event_hooks={"request": [headers.apply]},  # for each redirect too
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             )
-        return cast("httpx.Client", _clients[connections, timeout])
+        return cast("httpx.Client", _clients[connections, timeout, headers])
 
 
 @contextmanager
-def open_response(uri: str, connections: int = 32, timeout: float = 30.0) -> Iterator["httpx.Response"]:
+def open_response(
+    uri: str, connections: int = 32, timeout: float = 30.0, headers: Headers = PLAIN
+) -> Iterator["httpx.Response"]:
     """The response to a GET, with its body unread. Raises StorageError, also for errors while the body is read."""
     import httpx
 
     try:
-        with client(connections, timeout).stream("GET", uri) as response:
-            if response.status_code != 200:
+        with client(connections, timeout, headers).stream("GET", uri) as response:
+            if not is_whole(response):
                 status = response.status_code
-                kind = STATUS.get(status, "unreachable" if status >= 500 else "forbidden")
-                raise StorageError(kind, uri, f"the server answered {status}", retry_after(response))
+                kind = STATUS.get(status, "unreachable" if status >= 500 or status == PARTIAL else "forbidden")
+                words = f"the server answered {status}" + " with a part" * (status == PARTIAL)
+                raise StorageError(kind, uri, words, retry_after(response))
             yield response
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.TooManyRedirects) as error:
         raise StorageError("bad_uri", uri, f"not an address that can be fetched ({type(error).__name__})") from error
@@ -68,10 +103,20 @@ def open_response(uri: str, connections: int = 32, timeout: float = 30.0) -> Ite
         raise StorageError("unreachable", uri, f"the server cannot be reached ({type(error).__name__})") from error
 
 
-def get_once(uri: str, max_bytes: int | None, connections: int = 32, timeout: float = 30.0) -> tuple[bytes, str]:
+def is_whole(response: "httpx.Response") -> bool:
+    """Whether a response holds the whole object: also a transformed copy (203), or a part that is all of it."""
+    if response.status_code == PARTIAL:
+        found = re.fullmatch(r"bytes 0-(\d+)/(\d+)", response.headers.get("Content-Range", "").strip())
+        return found is not None and int(found[1]) + 1 == int(found[2])
+    return response.status_code in (200, 203)
+
+
+def get_once(
+    uri: str, max_bytes: int | None, connections: int = 32, timeout: float = 30.0, headers: Headers = PLAIN
+) -> tuple[bytes, str]:
     """Read a whole object, without retries: its bytes and its ETag, or an empty string. Raises StorageError."""
     until = time.monotonic() + MAX_TIMEOUTS * timeout
-    with open_response(uri, connections, timeout) as response:
+    with open_response(uri, connections, timeout, headers) as response:
         data = bytearray()
         for chunk in response.iter_bytes():
             data += chunk
@@ -178,8 +223,8 @@ class HttpStore:
         raise StorageError("forbidden", self.uri, "web servers are read-only; write to a folder or to s3://")
 
 
-def _get(uri: str, max_bytes: int, connections: int, timeout: float) -> bytes:
-    return get_once(uri, max_bytes, connections, timeout)[0]
+def _get(uri: str, max_bytes: int, connections: int, timeout: float, headers: Headers = PLAIN) -> bytes:
+    return get_once(uri, max_bytes, connections, timeout, headers)[0]
 
 
-SCHEME = Scheme("http(s)://", HttpStore, _get, query=True)
+SCHEME = Scheme("http(s)://", HttpStore, _get, query=True, headers=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind
+from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind, scheme
 
 COARSE, FINE = 2.0, 0.1  # seconds since a change during which another one may get the same time of modification
 TEMPORARY = ".tmp-"  # name prefix of unfinished writes and of lock files: never listed
@@ -41,10 +41,11 @@ NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def local_path(uri: str) -> Path:
-    """The path of a plain or file:// address. Raises StorageError `bad_uri` for a remote host."""
-    if "://" not in uri:
+    """The path of a plain, `file:///path` or `file:/path` address. Raises StorageError `bad_uri` for a remote host."""
+    if not scheme(uri) and "://" not in uri:
         return Path(uri)
-    host, slash, path = uri.partition("://")[2].partition("/")
+    rest = uri.partition(":")[2]
+    host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", *rest.partition("/")[1:])
     if host.lower() not in ("", "localhost"):
         raise StorageError("bad_uri", uri, "file:// addresses have no host: file:///folder/name")
     return Path(slash + unquote(path))

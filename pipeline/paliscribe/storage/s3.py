@@ -4,12 +4,13 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from paliscribe.storage.base import RETRYABLE, ObjectInfo, Scheme, StorageError
 from paliscribe.storage.parallel import in_order
 from paliscribe.storage.s3_client import client, endpoint, retried, translate_errors
 
+_public: set[str] = set()  # buckets that answer without credentials, but not with them
 BULK = 1000  # objects in a request to delete them: S3's limit
 
 
@@ -17,7 +18,7 @@ class S3Store:
     """A prefix of a bucket."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
-        self.bucket, self.prefix = bucket, prefix.strip("/")
+        self.bucket, self.prefix = bucket, prefix.rstrip("/")
         self.uri = f"s3://{bucket}/{self.prefix}".rstrip("/")
 
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
@@ -183,12 +184,31 @@ def get_once(
     """Read a whole object, without retries: its bytes and its ETag. Raises StorageError."""
     uri = f"s3://{bucket}/{key}"
     with translate_errors(uri):
-        answer = client(connections, timeout).get_object(Bucket=bucket, Key=key)
+        answer = _get_object(bucket, key, connections, timeout)
         if max_bytes is not None and answer["ContentLength"] > max_bytes:
             answer["Body"].close()
             raise StorageError("too_large", uri, f"{answer['ContentLength']:,} bytes; the limit is {max_bytes:,}")
         with answer["Body"] as body:
             return body.read(), str(answer["ETag"])
+
+
+def _get_object(bucket: str, key: str, connections: int, timeout: float) -> dict[str, Any]:
+    """The response to a GET. What these credentials may not read is read without them, if the bucket is public."""
+    from botocore.exceptions import ClientError
+
+    if bucket in _public:
+        return cast(dict[str, Any], client(connections, timeout, signed=False).get_object(Bucket=bucket, Key=key))
+    try:
+        return cast(dict[str, Any], client(connections, timeout).get_object(Bucket=bucket, Key=key))
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") != "AccessDenied":
+            raise
+        try:
+            found = client(connections, timeout, signed=False).get_object(Bucket=bucket, Key=key)
+        except Exception:
+            raise error from None
+        _public.add(bucket)
+        return cast(dict[str, Any], found)
 
 
 class _Ranges(io.RawIOBase):

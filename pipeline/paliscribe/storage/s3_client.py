@@ -47,24 +47,31 @@ WORDS = {
     "PreconditionFailed": "the object was replaced during the read",
     "InvalidBucketName": "not a valid bucket name",
 }
-_clients: dict[tuple[int, float], Any] = {}
+_clients: dict[tuple[object, ...], Any] = {}
 _lock = threading.Lock()
 
 
-def client(connections: int = 32, timeout: float = 30.0) -> Any:
-    """The S3 client of this process; clients are thread-safe, sessions are not. Raises StorageError."""
+def client(connections: int = 32, timeout: float = 30.0, *, signed: bool = True) -> Any:
+    """The S3 client of this process; clients are thread-safe, sessions are not. Raises StorageError.
+
+    Requests are not signed if `signed` is false or there are no credentials: public buckets answer such reads.
+    """
     import boto3
+    from botocore import UNSIGNED
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
+    key = (connections, timeout) if signed else (connections, timeout, UNSIGNED)
     with _lock:
-        if (connections, timeout) not in _clients:
+        if key not in _clients:
             try:
                 session = boto3.session.Session()
-                _clients[connections, timeout] = session.client(
+                is_signed = signed and session.get_credentials() is not None
+                _clients[key] = session.client(
                     "s3",
                     region_name=session.region_name or "us-east-1",
                     config=Config(
+                        signature_version=None if is_signed else UNSIGNED,
                         max_pool_connections=connections,
                         connect_timeout=min(timeout, 10.0),
                         read_timeout=timeout,
@@ -77,7 +84,7 @@ def client(connections: int = 32, timeout: float = 30.0) -> Any:
                 raise StorageError("forbidden", "s3://", f"the AWS settings cannot be used: {error}") from error
             except ValueError as error:  # its text may contain a password of the address
                 raise StorageError("bad_uri", "s3://", "AWS_ENDPOINT_URL is not an address") from error
-        return _clients[connections, timeout]
+        return _clients[key]
 
 
 def retried(attempt: Callable[[], T]) -> T:
@@ -93,12 +100,16 @@ def endpoint() -> str:
 @contextmanager
 def translate_errors(uri: str) -> Iterator[None]:
     """Translate botocore's exceptions into StorageError, by code and type."""
+    from botocore import UNSIGNED
     from botocore import exceptions as boto
 
     try:
         yield
     except boto.ClientError as error:
-        raise _error(uri, error.response) from error
+        found = _error(uri, error.response)
+        if found.kind == "forbidden" and client().meta.config.signature_version is UNSIGNED:
+            found = StorageError("forbidden", uri, "no AWS credentials were found, and this is not public")
+        raise found from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
         raise StorageError("forbidden", uri, "no AWS credentials were found") from error
     except (boto.CredentialRetrievalError, boto.TokenRetrievalError, boto.SSOError) as error:

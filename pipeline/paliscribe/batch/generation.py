@@ -68,9 +68,8 @@ def begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generation
     shards = (shard for part in results.read_parts(store, generation - 1) for shard in part.shards_with_errors)
     for records in in_order(lambda shard: results.read_failed(store, shard, generation - 1), shards):
         failed |= {record["id"]: record["row"] for record in records}
-    names = {"image_column": job.image_column, "id_column": job.id_column}
     try:
-        updated = manifest.read_updated(frozen, failed, **names)
+        updated = manifest.read_updated(frozen, failed, **job.columns)
     except UsageError as error:
         progress.stage, updated = f"retrying the rows as frozen: {error}", []
     results.begin_retry(store, generation, updated, frozen.shard_rows)

@@ -12,6 +12,7 @@ class Progress:
 
     stage: str = "checking"  # short text for display
     waiting: str = ""  # what this process waits for, if for long
+    notes: list[str] = field(default_factory=list)  # lines for the user, each to be shown once
     rows: int = 0  # of the whole run
     rows_before: int = 0  # committed before this process began
     rows_committed: int = 0  # in shards committed by this process
@@ -20,6 +21,11 @@ class Progress:
     statuses: Counter[str] = field(default_factory=Counter)
     error_kinds: Counter[str] = field(default_factory=Counter)
     annotating_since: float | None = None  # time.monotonic() when the pool was ready
+
+    def note(self, words: str) -> None:
+        """Add a line for the user."""
+        if words not in self.notes:
+            self.notes.append(words)
 
     @property
     def rows_done(self) -> int:

@@ -14,6 +14,7 @@ from paliscribe.config import ImagesConfig, JobConfig
 from paliscribe.errors import UsageError
 from paliscribe.grammar.tasks import Task, parse_tasks
 from paliscribe.manifest import FrozenManifest
+from paliscribe.manifest.messages import listed
 from paliscribe.model.weights import locate
 from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.ray_cluster import cluster
@@ -120,7 +121,7 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
     file, frozen = RunFile.read(store), manifest.load(store)
     located = locate(in_settled_precision(job.model, file))
     load_mask_decoder(job.mask_decoder)
-    columns = {"image_column": job.image_column, "id_column": job.id_column}
+    columns = job.columns
     if file is not None and frozen is not None:
         digest, rows = file.fingerprint.manifest, file.fingerprint.rows
         if frozen.identity is None or manifest.identity(job.manifest) != frozen.identity:
@@ -133,13 +134,15 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
         refuse_changes(store, file.fingerprint, now)
         return replace(file, job=job), frozen
     progress.stage = "freezing the manifest"
-    frozen = manifest.freeze(job.manifest, store, shard_rows=job.shard_rows, progress=count, **columns)
+    frozen = manifest.freeze(
+        job.manifest, store, shard_rows=job.shard_rows, progress=count, tell=progress.note, **columns
+    )
     for task in tasks:
         if absent := [name for name in task.columns if name not in frozen.schema.names]:
             raise UsageError(f"task {task.template!r} needs a column {absent[0]!r}, which the manifest does not have")
     known = {"task", "kind", *frozen.schema.names}
     if unknown := [name for name in job.partition_by if name not in known]:
-        raise UsageError(f"partition_by names {unknown[0]!r}; available columns: {', '.join(sorted(known))}")
+        raise UsageError(f"partition_by names {unknown[0]!r}; available columns: {listed(sorted(known))}")
     facts = {"manifest": frozen.digest, "revision": located.revision}
     fingerprint = Fingerprint.of(job, rows=frozen.rows, shard_rows=frozen.shard_rows, **facts)
     return RunFile(fingerprint, job, located.pin(job.model), located.image_size), frozen

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +17,9 @@ from paliscribe.manifest import formats
 from paliscribe.manifest.checked import Checked, Count, Scan, text_bytes
 from paliscribe.manifest.columns import ID, IMAGE
 from paliscribe.manifest.frozen import BATCH_ROWS, FOLDER, INDEX, FrozenManifest, as_index, file_key
-from paliscribe.manifest.reading import TYPES, WORDS, Reading, as_rows
+from paliscribe.manifest.kinds import TYPES, WORDS, settled
+from paliscribe.manifest.naming import ColumnSettings, Naming
+from paliscribe.manifest.reading import Reading, Tell, as_rows
 from paliscribe.records import ManifestRow
 from paliscribe.storage import StorageError, Store, is_local, open_store, redacted, split
 from paliscribe.storage.arrow import encode
@@ -31,14 +34,17 @@ LEAST_ROWS, MOST_ROWS, SHARDS = 256, 8192, 4096  # rows per shard, and shards, o
 Addresses = str | Sequence[str]  # of a manifest
 
 
-def scan(
-    source: Addresses, *, image_column: str = "image", id_column: str = "id", progress: Count = lambda n: None
-) -> Scan:
-    """Validate a whole manifest in one pass. Raises UsageError, also for duplicate ids."""
-    reading = Checked(source, image_column, id_column, progress)
-    for _ in reading.files():
-        pass
-    return reading.result()
+def scan(source: Addresses, *, progress: Count = lambda n: None, **columns: Unpack[ColumnSettings]) -> Scan:
+    """Validate a whole manifest. Raises UsageError, also for duplicate ids."""
+    naming = Naming.of(**columns)
+
+    def attempt(types: Mapping[str, pa.DataType]) -> Scan:
+        reading = Checked(source, naming, types, progress)
+        for _ in reading.files():
+            pass
+        return reading.result()
+
+    return settled(attempt)
 
 
 def automatic_shard_rows(rows: int) -> int:
@@ -62,25 +68,29 @@ def freeze(
     store: Store,
     *,
     shard_rows: int | None,
-    image_column: str = "image",
-    id_column: str = "id",
     progress: Count = lambda n: None,
+    tell: Tell = lambda words: None,
+    **columns: Unpack[ColumnSettings],
 ) -> FrozenManifest:
     """Validate a manifest and write it into the run, its index last. Equal manifests give equal files.
 
-    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. Raises UsageError as `scan`, and if the
-    manifest changes meanwhile; StorageError if the store cannot be written.
+    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. `tell`: gets lines for the user. Raises
+    UsageError as `scan`, and if the manifest changes meanwhile; StorageError if the store cannot be written.
     """
     before, known = _version(source, settled=False), identity(source)
-    reading = Checked(source, image_column, id_column, progress)
-    ends: list[int] = []
-    try:
+    naming = Naming.of(**columns)
+
+    def attempt(types: Mapping[str, pa.DataType]) -> tuple[Scan, list[int]]:
+        reading, ends = Checked(source, naming, types, progress, tell), list[int]()
         with contextlib.closing(
             in_order(lambda item: _write(store, *item), enumerate(reading.files()), WRITES)
         ) as files:
             for rows in files:
                 ends.append(rows + (ends[-1] if ends else 0))
-        found = reading.result()
+        return reading.result(), ends
+
+    try:
+        found, ends = settled(attempt)
         if before != _version(source, settled=False):
             raise UsageError(f"manifest {formats.shown(source)} changed while it was read; run the command again")
     except UsageError:
@@ -97,21 +107,26 @@ def freeze(
         schema=found.schema,
         identity=known,
         files=tuple(ends),
+        nested=found.nested,
     )
     store.put(INDEX, as_index(frozen))
     return frozen
 
 
 def read_updated(
-    frozen: FrozenManifest, failed: Mapping[str, int], *, image_column: str, id_column: str
+    frozen: FrozenManifest, failed: Mapping[str, int], **columns: Unpack[ColumnSettings]
 ) -> list[ManifestRow]:
     """Re-read the failed rows from the current manifest, for a retry.
 
     `failed`: id -> row number in the run. Columns that the run does not carry are dropped. Raises UsageError if the
     manifest is no longer readable, or if the type of a carried column has changed.
     """
+    naming = Naming.of(**columns)
+    return settled(lambda types: _updated(frozen, failed, Reading(frozen.source, naming, types)))
+
+
+def _updated(frozen: FrozenManifest, failed: Mapping[str, int], reading: Reading) -> list[ManifestRow]:
     types = {ID: pa.string(), IMAGE: pa.string()} | {field.name: field.type for field in frozen.schema}
-    reading = Reading(frozen.source, image_column, id_column)
     updated: list[ManifestRow] = []
     start = 0
     for whole in reading.tables():

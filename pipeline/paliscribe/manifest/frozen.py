@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from paliscribe.manifest.reading import TYPES, as_rows
+from paliscribe.manifest.kinds import TYPES
+from paliscribe.manifest.reading import as_rows
 from paliscribe.records import ManifestRow
 from paliscribe.storage import StorageError, Store, redacted
 from paliscribe.storage.arrow import decode
@@ -25,7 +26,7 @@ class FrozenManifest:
 
     `shard_rows`: rows per shard. `digest`: see `Scan`. `schema`: the carried columns. `identity`: see
     `freezing.identity`. `files`: rows before the end of each file; empty for a run of an older version, which has a
-    file for each shard.
+    file for each shard. `nested`: carried columns with lists or structs, which are JSON text.
     """
 
     source: str | tuple[str, ...]
@@ -36,6 +37,7 @@ class FrozenManifest:
     schema: pa.Schema
     identity: str | None = None
     files: tuple[int, ...] = ()
+    nested: tuple[str, ...] = ()
 
     def rows_of(self, shard: int) -> int:
         """Number of rows of a shard; the last one may have fewer."""
@@ -57,7 +59,8 @@ def load(store: Store) -> FrozenManifest | None:
     source = index["source"] if isinstance(index["source"], str) else tuple(index["source"])
     by_name = {str(kind): kind for kind in TYPES.values()}
     schema = pa.schema([pa.field(name, by_name[kind]) for name, kind in index.pop("columns").items()])
-    return FrozenManifest(**index | {"source": source, "files": tuple(index.get("files", ()))}, schema=schema)
+    tuples = {name: tuple(index.get(name, ())) for name in ("files", "nested")}
+    return FrozenManifest(**index | tuples | {"source": source}, schema=schema)
 
 
 def as_index(frozen: FrozenManifest) -> bytes:

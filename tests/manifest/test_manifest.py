@@ -134,7 +134,7 @@ def test_parquet_keeps_types_and_spells_the_rest(tmp_path: Path) -> None:
         "sort": "cat",
     }
     pq.write_table(pa.table({"image": ["a.png"], "raw": [b"\x00"]}), tmp_path / "raw.parquet")
-    assert "column 'raw' holds bytes, which cannot be carried; leave it out with --drop-column raw" in refusal(
+    assert "column 'raw' is binary, and bytes cannot be carried; leave it out with --drop-column raw" in refusal(
         str(tmp_path / "raw.parquet")
     )
 

@@ -60,23 +60,27 @@ class Naming:
         Case does not count: DuckDB and Spark take `Text` and `text` for one column.
         """
         taken: list[str] = []
-        first: dict[str, str] = {}
+        alike: dict[str, list[str]] = {}
         for name in columns:
             if (carried := self.carried(name)) is None:
                 continue
             if carried.lower() in RESERVED:
                 taken.append(name)
-            elif (other := first.setdefault(carried.lower(), name)) != name:
-                return (
-                    f"columns {quoted(other)} and {quoted(name)} would both be carried as {quoted(carried)}, for case "
-                    f"does not count in many readers; {_ways_out(name)}"
-                )
-        if not taken:
-            return None
-        taken.sort()
+            else:
+                alike.setdefault(carried.lower(), []).append(name)
+        problems: list[str] = []
         case = "" if set(taken) <= NAMES else " (case does not count)"
-        ids = f", or take it for the ids with --id-column {taken[0]}" if taken[0].lower() == "id" else ""
-        return f"column {listed(taken)} has the name of a result column{case}; rename it: {_ways_out(taken[0])}{ids}"
+        if taken:
+            problems.append(f"column {listed(sorted(taken))} has the name of a result column{case}; rename it")
+        if twins := [name for names in alike.values() if len(names) > 1 for name in names]:
+            problems.append(f"columns {listed(twins)} would be carried under one name, since case does not count")
+        if not problems:
+            return None
+        first = cut((taken or twins)[0])
+        ids = f", --id-column {shlex.quote(first)} takes it for the ids" if first.lower() == "id" else ""
+        renamed = shlex.quote(f"{first}=NEW")
+        ways_out = f"--rename-column {renamed} gives it another name, --drop-column {shlex.quote(first)} leaves it out"
+        return f"{'; '.join(problems)}: {ways_out}{ids}"
 
     def check_all_found(self, columns: Iterable[str], manifest: str) -> None:
         """Raise UsageError if there is no column that is to be dropped or renamed."""
@@ -90,8 +94,3 @@ class Naming:
         """The names that were made for columns without one."""
         carried = (self.carried(name) for name in columns if name not in self.renamed)
         return [name for name in carried if name is not None and MADE.fullmatch(name)]
-
-
-def _ways_out(name: str) -> str:
-    renamed = shlex.quote(f"{cut(name)}=NEW")
-    return f"--rename-column {renamed} gives it another name, --drop-column {shlex.quote(cut(name))} leaves it out"

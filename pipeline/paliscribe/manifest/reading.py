@@ -15,7 +15,7 @@ from paliscribe.manifest.columns import ID, IMAGE, Part, normalised, resolved
 from paliscribe.manifest.kinds import Kinds, Mixed, array, carried_type, common, kind_of, natural
 from paliscribe.manifest.messages import cut, listed, quoted
 from paliscribe.manifest.naming import ColumnSettings, Naming
-from paliscribe.manifest.values import holds_no_text, plain, text_of
+from paliscribe.manifest.values import holds_bytes, holds_no_text, plain, text_of
 from paliscribe.records import ManifestRow
 from paliscribe.storage import redacted, split
 from paliscribe.storage.inline import is_inline
@@ -25,9 +25,7 @@ THREADS = min(8, len(os.sched_getaffinity(0)))
 MIXED = {"big": "int", "huge": "int beyond 64 bits", "nan": "float"}  # kinds in words
 Tell = Callable[[str], None]  # gets a line for the user
 UNNAMED = 1000  # rows without an image column before a manifest is refused
-EMBEDDED = (
-    "images inside a manifest are not read: give their addresses or data URLs as text, or name another column with {}"
-)
+NO_TEXT = "it must be text, such as an address or a data URL; name another column with {}"
 
 
 class Reading:
@@ -73,7 +71,7 @@ class Reading:
         for source, block, part in in_order(self._by_columns, found, THREADS):
             with source.translating():
                 if isinstance(block, Columns):
-                    self._check_types(block.data.schema, source)
+                    self._check_types(block.data, source)
                     self._unread |= block.unread
                 for each in [part] if part is not None else self._by_rows(source, block):
                     if not each.table.num_rows:
@@ -142,12 +140,18 @@ class Reading:
         ids = pc.coalesce(ids, pc.binary_join_element_wise("row-", numbers, ""))
         return table.set_column(0, ID, ids)
 
-    def _check_types(self, schema: pa.Schema, source: Source) -> None:
-        """Raise UsageError for columns of ids or images whose type is not one of texts."""
+    def _check_types(self, table: pa.Table, source: Source) -> None:
+        """Raise UsageError for ids and images of a type that has no text, and for carried columns with bytes."""
+        at = f"manifest {redacted(source.uri)}: column"
         for name, flag in ((self._naming.image, "--image-column"), (self._naming.id, "--id-column")):
-            if name in schema.names and holds_no_text(kind := schema.field(name).type):
-                words = EMBEDDED.format(flag) if flag == "--image-column" else f"name a column of texts with {flag}"
-                raise UsageError(f"manifest {redacted(source.uri)}: column {quoted(name)} is {cut(str(kind))}; {words}")
+            if name in table.column_names and holds_no_text(kind := table.schema.field(name).type):
+                raise UsageError(f"{at} {quoted(name)} is {cut(str(kind))}; {NO_TEXT.format(flag)}")
+        for field, column in zip(table.schema, table.columns, strict=True):
+            if holds_bytes(field.type) and column.null_count < len(column) and self._naming.carried(field.name):
+                raise UsageError(
+                    f"{at} {quoted(field.name)} is {cut(str(field.type))}, and bytes cannot be carried; leave it out "
+                    f"with --drop-column {shlex.quote(cut(field.name))}"
+                )
 
     def _by_rows(self, source: Source, block: Block) -> Iterator[Part]:
         """The rows of a block, read one by one: `normalised` in other words, with the row in its errors."""
@@ -175,25 +179,17 @@ class Reading:
         at = f"manifest {redacted(source.uri)}"
         reference, given = row.get(self._naming.image), row.get(self._naming.id)
         given = None if self._naming.id in self._naming.dropped else given
-        for value, name, flag in (
-            (reference, self._naming.image, "--image-column"),
-            (given, self._naming.id, "--id-column"),
-        ):
-            if isinstance(value, (list, dict, bytes)):
-                kind = "a list" if isinstance(value, list) else "bytes" if isinstance(value, bytes) else "an object"
-                raise UsageError(f"{at}: column {quoted(name)} is {kind} in row {number + 1}; {EMBEDDED.format(flag)}")
+        for value, name in ((reference, self._naming.image), (given, self._naming.id)):
+            if isinstance(value, (list, dict)):
+                kind = "a list" if isinstance(value, list) else "an object"
+                flag = "--image-column" if value is reference else "--id-column"
+                raise UsageError(f"{at}: column {quoted(name)} is {kind} in row {number + 1}; {NO_TEXT.format(flag)}")
         reference, given = text_of(reference), text_of(given)
         found: Row = {IMAGE: reference, ID: given or (reference if reference and not is_inline(reference) else None)}
         for name, value in row.items():
             if value is None or (carried := self._naming.carried(name)) is None:
                 continue
-            try:
-                found[carried] = plain(value)
-            except ValueError as error:
-                raise UsageError(
-                    f"{at}: column {quoted(name)} {error}, which cannot be carried; leave it out with "
-                    f"--drop-column {shlex.quote(cut(name))}"
-                ) from None
+            found[carried] = plain(value)
             if isinstance(value, (list, dict)):
                 nested.add(carried)
         for text in (*row, *found.values()):

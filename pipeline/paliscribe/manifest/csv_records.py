@@ -16,7 +16,6 @@ import pyarrow.csv
 
 from paliscribe.errors import UsageError
 from paliscribe.manifest.blocks import (
-    LONGEST,
     SPACE,
     Block,
     Lines,
@@ -32,10 +31,11 @@ from paliscribe.manifest.messages import listed
 from paliscribe.manifest.naming import UNNAMED
 from paliscribe.storage import redacted
 
-LONG = 64 << 20  # bytes of a record; a longer one has probably a quote that is not closed
+LONG = 16 << 20  # bytes of a record; the file is read by rows from a longer one on
+LONGEST = 64 << 20  # characters of a value at most; a longer one has probably a quote that is not closed
 DELIMITERS = (",", ";", "\t", "|")
 SEP = re.compile(r'"?sep=([^"\w\s]|\t)"?\s*', re.IGNORECASE)  # the first line of a file that Excel wrote
-csv.field_size_limit(LONGEST)  # inline images
+csv.field_size_limit(LONGEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,10 @@ class CsvLines(Lines):
 def csv_rows(source: Source, text: Iterable[str], header: Header, line: int) -> Iterator[Row]:
     """The records of CSV text. `line`: number of lines before it."""
     reader = csv.reader(text, strict=True, delimiter=header.delimiter)
+    before = 0  # lines of whole records
     try:
         for values in reader:
+            before = reader.line_num
             if not any(map(str.strip, values)):
                 continue
             if len(values) != len(header.names):
@@ -103,6 +105,9 @@ def csv_rows(source: Source, text: Iterable[str], header: Header, line: int) -> 
             row = dict(zip(header.names, values, strict=True))
             yield {name: value for name, value in row.items() if value or name not in header.unnamed}
     except csv.Error as error:
+        if "field limit" in str(error):
+            words = f"a value of more than {LONGEST >> 20} MiB; is its quote not closed?"
+            raise UsageError(f"{source.at(line + before + 1)}: {words}") from None
         raise UsageError(f"{source.at(line + reader.line_num)}: {error}") from None
 
 

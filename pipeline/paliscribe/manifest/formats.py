@@ -21,6 +21,7 @@ from paliscribe.storage.base import ObjectInfo
 __all__ = ["FORMATS", "Block", "Row", "Source", "blocks", "files", "in_blocks", "shown"]
 
 PARQUET_ROWS, PARQUET_BATCH = 16_384, 1024  # in a block, and decoded at once, at most
+PROBE_ROWS = 16
 PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
 LISTED_ROWS = 10_000
 
@@ -141,7 +142,7 @@ def _parquet(source: Source) -> Iterator[Block]:
         unread = source.dropped.intersection(names)
         wanted = [name for name in names if name not in unread] if unread else None
         batches: list[pa.RecordBatch] = []
-        for batch in whole.iter_batches(batch_size=_parquet_rows(whole.metadata), columns=wanted):
+        for batch in _batches(whole, wanted):
             batches.append(batch)
             if sum(map(len, batches)) >= PARQUET_ROWS or sum(each.nbytes for each in batches) >= BLOCK:
                 yield Columns(pa.Table.from_batches(batches), unread)
@@ -150,11 +151,18 @@ def _parquet(source: Source) -> Iterator[Block]:
             yield Columns(pa.Table.from_batches(batches), unread)
 
 
-def _parquet_rows(metadata: pq.FileMetaData) -> int:
-    """Rows to decode at once: few enough that they have some `BLOCK` bytes, by the fattest row group."""
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
-    fattest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=1)
-    return max(1, min(PARQUET_BATCH, int(BLOCK / max(1, fattest))))
+def _batches(file: pq.ParquetFile, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, decoded some `BLOCK` bytes at a time, as far as the rows before tell their size."""
+    size = 1.0  # bytes of a decoded row, which dictionaries make smaller in the file
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        if number == 0:
+            probe = next(file.iter_batches(batch_size=PROBE_ROWS, columns=columns, row_groups=[0]), None)
+            size = max(size, probe.nbytes / len(probe)) if probe else size
+        rows = max(1, min(PARQUET_BATCH, int(BLOCK / max(size, group.total_byte_size / max(1, group.num_rows)))))
+        for batch in file.iter_batches(batch_size=rows, columns=columns, row_groups=[number]):
+            yield batch
+            size = max(1.0, batch.nbytes / len(batch))
 
 
 # File name extension, without .gz or .zst -> reader, which yields blocks of rows.

@@ -82,7 +82,7 @@ class Naming:
         ways_out = f"--rename-column {renamed} gives it another name, --drop-column {shlex.quote(first)} leaves it out"
         return f"{'; '.join(problems)}: {ways_out}{ids}"
 
-    def check_all_found(self, columns: Iterable[str], manifest: str) -> None:
+    def check_all_found(self, columns: Collection[str], manifest: str) -> None:
         """Raise UsageError if there is no column that is to be dropped or renamed."""
         if absent := sorted((self.dropped | self.renamed.keys()) - set(columns)):
             raise UsageError(

@@ -88,7 +88,7 @@ class Reading:
             raise UsageError(f"manifest {formats.shown(self.source)}: no rows")
         if self._naming.image not in self._seen:
             raise self._no_image()
-        self._naming.check_all_found({*self._seen, *self._unread}, formats.shown(self.source))
+        self._naming.check_all_found([*self._seen, *self._unread], formats.shown(self.source))
         if mixed:
             raise Mixed({name: common(kinds) for name, kinds in self._mixed().items()})
         self._tell_names()

@@ -78,7 +78,8 @@ class Task:
 
         Raises RowError `prompt` if a column is missing, null or contains a special token.
         """
-        values = {name: _read(columns[name]) if name in nested else columns[name] for name in columns}
+        found = (name for name in self.columns if name in columns)
+        values = {name: _read(columns[name]) if name in nested else columns[name] for name in found}
         prompt = self._filled(values, KINDS[self.kind].separator)
         if (kind := self._kind_of(prompt)) != self.kind:
             prompt = self._filled(values, KINDS[kind].separator)

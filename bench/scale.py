@@ -191,8 +191,8 @@ class Counting:
 def ends(source: Path, output: Path) -> dict[str, Any]:
     """Commit synthetic shards; then publish, finish, sweep and begin a retry."""
     from paliscribe import manifest, results
-    from paliscribe.batch.generation import begin_retry
     from paliscribe.batch.progress import Progress
+    from paliscribe.batch.retrying import begin_retry
     from paliscribe.config import JobConfig
     from paliscribe.storage import open_store
 

@@ -31,6 +31,8 @@ def test_defaults_are_filled_and_shorthands_accepted() -> None:
         ({"tasks": []}, "'tasks'"),
         ({"max_error_rate": 1.5}, "'max_error_rate'"),
         ({"partition_by": ["task", "task"]}, "duplicate column"),
+        ({"partition_by": [""]}, "'partition_by': a column without a name"),
+        ({"partition_by": [f"c{n}" for n in range(17)]}, "'partition_by': tuple should have at most 16 items"),
         ({"model": {"precision": "float8"}}, "'model.precision'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
@@ -13,7 +14,7 @@ from front.conftest import TASKS, Paliscribe, published, read_rows
 import paliscribe
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
-SETTINGS = {"shard_rows": 8}
+SETTINGS: dict[str, Any] = {"shard_rows": 8}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,19 @@ def test_a_retry(run: paliscribe.Run, collection: Path) -> None:
         lost.unlink()
     assert (summary["errors"], summary["retries"]) == (0, 1)
     assert len(run.results()) == 50 and len(run.results().errors) == 0
+
+
+def test_an_append(run: paliscribe.Run, collection: Path) -> None:
+    image = str(collection.parent / read_rows(collection)[0]["image"])
+    rows = [{"id": f"new-{n}", "image": image, "question": "how many circles are there?"} for n in range(3)]
+    added = paliscribe.annotate(rows, TASKS[:2], run.output, append=True, progress=False, **SETTINGS)
+    assert (added.summary["rows"], added.summary["rows_appended"], added.summary["appends"]) == (28, 3, 1)
+    assert repr(added).startswith("28 images x 2 tasks annotated with demo, 3 of them new\n")
+    assert len(added.results()) == 56 and {"new-0", "lost"} < set(added.results().to_pandas(["id"])["id"])
+    again = paliscribe.annotate(pa.Table.from_pylist(rows), TASKS[:2], run.output, append=True, progress=False)
+    assert again.summary["rows_appended"] == 0
+    with pytest.raises(paliscribe.UsageError, match="no run is here to append to"):
+        paliscribe.annotate(rows, "ocr", f"{run.output}-other", append=True, progress=False)
 
 
 def test_results_in_object_storage(run: paliscribe.Run, collection: Path, bucket: str) -> None:

@@ -36,6 +36,8 @@ def change(job: Path, **values: object) -> Path:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"output": "s3://bucket/" + "long/" * 60}, ["output s3://bucket/long/", "more than 240 bytes"]),
+        ({"max_tokens": 600}, ["max_tokens 600 leaves no room for a prompt", "pool.text_tokens"]),
         ({"maxtokens": 5}, ["unknown key 'maxtokens'", "did you mean 'max_tokens'?"]),
         ({"shard_rows": "ten"}, ["'shard_rows'", "valid integer"]),
         ({"tasks": ["ocr", "ocr"]}, ["duplicate tasks", "'ocr'"]),
@@ -67,6 +69,8 @@ def test_duplicate_ids(collection: Path, job: Path, tmp_path: Path, paliscribe: 
 def test_commands_that_need_a_run(tmp_path: Path, paliscribe: Paliscribe) -> None:
     refused(paliscribe("status", tmp_path), "no run is here")
     refused(paliscribe("retry", tmp_path), "no run is here")
+    flags = ["--manifest", tmp_path, "--task", "ocr", "--output", tmp_path]
+    refused(paliscribe("annotate", *flags, "--append"), "no run is here to append to; leave out --append to begin one")
     refused(paliscribe("ask", tmp_path / "nothing.jpg", "ocr"), "no such file")
 
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.dataset as ds
 import pytest
 from front.conftest import TASKS, Paliscribe, hostile, published, read_rows, task_flags, write_rows
 
@@ -29,11 +30,11 @@ def command(manifest: Path, output: Path) -> list[str | Path]:
     return ["annotate", "--manifest", manifest, "--output", output, "--shard-rows", SHARD_ROWS, *task_flags(*TASKS)]
 
 
-def start(manifest: Path, output: Path) -> subprocess.Popen[str]:
+def start(manifest: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
     """The command in a process of its own, with a Ray of its own."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.Popen(
-        [sys.executable, "-m", "paliscribe", *map(str, command(manifest, output))],
+        [sys.executable, "-m", "paliscribe", *map(str, command(manifest, output)), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -100,6 +101,31 @@ def test_kill_9_in_mid_run(
     assert len(after) == 24
     assert {name: after[name] for name in before} == before
     assert published(output) == undisturbed
+
+
+def test_kill_9_in_mid_append(served: None, manifest: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:
+    output, begun = tmp_path / "output", write_rows(tmp_path / "begun.jsonl", read_rows(manifest)[:10])
+    said = paliscribe(*command(begun, output), "--quiet")
+    assert said.code == 0, said.err
+    parts = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in output.rglob("*.parquet")}
+    driver = start(manifest, output, "--append")
+    wait_for_markers(driver, output, 6)
+    kill(driver)
+    before = markers(output)
+    assert 6 <= len(before) < 25, "the append was meant to be killed in its middle"
+    said = paliscribe("retry", output)
+    assert said.code == 2 and "an append was interrupted here" in said.err
+    said = paliscribe(*command(manifest, output), "--append", "--json", "--quiet")
+    assert said.code == 0, said.err
+    assert (said.json["rows"], said.json["rows_appended"], said.json["shards_annotated"]) == (96, 86, 25 - len(before))
+    after = markers(output)
+    assert {name: after[name] for name in before} == before
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in parts} == parts
+    found = sorted((r["row"], r["id"], r["task"]) for r in ds.dataset(output, format="parquet").to_table().to_pylist())
+    expected = [(row, each["id"], task) for row, each in enumerate(read_rows(manifest)) for task in sorted(TASKS)]
+    assert found == expected
+    again = paliscribe(*command(manifest, output), "--append", "--quiet")
+    assert again.code == 0 and "(nothing to append: every id is in the run already)" in again.out
 
 
 def test_told_to_stop(manifest: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:

@@ -169,6 +169,11 @@ def test_a_job_in_object_storage_followed_to_its_end(
     shown = httpx.get(f"{head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN['RAY_AUTH_TOKEN']}"})
     assert job_id in shown.text and s3_server.secret not in shown.text and TOKEN["RAY_AUTH_TOKEN"] not in shown.text
 
+    late = rows[0] | {"id": "late", "image": f"s3://{bucket}/{rows[0]['image']}"}
+    write_rows(manifest, [*read_rows(manifest), late])
+    said = run(head, "submit", job, "--append", *words, "--follow", code=tmp_path / "code", **settings)
+    assert said.code == 0 and "25 images x 2 tasks annotated with demo, 1 of them new" in said.err, said.err
+
 
 def test_a_job_is_stopped_killed_and_resumed(
     head: Head, manifest: Path, undisturbed: dict[str, bytes], tmp_path: Path

@@ -200,7 +200,7 @@ def test_the_writers_policy_equals_the_calls_of_a_run(bucket: str, calls: set[Ca
     with results.hold(store):
         job.annotate(store, lambda row, task: row == 1)
         job.publish(store)
-        results.begin_retry(store, 1, [], 4)
+        results.begin_retry(store, 1, [], lambda row: row // 4)
         job.retry(store, 1, lambda row, task: False)
         job.publish(store, 1)
         results.sweep(store)

@@ -5,13 +5,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paliscribe.manifest import Shards, blocks, freeze, load, read, read_updated, scan
+from paliscribe.errors import UsageError
+from paliscribe.manifest import KnownIds, Shards, blocks, freeze, hashed, load, read, scan, updated_rows
 from paliscribe.storage import open_store
 
 
@@ -97,7 +99,11 @@ def test_many_mixed_columns_take_two_passes(tmp_path: Path) -> None:
 def test_rows_of_a_mixed_column_are_read_again_for_a_retry(tmp_path: Path) -> None:
     source = lines(tmp_path, ["12", '"12b"', "true"])
     frozen = freeze(source, open_store(str(tmp_path / "run")), shard_rows=2)
-    found = read_updated(frozen, {"0": 0, "2": 2}, image_column="image", id_column="id")
+    failed = KnownIds(tmp_path)
+    failed.add(hashed(pa.array(["0", "2"])), np.array([0, 2]))
+    errors: list[UsageError] = []
+    found = list(updated_rows(frozen, failed, tmp_path, unreadable=errors.append))
+    assert not errors
     assert [row.columns for row in found] == [{"n": "12"}, {"n": "true"}]
     assert [row.columns.get("n") for row in read(source)] == ["12", "12b", "true"]
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paliscribe.errors import UsageError
-from paliscribe.manifest import Shards, freeze, load, read, read_updated, scan
+from paliscribe.manifest import Shards, freeze, load, read, scan
 from paliscribe.manifest.frozen import INDEX
 from paliscribe.records import ManifestRow
 from paliscribe.storage import open_store
@@ -358,19 +358,6 @@ def test_a_freeze_that_was_cut_short_is_none(tmp_path: Path) -> None:
     freeze(jsonl(tmp_path, [{"image": "a.png"}]), store, shard_rows=1)
     store.delete(INDEX)
     assert load(store) is None
-
-
-def test_updated_rows(tmp_path: Path) -> None:
-    source = jsonl(tmp_path, [{"id": name, "image": f"{name}.png", "n": 1.5, "s": "x"} for name in "abc"])
-    frozen = freeze(source, open_store(str(tmp_path / "run")), shard_rows=2)
-    jsonl(tmp_path, [{"id": "c", "image": "new.png", "n": 2, "more": True}, {"id": "a", "image": "a.png"}])
-    names = {"image_column": "image", "id_column": "id"}
-    found = read_updated(frozen, {"c": 2, "b": 1}, **names)
-    assert found == [ManifestRow(2, "c", f"{tmp_path}/new.png", {"n": 2.0})]
-    assert isinstance(found[0].columns["n"], float), "it fits the column that the run carries"
-    jsonl(tmp_path, [{"id": "c", "image": "new.png", "s": 1}])
-    with pytest.raises(UsageError, match="column 's' in row 1 is int now; the run carries it as string"):
-        read_updated(frozen, {"c": 2}, **names)
 
 
 MEASURE = r"""

@@ -1,8 +1,11 @@
 """Published files: every row under every task exactly once, even after crashes at any write."""
 
+import ast
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -101,6 +104,23 @@ def test_every_reader_sees_every_record_once(name: str, more: tuple[str, ...], t
     check(store.uri, job, odd, READERS)
 
 
+def test_hugging_faces_datasets(tmp_path: Path) -> None:
+    code = "import datasets, sys; datasets.disable_progress_bars(); "
+    code += "print(sorted(datasets.load_dataset(*sys.argv[1:2], **eval(sys.argv[2]), split='train')['id']))"
+    job = Job([{"s": value} for value in ODD], pa.schema([("s", pa.string())]), by=("task", "s"))
+    job.annotate(store := open_store(str(tmp_path / "out")), odd)
+    job.publish(store)
+    ids = sorted(record.id for record in job.records(odd) if record.status != "error")
+    offline = os.environ | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    for named, options in (
+        (f"{tmp_path}/out/annotations", {}),
+        ("parquet", {"data_files": f"{tmp_path}/out/annotations/**/*.parquet"}),
+    ):
+        command = [sys.executable, "-c", code, named, repr(options)]
+        told = subprocess.run(command, env=offline, capture_output=True, text=True, check=True).stdout
+        assert ast.literal_eval(told) == ids
+
+
 @pytest.mark.parametrize("by", [(), ("task",), ("kind",), ("kind", "task")])
 def test_folders_by_partition_columns(by: tuple[str, ...], tmp_path: Path) -> None:
     job = Job([{}] * 8, by=by)
@@ -146,6 +166,27 @@ def test_long_names_are_shortened_and_stay_distinct(tmp_path: Path) -> None:
     check(store.uri, job, never, READERS)
 
 
+def test_values_that_differ_by_case_alone_have_folders_that_do_not(tmp_path: Path) -> None:
+    values = ["cat", "Cat", "CAT", "cAT", "cat~1", "Cat~1", "Ä", "ä", "b", "B"]
+    job = Job([{"label": value} for value in values], pa.schema([("label", pa.string())]), by=("label",))
+    job.annotate(store := open_store(str(tmp_path)))
+    job.publish(store)
+    folders = [path.name for path in (tmp_path / "annotations").iterdir()]
+    assert len({name.casefold() for name in folders}) == len(values)
+    assert {"label-cat", "label-Cat~1", "label-CAT~7"} <= set(folders)
+    check(store.uri, job, never, READERS)
+
+
+def test_keys_of_many_long_values_fit_into_a_store(tmp_path: Path) -> None:
+    names = [f"{chr(97 + n)}{'n' * 150}" for n in range(16)]
+    rows = [{name: f"{number}{name}" * 3 for name in names} for number in range(3)]
+    job = Job(rows, pa.schema([(name, pa.string()) for name in names]), by=tuple(names))
+    job.annotate(store := open_store(str(tmp_path)))
+    keys = job.publish(store)["files"]
+    assert len(keys) == 3 and all(len(key.encode()) < 800 for key in keys)
+    check(store.uri, job, never, READERS)
+
+
 def test_many_folders(tmp_path: Path) -> None:
     job = Job([{"n": row} for row in range(1010)], pa.schema([("n", pa.int64())]), by=("n",), shard_rows=500)
     job.annotate(store := open_store(str(tmp_path)))
@@ -169,12 +210,19 @@ def test_assignment_of_shards_to_parts() -> None:
         Layout(10, 100_000, 950_000, TASKS, ()),
         Layout(7, 256, 1700, TASKS, ()),
         Layout(1, 1, 1, TASKS, ()),
+        Layout(20, 100_000, 1_950_000, TASKS, (), ((7, 0), (8, 2), (17, 2))),
     ):
         found = [shard for part in range(layout.parts) for shard in layout.shards_of(part)]
         assert found == list(range(layout.shards))
         assert all(layout.part_of(shard) == part for part in range(layout.parts) for shard in layout.shards_of(part))
         assert layout.part_shards * layout.shard_rows * len(TASKS) <= 1_000_000
     assert Layout(10, 100_000, 950_000, TASKS, ()).parts == 2
+    appended = Layout(20, 100_000, 1_950_000, TASKS, (), ((7, 0), (8, 2), (17, 2)))
+    shards = [range(5), range(5, 7), range(7, 8), range(8, 13), range(13, 17), range(17, 20)]
+    assert [appended.shards_of(part) for part in range(appended.parts)] == shards, "an append begins a part"
+    assert [appended.parts_in(generation) for generation in range(5)] == [6, 3, 3, 6, 6]
+    assert [appended.retried_generation(2, generation) for generation in (1, 2, 3)] == [0, 1, 2]
+    assert [appended.retried_generation(3, generation) for generation in (3, 4)] == [0, 3]
 
 
 def test_other_attempts_publish_equal_bytes(tmp_path: Path) -> None:
@@ -254,7 +302,7 @@ def crash_everywhere(
 
 
 def test_a_crash_at_any_write_leaves_equal_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results.publish, "PART_RECORDS", 12)
+    monkeypatch.setattr(results.layout, "PART_RECORDS", 12)
     job = Job([{}] * 10)
     assert job.layout.parts == 2
 
@@ -280,7 +328,7 @@ def last(row: int, task: str) -> bool:
 
 
 def test_a_retry_resumes_after_a_crash_at_any_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results.publish, "PART_RECORDS", 12)
+    monkeypatch.setattr(results.layout, "PART_RECORDS", 12)
 
     def prepare(folder: str) -> None:
         store = open_store(folder)
@@ -288,7 +336,7 @@ def test_a_retry_resumes_after_a_crash_at_any_write(tmp_path: Path, monkeypatch:
         moving(False).publish(store)
 
     def action(store: Crashing) -> None:
-        results.begin_retry(store, 1, [], 3)
+        results.begin_retry(store, 1, [], lambda row: row // 3)
         moving(True).retry(store, 1, still, attempt=f"{id(store)}")
         moving(True).publish(store, 1)
 
@@ -309,8 +357,8 @@ def test_retries_redo_dead_letters_only_until_none_is_left(tmp_path: Path) -> No
     for generation, failing in enumerate((still, last, never), start=1):
         assert not results.retry_begun(store, generation)
         corrected = [ManifestRow(9, "id-9", "/elsewhere.png", {"n": 3})]
-        results.begin_retry(store, generation, corrected, 3)
-        results.begin_retry(store, generation, [], 3)
+        results.begin_retry(store, generation, corrected, lambda row: row // 3)
+        results.begin_retry(store, generation, [], lambda row: row // 3)
         assert results.retry_rows(store, generation, 3) == {9: corrected[0]}, "repeated calls do not replace the rows"
         assert results.retry_rows(store, generation, 2) == {}
         assert results.retry_begun(store, generation) and not store.exists(results.SUCCESS)
@@ -335,7 +383,7 @@ def test_a_retry_with_a_missing_record_is_rejected(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     job.annotate(store, odd)
     job.publish(store)
-    results.begin_retry(store, 1, [], 3)
+    results.begin_retry(store, 1, [], lambda row: row // 3)
     base = results.generation_base(1)
     some = [record for record in job.records(never) if odd(record.row, record.task)][1:]
     results.commit(store, results.write_shard(store, 0, "a", job.table(some), base), base)
@@ -371,7 +419,7 @@ def test_an_output_on_s3(bucket: str) -> None:
     store = open_store(f"s3://{bucket}/some/output")
     job.annotate(store, lambda row, task: row < 2)
     job.publish(store)
-    results.begin_retry(store, 1, [], 3)
+    results.begin_retry(store, 1, [], lambda row: row // 3)
     job.retry(store, 1, never)
     job.publish(store, 1)
     assert results.sweep(store) == job.layout.shards - 1

@@ -103,15 +103,24 @@ def load(output: str | Path) -> Results:
 
 def summary_words(summary: dict[str, Any], output: str) -> str:
     """A finished run's summary as text."""
-    again = "" if summary.get("shards_annotated", True) else " (it was finished already)"
     lines = [
-        f"{summary['rows']:,} images x {len(summary['tasks'])} tasks annotated with {summary['model']}{again}",
+        f"{summary['rows']:,} images x {len(summary['tasks'])} tasks annotated with {summary['model']}{_news(summary)}",
         f"  {summary['records']:,} records: {counts_words(summary)}",
         f"  {len(summary['files'])} files below {output}",
     ]
+    if changed := summary.get("rows_changed"):
+        lines.append(f"  not annotated again: {changed:,} rows whose ids the run has with another image")
     if summary["errors"]:
         lines.append(f"  fix the causes, then: paliscribe retry {output}")
     return "\n".join(lines)
+
+
+def _news(summary: dict[str, Any]) -> str:
+    """What a call has added to the summary of a run, in words."""
+    if "rows_appended" in summary:
+        added = summary["rows_appended"]
+        return f", {added:,} of them new" if added else " (nothing to append: every id is in the run already)"
+    return "" if summary.get("shards_annotated", True) else " (it was finished already)"
 
 
 def counts_words(counts: dict[str, Any]) -> str:

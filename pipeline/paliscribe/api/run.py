@@ -47,6 +47,7 @@ def annotate(
     tasks: str | Sequence[str],
     output: str | Path,
     *,
+    append: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> Run:
@@ -57,17 +58,19 @@ def annotate(
     below `OUTPUT/_run/given/`; their relative image paths are resolved against the working directory. `tasks`: prompts
     in PaliGemma's grammar; `{column}` is filled from the manifest. `output`: a folder or `s3://` prefix that only this
     run uses. `settings`: those of a job file, such as `model="google/paligemma2-3b-mix-448"`, `max_tokens=20`,
-    `pool={"replicas": 2}`. `progress`: show progress, in a notebook or on stderr.
+    `pool={"replicas": 2}`. `append`: annotate the rows whose ids the finished run in `output` does not have, and add
+    them to it; then `summary` has `rows_appended`, and `rows_changed` for rows that the run has with another image,
+    which are left as they are. `progress`: show progress, in a notebook or on stderr.
 
     The same call resumes an interrupted run, and returns at once for a finished one. It starts Ray in this process
     unless Ray is running or RAY_ADDRESS names a cluster. Raises UsageError for invalid arguments, before any work, and
     RunError if the run cannot continue.
     """
-    from paliscribe.batch.run import run_batch
+    from paliscribe.batch.run import run_append, run_batch
 
     job = _job(manifest, tasks, str(output), settings)
     with progress_display(not progress) as report:
-        return Run(job.output, run_batch(job, report))
+        return Run(job.output, run_append(job, report) if append else run_batch(job, report))
 
 
 def _job(manifest: Manifest, tasks: str | Sequence[str], output: str, settings: dict[str, Any]) -> "JobConfig":

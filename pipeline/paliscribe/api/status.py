@@ -1,5 +1,6 @@
 """Status of a run, read from its files, without torch or Ray."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -22,21 +23,17 @@ def run_status(output: str) -> dict[str, Any]:
         summary = results.read_summary(store)
         done = results.done(store, frozen.shards)
         finished = store.exists(results.SUCCESS)
-        counts: dict[str, dict[str, int]] = {"statuses": {}, "error_kinds": {}}
-        if summary is None:
-            for marker in in_order(lambda shard: results.read_marker(store, shard), np.flatnonzero(done).tolist()):
-                for name, found in (("statuses", marker.statuses), ("error_kinds", marker.error_kinds)):
-                    for key, value in found.items():
-                        counts[name][key] = counts[name].get(key, 0) + value
+        known = summary or {"ok": 0, "invalid": 0, "errors": 0, "error_kinds": {}, "rows": 0}
+        statuses = Counter({"ok": known["ok"], "invalid": known["invalid"], "error": known["errors"]})
+        error_kinds = Counter(known["error_kinds"])
+        if known["rows"] < frozen.rows:  # the shards that the summary does not have
+            new = [shard for shard in np.flatnonzero(done).tolist() if frozen.first_row(shard) >= known["rows"]]
+            for marker in in_order(lambda shard: results.read_marker(store, shard), new):
+                statuses.update(marker.statuses)
+                error_kinds.update(marker.error_kinds)
     except StorageError as error:
         raise UsageError(str(error)) from None
     working = holder is not None and not holder.is_dead
-    found = summary or {
-        "ok": counts["statuses"].get("ok", 0),
-        "invalid": counts["statuses"].get("invalid", 0),
-        "errors": counts["statuses"].get("error", 0),
-        "error_kinds": counts["error_kinds"],
-    }
     return {
         "output": output,
         "state": "finished" if finished else "running" if working else "interrupted",
@@ -47,6 +44,9 @@ def run_status(output: str) -> dict[str, Any]:
         "rows_done": frozen.rows_in(done),
         "shards": frozen.shards,
         "shards_done": int(done.sum()),
-        **{key: found[key] for key in ("ok", "invalid", "errors", "error_kinds")},
+        "ok": statuses["ok"],
+        "invalid": statuses["invalid"],
+        "errors": statuses["error"],
+        "error_kinds": dict(error_kinds),
         "retries": summary["retries"] if summary else 0,
     }

@@ -1,12 +1,13 @@
 """One generation of a run: the whole manifest (0), or the dead letters of the previous one."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from paliscribe import manifest, results
+from paliscribe import results
 from paliscribe.batch.progress import Progress
 from paliscribe.config import ImagesConfig, JobConfig, ModelSpec
 from paliscribe.errors import UsageError
@@ -36,9 +37,12 @@ class Run:
     @property
     def layout(self) -> Layout:
         """How shards fall into parts."""
-        return Layout(
-            self.frozen.shards, self.frozen.shard_rows, self.frozen.rows, self.job.tasks, self.job.partition_by
-        )
+        return layout_of(self.frozen, self.job)
+
+    @property
+    def newest_generation(self) -> int:
+        """The run's newest generation: this one; of an append, that of the last retry before it."""
+        return max([self.generation, *(added.retries for added in self.frozen.additions)])
 
     def wanted(self, published: set[int]) -> npt.NDArray[np.bool_]:
         """[shards]: whether this generation must annotate each shard, if these parts are published."""
@@ -49,9 +53,8 @@ class Run:
                 shards = self.layout.shards_of(part)
                 found[shards.start : shards.stop] = True
             return found
-        for before in in_order(lambda part: results.read_part(self.store, part, self.generation - 1), unpublished):
-            if before is not None:
-                found[before.shards_with_errors] = True
+        for failed in with_errors(self.store, self.layout, unpublished, self.generation):
+            found[failed] = True
         return found
 
 
@@ -62,25 +65,47 @@ def in_settled_precision(spec: ModelSpec, file: RunFile | None) -> ModelSpec:
     return spec.model_copy(update={"precision": file.model.precision})
 
 
-def begin_retry(store: Store, frozen: FrozenManifest, job: JobConfig, generation: int, progress: Progress) -> None:
-    """Record the rows to retry: the dead letters' rows, re-read from the manifest, or as frozen if that fails."""
-    failed: dict[str, int] = {}
-    shards = (shard for part in results.read_parts(store, generation - 1) for shard in part.shards_with_errors)
-    for records in in_order(lambda shard: results.read_failed(store, shard, generation - 1), shards):
-        failed |= {record["id"]: record["row"] for record in records}
-    try:
-        updated = manifest.read_updated(frozen, failed, **job.columns)
-    except UsageError as error:
-        progress.stage, updated = f"retrying the rows as frozen: {error}", []
-    results.begin_retry(store, generation, updated, frozen.shard_rows)
+def layout_of(frozen: FrozenManifest, job: JobConfig) -> Layout:
+    """How the shards of a frozen manifest fall into parts."""
+    appended = tuple((added.shard, added.retries) for added in frozen.additions)
+    return Layout(frozen.shards, frozen.shard_rows, frozen.rows, job.tasks, job.partition_by, appended)
 
 
-def finished_summary(store: Store) -> dict[str, Any] | None:
-    """The summary of a run with nothing left to do, or None. Raises UsageError if a retry was interrupted."""
+def with_errors(store: Store, layout: Layout, parts: Iterable[int], generation: int) -> Iterator[list[int]]:
+    """The shards of parts that a retry annotates: those with dead letters, part by part."""
+    for before in in_order(
+        lambda part: results.read_part(store, part, layout.retried_generation(part, generation)), parts
+    ):
+        if before is not None:
+            yield before.shards_with_errors
+
+
+def finished_summary(store: Store, frozen: FrozenManifest) -> dict[str, Any] | None:
+    """The summary of a run with nothing left to do, or None. Raises UsageError if a retry or append was interrupted."""
     summary = results.read_summary(store)
     if summary is None:
         return None
-    if results.retry_begun(store, summary["retries"] + 1):
-        raise UsageError(f"{store.uri}: a retry was interrupted here; resume it with `paliscribe retry {store.uri}`")
+    refuse_interrupted_retry(store, summary)
+    refuse_interrupted_append(store, frozen, summary)
     store.put(results.SUCCESS, b"")
     return summary | {"shards_annotated": 0}
+
+
+def refuse_interrupted_retry(store: Store, summary: dict[str, Any]) -> None:
+    """Raise UsageError if a retry was interrupted."""
+    if results.retry_begun(store, summary["retries"] + 1):
+        raise UsageError(f"{store.uri}: a retry was interrupted here; resume it with `paliscribe retry {store.uri}`")
+
+
+def refuse_interrupted_append(store: Store, frozen: FrozenManifest, summary: dict[str, Any]) -> None:
+    """Raise UsageError if an append was interrupted."""
+    if is_appending(frozen, summary):
+        raise UsageError(
+            f"{store.uri}: an append was interrupted here; resume it with the command that began it, "
+            "`paliscribe annotate ... --append`"
+        )
+
+
+def is_appending(frozen: FrozenManifest, summary: dict[str, Any]) -> bool:
+    """Whether an append has begun whose rows are not in the summary yet."""
+    return bool(frozen.rows > summary["rows"])

@@ -24,7 +24,7 @@ class Parts:
         """`todo` [shards]: whether each shard must be committed first."""
         layout = run.layout
         self._run, self._todo = run, todo.copy()
-        starts = np.arange(layout.parts) * layout.part_shards
+        starts = [layout.shards_of(part).start for part in range(layout.parts)]
         self._left = np.add.reduceat(todo.astype(np.int64), starts)  # [parts], of shards that are not committed
         self._published = np.isin(np.arange(layout.parts), list(published))
         self._under_way: dict[Future[None], int] = {}

@@ -29,6 +29,10 @@ class Progress:
             self.notes.append(words)
             self.on_note()
 
+    def set_rows(self, rows: int) -> None:
+        """Set the rows of the run, while they are counted."""
+        self.rows = rows
+
     @property
     def rows_done(self) -> int:
         """Rows annotated by this process."""

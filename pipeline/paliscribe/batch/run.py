@@ -4,16 +4,25 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from paliscribe import manifest, results
-from paliscribe.batch.generation import Run, begin_retry, finished_summary, in_settled_precision
+from paliscribe.batch.generation import (
+    Run,
+    finished_summary,
+    in_settled_precision,
+    is_appending,
+    refuse_interrupted_append,
+    refuse_interrupted_retry,
+)
 from paliscribe.batch.parts import Parts
 from paliscribe.batch.progress import Progress, Report
+from paliscribe.batch.retrying import begin_retry
 from paliscribe.batch.session import session
 from paliscribe.config import ImagesConfig, JobConfig
 from paliscribe.errors import UsageError
 from paliscribe.grammar.tasks import Task, parse_tasks
-from paliscribe.manifest import FrozenManifest
+from paliscribe.manifest import Extension, FrozenManifest
 from paliscribe.manifest.messages import listed
 from paliscribe.model.weights import locate
 from paliscribe.pool.address import PoolAddress
@@ -21,6 +30,8 @@ from paliscribe.pool.ray_cluster import cluster
 from paliscribe.results.record import load_mask_decoder
 from paliscribe.results.run_file import Fingerprint, RunFile, refuse_changes
 from paliscribe.storage import StorageError, Store, check_writable, open_store
+
+OUTPUT_BYTES = 240  # longest address of an output in an object store
 
 
 def run_batch(
@@ -39,9 +50,42 @@ def run_batch(
     store = _writable(job.output)
     with session(store, report) as progress:
         file, frozen = _open_run(job, tasks, store, progress)
-        if (summary := finished_summary(store)) is not None:
+        if (summary := finished_summary(store, frozen)) is not None:
             return summary
         return _run_generation(Run(job, store, frozen, file, tasks, 0, progress, guard, pool))
+
+
+def run_append(job: JobConfig, report: Report = lambda progress: None) -> dict[str, Any]:
+    """Annotate the rows of a manifest whose ids a finished run does not have, or resume an interrupted append.
+
+    Returns the run's new summary; `rows_appended` counts the rows that are new in it, `rows_changed` those of the
+    manifest that the run has with another image, which are left as they are. Raises UsageError if there is no finished
+    run with these settings, or if the manifest does not go into it; RunError or Stopped as `run_batch` does.
+    """
+    tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
+    store = _writable(job.output)
+    file, frozen = _existing(store, "no run is here to append to; leave out --append to begin one")
+    located = locate(in_settled_precision(job.model, file))
+    load_mask_decoder(job.mask_decoder)
+    facts = {"manifest": file.fingerprint.manifest, "revision": located.revision}
+    now = Fingerprint.of(job, rows=file.fingerprint.rows, shard_rows=frozen.shard_rows, **facts)
+    refuse_changes(store, file.fingerprint, now)
+    with session(store, report) as progress:
+        summary = results.read_summary(store)
+        if summary is None:
+            raise UsageError(
+                f"{job.output}: the run is not finished; finish it with the command that began it, without --append "
+                "and with the manifest as it was, then append"
+            )
+        refuse_interrupted_retry(store, summary)
+        frozen = manifest.load(store) or frozen  # another append may have ended meanwhile
+        extension = _extend(job, tasks, store, frozen, summary["retries"], progress)
+        frozen = extension.frozen
+        counts = {"rows_appended": frozen.rows - summary["rows"], "rows_changed": extension.changed}
+        if not is_appending(frozen, summary):
+            store.put(results.SUCCESS, b"")
+            return summary | {"shards_annotated": 0} | counts
+        return _run_generation(Run(job, store, frozen, replace(file, job=job), tasks, 0, progress)) | counts
 
 
 def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, Any]:
@@ -50,9 +94,7 @@ def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, 
     Raises UsageError if there is no finished run, RunError or Stopped as `run_batch` does.
     """
     store = _writable(output)
-    file, frozen = RunFile.read(store), manifest.load(store)
-    if file is None or frozen is None:
-        raise UsageError(f"{output}: no run is here; `paliscribe annotate` starts one")
+    file, frozen = _existing(store, "no run is here; `paliscribe annotate` starts one")
     job = file.job.model_copy(update={"output": output})
     revision = locate(in_settled_precision(job.model, file)).revision
     if revision != file.fingerprint.revision:
@@ -65,12 +107,22 @@ def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, 
             raise UsageError(
                 f"{output}: the run is not finished; resume it with the command that started it, then retry"
             )
-        generation = summary["retries"] + 1
+        frozen = manifest.load(store) or frozen  # an append may have ended meanwhile
+        refuse_interrupted_append(store, frozen, summary)
         if not summary["errors"]:
-            return finished_summary(store) or summary
+            return finished_summary(store, frozen) or summary
+        generation = summary["retries"] + 1
         begin_retry(store, frozen, job, generation, progress)
         tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
         return _run_generation(Run(job, store, frozen, file, tasks, generation, progress))
+
+
+def _existing(store: Store, words: str) -> tuple[RunFile, FrozenManifest]:
+    """The run in an output. Raises UsageError with these words if there is none."""
+    file, frozen = RunFile.read(store), manifest.load(store)
+    if file is None or frozen is None:
+        raise UsageError(f"{store.uri}: {words}")
+    return file, frozen
 
 
 def _run_generation(run: Run) -> dict[str, Any]:
@@ -97,13 +149,18 @@ def _run_generation(run: Run) -> dict[str, Any]:
         "revision": run.file.fingerprint.revision,
         "precision": run.file.model.precision,
     }
-    summary = results.finish(run.store, run.layout, facts, run.generation)
+    summary = results.finish(run.store, run.layout, facts, run.newest_generation)
     results.sweep(run.store)
     run.progress.stage = "finished"
     return summary | {"shards_annotated": annotated}
 
 
 def _writable(output: str) -> Store:
+    if "://" in output and len(output.encode()) > OUTPUT_BYTES:
+        raise UsageError(
+            f"output {output[:60]}…: more than {OUTPUT_BYTES} bytes; S3 allows 1,024 in a key, and names of files need "
+            "the others"
+        )
     try:
         store = open_store(output)
         check_writable(store)
@@ -114,35 +171,59 @@ def _writable(output: str) -> Store:
 
 def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progress) -> tuple[RunFile, FrozenManifest]:
     """Freeze the manifest for a new run, or check that the existing run has the same fingerprint."""
-
-    def count(rows: int) -> None:
-        progress.rows = rows
-
     file, frozen = RunFile.read(store), manifest.load(store)
     located = locate(in_settled_precision(job.model, file))
     load_mask_decoder(job.mask_decoder)
     columns = job.columns
     if file is not None and frozen is not None:
-        digest, rows = file.fingerprint.manifest, file.fingerprint.rows
-        if frozen.identity is None or manifest.identity(job.manifest) != frozen.identity:
+        digest, rows = file.fingerprint.manifest, frozen.rows
+        known = manifest.identity(job.manifest)
+        if known is None or all(given.identity != known for given in frozen.given):
             progress.stage = "comparing the manifest with the run's"
-            found = manifest.scan(job.manifest, progress=count, **columns)
-            is_legacy = not digest.startswith(manifest.COLUMNS)
-            digest = manifest.legacy_digest(job.manifest, **columns) if is_legacy else found.digest
-            rows = found.rows
+            found = manifest.scan(job.manifest, progress=progress.set_rows, **columns)
+            if all(added.digest != found.digest for added in frozen.additions):
+                is_legacy = not digest.startswith(manifest.COLUMNS)
+                digest = manifest.legacy_digest(job.manifest, **columns) if is_legacy else found.digest
+                rows = found.rows
         now = Fingerprint.of(job, manifest=digest, rows=rows, revision=located.revision, shard_rows=frozen.shard_rows)
-        refuse_changes(store, file.fingerprint, now)
+        refuse_changes(store, replace(file.fingerprint, rows=frozen.rows), now)
         return replace(file, job=job), frozen
     progress.stage = "freezing the manifest"
     frozen = manifest.freeze(
-        job.manifest, store, shard_rows=job.shard_rows, progress=count, tell=progress.note, **columns
+        job.manifest, store, shard_rows=job.shard_rows, progress=progress.set_rows, tell=progress.note, **columns
     )
-    for task in tasks:
-        if absent := [name for name in task.columns if name not in frozen.schema.names]:
-            raise UsageError(f"task {task.template!r} needs a column {absent[0]!r}, which the manifest does not have")
-    known = {"task", "kind", *frozen.schema.names}
-    if unknown := [name for name in job.partition_by if name not in known]:
-        raise UsageError(f"partition_by names {unknown[0]!r}; available columns: {listed(sorted(known))}")
+    _check_columns(job, tasks, frozen.schema)
     facts = {"manifest": frozen.digest, "revision": located.revision}
     fingerprint = Fingerprint.of(job, rows=frozen.rows, shard_rows=frozen.shard_rows, **facts)
     return RunFile(fingerprint, job, located.pin(job.model), located.image_size), frozen
+
+
+def _extend(
+    job: JobConfig, tasks: list[Task], store: Store, frozen: FrozenManifest, retries: int, progress: Progress
+) -> Extension:
+    """Add the new rows of a job's manifest to the frozen one, which begins their append."""
+    progress.stage = "comparing the manifest with the run's"
+    extension = manifest.extend(
+        job.manifest,
+        store,
+        frozen,
+        retries=retries,
+        check=lambda schema: _check_columns(job, tasks, schema),
+        progress=progress.set_rows,
+        tell=progress.note,
+        **job.columns,
+    )
+    if extension.frozen != frozen:
+        store.delete(results.SUCCESS)
+        manifest.commit_extension(store, frozen, extension)
+    return extension
+
+
+def _check_columns(job: JobConfig, tasks: list[Task], schema: pa.Schema) -> None:
+    """Raise UsageError if a manifest with these columns does not have one that a task or a partition names."""
+    for task in tasks:
+        if absent := [name for name in task.columns if name not in schema.names]:
+            raise UsageError(f"task {task.template!r} needs a column {absent[0]!r}, which the manifest does not have")
+    known = {"task", "kind", *schema.names}
+    if unknown := [name for name in job.partition_by if name not in known]:
+        raise UsageError(f"partition_by names {unknown[0]!r}; available columns: {listed(sorted(known))}")

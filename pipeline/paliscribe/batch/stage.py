@@ -205,7 +205,8 @@ class Stage:
         if not self.plan.generation:
             yield from ((row, self.plan.tasks) for row in rows)
             return
-        failed = {(r["row"], r["task"]) for r in results.read_failed(self.store, shard, self.plan.generation - 1)}
+        before = self._shards.frozen.retried_generation(shard, self.plan.generation)
+        failed = {(record["row"], record["task"]) for record in results.read_failed(self.store, shard, before)}
         updated = results.retry_rows(self.store, self.plan.generation, shard)
         for row in rows:
             if wanted := tuple(task for task in self.plan.tasks if (row.row, task.template) in failed):

@@ -28,6 +28,9 @@ def submit(
     env: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, or NAME for its local value; repeat for more. No secrets.")
     ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the rows whose ids are new to the finished run in the output.")
+    ] = False,
     code: Annotated[bool, typer.Option("--code", help="Upload the local paliscribe package too.")] = False,
     shared_paths: Annotated[
         bool, typer.Option("--shared-paths", help="The job file's local paths exist on every node.")
@@ -46,7 +49,7 @@ def submit(
     package = pack(job, shared_paths=shared_paths)
     given = variables(env or [])
     cluster = Jobs(address)
-    job_id = cluster.submit(package, given, code=code)
+    job_id = cluster.submit(package, given, code=code, append=append)
     facts = {"id": job_id, "address": cluster.address, "output": package.job.output}
     print(json.dumps(facts) if as_json else job_id, flush=True)
     if follow:

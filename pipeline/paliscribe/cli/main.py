@@ -52,8 +52,8 @@ def _root(
 
 
 @app.command(
-    epilog="Examples:  paliscribe annotate job.yaml  |  paliscribe annotate --manifest photos/ "
-    "--task 'caption en' --task 'detect cat ; dog' --output s3://bucket/run-1"
+    epilog="Examples:  paliscribe annotate job.yaml  |  paliscribe annotate job.yaml --append  |  paliscribe annotate "
+    "--manifest photos/ --task 'caption en' --task 'detect cat ; dog' --output s3://bucket/run-1"
 )
 def annotate(
     job: Annotated[Path | None, typer.Argument(help="A YAML job file; flags override its settings.")] = None,
@@ -74,12 +74,15 @@ def annotate(
     max_error_rate: Annotated[float | None, _option(JobConfig, "max_error_rate")] = None,
     mask_decoder: Annotated[str | None, _option(JobConfig, "mask_decoder")] = None,
     replicas: Annotated[int | None, _option(PoolConfig, "replicas")] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the rows whose ids are new to the finished run in the output.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Annotate a manifest of images into partitioned Parquet.
 
-    The same command resumes an interrupted run; committed shards are not computed again.
+    The same command resumes an interrupted run or append; committed shards are not computed again.
     """
     values = config.load(job) if job is not None else {}
     flags = {
@@ -100,7 +103,7 @@ def annotate(
     _nest(values, "model", {"id": model, "revision": revision, "precision": precision, "quantization": quantization})
     _nest(values, "pool", {"replicas": replicas})
     checked = config.parse(values, source=str(job) if job is not None else "annotate")
-    summary = _run(checked, quiet)
+    summary = _run(checked, quiet, append=append)
     print(json.dumps(summary) if as_json else _summary_words(summary, checked.output))
 
 
@@ -234,12 +237,12 @@ def _nest(values: dict[str, Any], key: str, flags: dict[str, Any]) -> None:
         values[key] = ({"id": nested} if isinstance(nested, str) else dict(nested)) | given
 
 
-def _run(job: JobConfig, quiet: bool) -> dict[str, Any]:
+def _run(job: JobConfig, quiet: bool, *, append: bool = False) -> dict[str, Any]:
     from paliscribe.api.display import progress_display
-    from paliscribe.batch.run import run_batch
+    from paliscribe.batch.run import run_append, run_batch
 
     with progress_display(quiet) as report:
-        return run_batch(job, report)
+        return run_append(job, report) if append else run_batch(job, report)
 
 
 def _summary_words(summary: dict[str, Any], output: str) -> str:

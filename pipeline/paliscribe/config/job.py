@@ -80,7 +80,9 @@ class JobConfig(Settings):
         "`stop`.",
     )
     partition_by: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
-        ("task",), description="Partition columns of the output: `task`, `kind` or manifest columns, outermost first."
+        ("task",),
+        max_length=16,
+        description="Partition columns of the output: `task`, `kind` or manifest columns, outermost first.",
     )
     shard_rows: Annotated[int | None, BeforeValidator(lambda value: None if value == "auto" else value)] = Field(
         None,
@@ -111,6 +113,8 @@ class JobConfig(Settings):
     def _unique_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("duplicate column")
+        if "" in value:
+            raise ValueError("a column without a name; for no folders use []")
         return value
 
     @field_validator("rename_columns")

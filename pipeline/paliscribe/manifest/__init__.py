@@ -1,21 +1,29 @@
 """Manifests: reading, validation, and freezing into files, of which a run reads its shards."""
 
 from paliscribe.manifest.checked import COLUMNS, Scan
-from paliscribe.manifest.freezing import freeze, identity, read_updated, scan
+from paliscribe.manifest.extending import Extension, commit_extension, extend
+from paliscribe.manifest.freezing import freeze, identity, scan
 from paliscribe.manifest.frozen import FrozenManifest, Shards, load
+from paliscribe.manifest.ids import KnownIds, hashed
 from paliscribe.manifest.legacy import legacy_digest
 from paliscribe.manifest.reading import read
+from paliscribe.manifest.updated import updated_rows
 
 __all__ = [
     "COLUMNS",
+    "Extension",
     "FrozenManifest",
+    "KnownIds",
     "Scan",
     "Shards",
+    "commit_extension",
+    "extend",
     "freeze",
+    "hashed",
     "identity",
     "legacy_digest",
     "load",
     "read",
-    "read_updated",
     "scan",
+    "updated_rows",
 ]

@@ -58,11 +58,16 @@ class Checked:
         """The rows, in tables of the size of a file. Raises UsageError and Mixed."""
         with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
             ids = Ids(Path(folder))
-            for file in _in_files(self._counted(ids)):
+            for file in in_files(self._counted(ids)):
                 self._digest.update(digest(file))
                 yield file
             if (twice := ids.duplicates()).size:
                 raise self._duplicates(twice)
+
+    @property
+    def reading(self) -> Reading:
+        """The pass so far."""
+        return self._reading
 
     def result(self) -> Scan:
         """What was found, once all files are read."""
@@ -93,7 +98,7 @@ class Checked:
         )
 
 
-def _in_files(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def in_files(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """Rows in tables that end with the row that reaches `FILE_ROWS` or `FILE_BYTES`."""
     parts: list[pa.Table] = []
     rows, size = 0, 0  # of `parts`

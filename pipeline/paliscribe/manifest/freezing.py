@@ -2,25 +2,22 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paliscribe.errors import UsageError
 from paliscribe.manifest import formats
 from paliscribe.manifest.checked import Checked, Count, Scan, text_bytes
-from paliscribe.manifest.columns import ID, IMAGE
 from paliscribe.manifest.frozen import BATCH_ROWS, FOLDER, INDEX, FrozenManifest, as_index, file_key
-from paliscribe.manifest.kinds import TYPES, WORDS, settled
+from paliscribe.manifest.kinds import settled
 from paliscribe.manifest.naming import ColumnSettings, Naming
-from paliscribe.manifest.reading import Reading, Tell, as_rows
-from paliscribe.records import ManifestRow
+from paliscribe.manifest.reading import Tell
 from paliscribe.storage import StorageError, Store, is_local, open_store, redacted, split
 from paliscribe.storage.arrow import encode
 from paliscribe.storage.local import is_recent
@@ -60,7 +57,7 @@ def identity(source: Addresses) -> str | None:
 
     None if nothing tells: for a list of images, on a web server, or for a file that was written a moment ago.
     """
-    return _version(source, settled=True)
+    return version(source, settled=True)
 
 
 def freeze(
@@ -77,80 +74,49 @@ def freeze(
     `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. `tell`: gets lines for the user. Raises
     UsageError as `scan`, and if the manifest changes meanwhile; StorageError if the store cannot be written.
     """
-    before, known = _version(source, settled=False), identity(source)
+    before, known = version(source, settled=False), identity(source)
     naming = Naming.of(**columns)
 
-    def attempt(types: Mapping[str, pa.DataType]) -> tuple[Scan, list[int]]:
-        reading, ends = Checked(source, naming, types, progress, tell), list[int]()
-        with contextlib.closing(
-            in_order(lambda item: _write(store, *item), enumerate(reading.files()), WRITES)
-        ) as files:
-            for rows in files:
-                ends.append(rows + (ends[-1] if ends else 0))
-        return reading.result(), ends
+    def attempt(types: Mapping[str, pa.DataType]) -> tuple[list[int], Scan]:
+        reading = Checked(source, naming, types, progress, tell)
+        return write_files(store, reading.files()), reading.result()
 
     try:
-        found, ends = settled(attempt)
-        if before != _version(source, settled=False):
+        written, found = settled(attempt)
+        if before != version(source, settled=False):
             raise UsageError(f"manifest {formats.shown(source)} changed while it was read; run the command again")
     except UsageError:
         _delete_files(store, 0)
         raise
-    _delete_files(store, len(ends))  # of a freeze of another manifest that was interrupted here
+    _delete_files(store, len(written))  # of a freeze of another manifest that was interrupted here
     size = shard_rows or automatic_shard_rows(found.rows)
     frozen = FrozenManifest(
-        source=_absolute(source) if isinstance(source, str) else tuple(map(_absolute, source)),
+        source=absolute(source),
         rows=found.rows,
         shards=-(-found.rows // size),
         shard_rows=size,
         digest=found.digest,
         schema=found.schema,
         identity=known,
-        files=tuple(ends),
+        files=tuple(itertools.accumulate(written)),
         nested=found.nested,
     )
     store.put(INDEX, as_index(frozen))
     return frozen
 
 
-def read_updated(
-    frozen: FrozenManifest, failed: Mapping[str, int], **columns: Unpack[ColumnSettings]
-) -> list[ManifestRow]:
-    """Re-read the failed rows from the current manifest, for a retry.
-
-    `failed`: id -> row number in the run. Columns that the run does not carry are dropped. Raises UsageError if the
-    manifest is no longer readable, or if the type of a carried column has changed.
-    """
-    naming = Naming.of(**columns)
-    return settled(lambda types: _updated(frozen, failed, Reading(frozen.source, naming, types)))
+def write_files(store: Store, files: Iterable[pa.Table], first: int = 0, attempt: str | None = None) -> list[int]:
+    """Write files of the frozen manifest, numbered from `first`; returns their rows."""
+    with contextlib.closing(
+        in_order(lambda item: _write(store, file_key(item[0], attempt), item[1]), enumerate(files, first), WRITES)
+    ) as written:
+        return list(written)
 
 
-def _updated(frozen: FrozenManifest, failed: Mapping[str, int], reading: Reading) -> list[ManifestRow]:
-    types = {ID: pa.string(), IMAGE: pa.string()} | {field.name: field.type for field in frozen.schema}
-    updated: list[ManifestRow] = []
-    start = 0
-    for whole in reading.tables():
-        mask = pa.array([name in failed for name in whole[ID].to_pylist()])
-        found = whole.filter(mask).select([name for name in whole.column_names if name in types])
-        for field in found.schema:
-            widens = types[field.name] == TYPES[float] and field.type == TYPES[int]
-            if field.type != types[field.name] and not widens and found[field.name].null_count < len(found):
-                row = start + pc.index(pc.and_(mask, pc.is_valid(whole[field.name])), True).as_py()
-                raise UsageError(
-                    f"manifest {formats.shown(frozen.source)}: column {field.name!r} in row {row + 1} is "
-                    f"{WORDS[field.type]} now; the run carries it as {types[field.name]}"
-                )
-        kinds = pa.schema([(name, types[name]) for name in found.column_names])
-        updated += [replace(row, row=failed[row.id]) for row in as_rows(found.cast(kinds, safe=False), 0)]
-        start = reading.rows
-    return updated
-
-
-def _write(store: Store, number: int, table: pa.Table) -> int:
-    """Write a file of the frozen manifest; returns its rows."""
+def _write(store: Store, key: str, table: pa.Table) -> int:
     rows = max(1, min(BATCH, len(table) * BATCH_BYTES // max(1, int(text_bytes(table).sum()))))
     table = table.replace_schema_metadata({BATCH_ROWS: str(rows)})
-    store.put(file_key(number), encode(table, rows))
+    store.put(key, encode(table, rows))
     return len(table)
 
 
@@ -160,16 +126,16 @@ def _delete_files(store: Store, start: int) -> None:
     store.delete_many([item.key for item in store.list(f"{FOLDER}/rows-") if item.key >= first])
 
 
-def _version(source: Addresses, *, settled: bool) -> str | None:
+def version(source: Addresses, *, settled: bool) -> str | None:
     """Text that changes whenever a file of a manifest does; None if there is none. `settled`: see `Store.version`."""
     if not isinstance(source, str):
-        versions = [_version(each, settled=settled) for each in source]
+        versions = [version(each, settled=settled) for each in source]
         return None if None in versions else "\n".join(map(str, versions))
     try:
         if formats.is_file(source):
             folder, name = split(source)
-            version = open_store(folder).version(name, settled=settled)
-            return version and f"{redacted(_absolute(source))} {version}"
+            found = open_store(folder).version(name, settled=settled)
+            return found and f"{redacted(_absolute(source))} {found}"
         files = formats.files(source)
     except (StorageError, UsageError):
         return None
@@ -177,6 +143,11 @@ def _version(source: Addresses, *, settled: bool) -> str | None:
         return None
     listing = json.dumps([(uri, item.etag, item.size) for uri, item in files.items()])
     return f"{redacted(_absolute(source))} {len(files)} files {hashlib.sha256(listing.encode()).hexdigest()}"
+
+
+def absolute(source: Addresses) -> str | tuple[str, ...]:
+    """The absolute address or addresses of a manifest."""
+    return _absolute(source) if isinstance(source, str) else tuple(map(_absolute, source))
 
 
 def _absolute(source: str) -> str:

@@ -4,14 +4,18 @@ import bisect
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from paliscribe.errors import TemporaryError
 from paliscribe.manifest.kinds import TYPES
 from paliscribe.manifest.reading import as_rows
 from paliscribe.records import ManifestRow
+from paliscribe.results import retried_generation
 from paliscribe.storage import StorageError, Store, redacted
 from paliscribe.storage.arrow import decode
 
@@ -21,12 +25,31 @@ BATCH_ROWS = b"batch_rows"  # in the metadata of a file: rows of each of its bat
 
 
 @dataclass(frozen=True, slots=True)
+class Addition:
+    """Rows that an append has added to a run: its first row, shard and file; they begin where those before it end.
+
+    `retries`: how often the run had been retried before. `source`, `digest`, `identity`: of the whole manifest that was
+    given. `attempt`: in the names of its files, so that another driver's are not mistaken for them.
+    """
+
+    row: int
+    shard: int
+    file: int
+    retries: int
+    source: str | tuple[str, ...]
+    digest: str
+    identity: str | None
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
 class FrozenManifest:
     """The manifest of a run, in files; a shard is a range of rows.
 
     `shard_rows`: rows per shard. `digest`: see `Scan`. `schema`: the carried columns. `identity`: see
-    `freezing.identity`. `files`: rows before the end of each file; empty for a run of an older version, which has a
-    file for each shard. `nested`: carried columns with lists or structs, which are JSON text.
+    `freezing.identity`. `files`: rows before the end of each file. `shard_files`: so many shards have a file each, as
+    older versions wrote them; together these files count as one in `files`. `source`, `digest` and `identity` are those
+    of the manifest that the run began with. `nested`: carried columns with lists or structs, which are JSON text.
     """
 
     source: str | tuple[str, ...]
@@ -37,44 +60,107 @@ class FrozenManifest:
     schema: pa.Schema
     identity: str | None = None
     files: tuple[int, ...] = ()
+    shard_files: int = 0
+    additions: tuple[Addition, ...] = ()
     nested: tuple[str, ...] = ()
 
+    @property
+    def given(self) -> "tuple[FrozenManifest | Addition, ...]":
+        """What holds source, digest and identity of each manifest that was given, in order."""
+        return self, *self.additions
+
+    def first_row(self, shard: int) -> int:
+        """The first row of a shard."""
+        added = self._last_addition("shard", shard)
+        return added.row + (shard - added.shard) * self.shard_rows if added else shard * self.shard_rows
+
     def rows_of(self, shard: int) -> int:
-        """Number of rows of a shard; the last one may have fewer."""
-        return min(self.shard_rows, self.rows - shard * self.shard_rows)
+        """Number of rows of a shard; the last one of the run or of an append may have fewer."""
+        end = next((added.row for added in self.additions if added.shard > shard), self.rows)
+        return min(self.shard_rows, end - self.first_row(shard))
 
     def rows_in(self, shards: npt.NDArray[np.bool_]) -> int:
         """Number of rows of those shards for which the array [shards] is true."""
         return sum(self.rows_of(shard) for shard in np.flatnonzero(shards).tolist())
 
+    def shard_of(self, row: int) -> int:
+        """The shard of a row."""
+        added = self._last_addition("row", row)
+        return added.shard + (row - added.row) // self.shard_rows if added else row // self.shard_rows
+
+    def retried_generation(self, shard: int, generation: int) -> int:
+        """The generation whose dead letters of a shard are those that the retry `generation` annotates."""
+        added = self._last_addition("shard", shard)
+        return retried_generation(generation, added.retries if added else 0)
+
+    def key_of(self, file: int) -> str:
+        """Key of a file."""
+        added = self._last_addition("file", file)
+        return file_key(file, added.attempt if added else None)
+
+    def _last_addition(self, name: str, value: int) -> Addition | None:
+        """The last addition whose first row, shard or file, as named, is not beyond a value."""
+        place = bisect.bisect_right(self.additions, value, key=attrgetter(name))
+        return self.additions[place - 1] if place else None
+
 
 def load(store: Store) -> FrozenManifest | None:
     """The frozen manifest of a run; None if there is none, or if freezing was interrupted. Raises StorageError."""
     try:
-        index = json.loads(store.get(INDEX))
+        return _parsed(store.get(INDEX))
     except StorageError as error:
         if error.kind == "missing":
             return None
         raise
-    source = index["source"] if isinstance(index["source"], str) else tuple(index["source"])
-    by_name = {str(kind): kind for kind in TYPES.values()}
-    schema = pa.schema([pa.field(name, by_name[kind]) for name, kind in index.pop("columns").items()])
-    tuples = {name: tuple(index.get(name, ())) for name in ("files", "nested")}
-    return FrozenManifest(**index | tuples | {"source": source}, schema=schema)
+
+
+def replace_index(store: Store, before: FrozenManifest, now: FrozenManifest) -> None:
+    """Put an index in the place of another. Raises TemporaryError if it is not there: another driver was faster."""
+    body, etag = store.get_with_etag(INDEX)
+    if _parsed(body) != before or store.put_if_match(INDEX, as_index(now), etag) is None:
+        raise TemporaryError(f"another driver appended to {store.uri} at the same time; run the same command again")
 
 
 def as_index(frozen: FrozenManifest) -> bytes:
     """The index of a frozen manifest, as `load` reads it."""
     values = asdict(replace(frozen, schema=pa.schema([])))
     del values["schema"]
-    source = redacted(frozen.source) if isinstance(frozen.source, str) else list(map(redacted, frozen.source))
+    for each in (values, *values["additions"]):
+        given = each["source"]
+        each["source"] = redacted(given) if isinstance(given, str) else list(map(redacted, given))
+    for name in ("shard_files", "additions", "nested"):  # so that an index without them is as it was before they were
+        if not values[name]:
+            del values[name]
     columns = {field.name: str(field.type) for field in frozen.schema}
-    return json.dumps(values | {"source": source, "columns": columns}, indent=2).encode()
+    return json.dumps(values | {"columns": columns}, indent=2).encode()
 
 
-def file_key(number: int) -> str:
-    """Key of a file of the frozen manifest."""
-    return f"{FOLDER}/rows-{number:07d}.arrow"
+def file_key(number: int, attempt: str | None = None) -> str:
+    """Key of a file of the frozen manifest. `attempt`: of an append."""
+    return f"{FOLDER}/rows-{number:07d}{f'.{attempt}' if attempt else ''}.arrow"
+
+
+def shard_file_key(shard: int) -> str:
+    """Key of a shard's rows as older versions wrote them."""
+    return f"{FOLDER}/shard-{shard:05d}.arrow"
+
+
+def _parsed(body: bytes) -> FrozenManifest:
+    index = json.loads(body)
+    by_name = {str(kind): kind for kind in TYPES.values()}
+    schema = pa.schema([pa.field(name, by_name[kind]) for name, kind in index.pop("columns").items()])
+    added = tuple(Addition(**each | {"source": _source(each)}) for each in index.pop("additions", ()))
+    if not index.get("files"):
+        index |= {"files": [index["rows"]], "shard_files": index["shards"]}
+    return FrozenManifest(
+        **index | {"source": _source(index), "files": tuple(index["files"]), "nested": tuple(index.get("nested", ()))},
+        schema=schema,
+        additions=added,
+    )
+
+
+def _source(values: dict[str, Any]) -> str | tuple[str, ...]:
+    return values["source"] if isinstance(values["source"], str) else tuple(values["source"])
 
 
 class Shards:
@@ -85,17 +171,17 @@ class Shards:
         frozen = load(store)
         if frozen is None:
             raise StorageError("missing", f"{store.uri}/{INDEX}", "the manifest is not frozen")
-        self._store, self._frozen = store, frozen
+        self._store, self.frozen = store, frozen
         self._file: tuple[int, pa.ipc.RecordBatchFileReader] | None = None
         self._batch: tuple[tuple[int, int], pa.RecordBatch] | None = None
 
     def read(self, shard: int) -> list[ManifestRow]:
         """The rows of a shard. Raises StorageError."""
-        start = shard * self._frozen.shard_rows
-        if self._frozen.files:
-            tables = self._tables(start, start + self._frozen.rows_of(shard))
+        start = self.frozen.first_row(shard)
+        if shard < self.frozen.shard_files:
+            tables = iter([decode(self._store.get(shard_file_key(shard))).drop_columns("row")])
         else:
-            tables = iter([decode(self._store.get(f"{FOLDER}/shard-{shard:05d}.arrow")).drop_columns("row")])
+            tables = self._tables(start, start + self.frozen.rows_of(shard))
         rows: list[ManifestRow] = []
         for table in tables:
             rows += as_rows(table, start + len(rows))
@@ -104,14 +190,14 @@ class Shards:
     def _tables(self, start: int, end: int) -> Iterator[pa.Table]:
         """The rows from `start` to `end`, which may be in several files and batches."""
         while start < end:
-            file = bisect.bisect_right(self._frozen.files, start)
-            first = self._frozen.files[file - 1] if file else 0
+            file = bisect.bisect_right(self.frozen.files, start)
+            first = self.frozen.files[file - 1] if file else 0
             size, batch = self._read_batch(file, start - first)
             offset = (start - first) % size
             found = pa.Table.from_batches([batch.slice(offset, end - start)])
             start += found.num_rows
             types = [
-                self._frozen.schema.field(f).type if f in self._frozen.schema.names else pa.string()
+                self.frozen.schema.field(f).type if f in self.frozen.schema.names else pa.string()
                 for f in found.column_names
             ]
             yield found.cast(pa.schema(zip(found.column_names, types, strict=True)), safe=False)
@@ -119,7 +205,7 @@ class Shards:
     def _read_batch(self, file: int, row: int) -> tuple[int, pa.RecordBatch]:
         """The batch with this row of a file, and the size of the file's batches, of which the last may have less."""
         if self._file is None or self._file[0] != file:
-            self._file = file, pa.ipc.open_file(pa.PythonFile(self._store.open(file_key(file)), "r"))
+            self._file = file, pa.ipc.open_file(pa.PythonFile(self._store.open(self.frozen.key_of(file)), "r"))
         reader = self._file[1]
         size = int(reader.schema.metadata[BATCH_ROWS])
         at = file, row // size

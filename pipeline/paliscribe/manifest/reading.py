@@ -30,6 +30,7 @@ NO_TEXT = "it must be text, such as an address or a data URL; name another colum
 
 class Reading:
     """One pass over a manifest. `rows`: read so far. `nested`: carried columns with lists or structs so far.
+    `numbered`: the first row whose id is its number, or None so far.
 
     The id of a row defaults to its image reference, or to `row-N` for an inline or missing image. `types`: of carried
     columns that are not as their values are, see `kinds`.
@@ -45,6 +46,7 @@ class Reading:
         self.source, self._naming, self._types, self._tell = source, naming, types or {}, tell
         self.rows = 0
         self.nested: set[str] = set()
+        self.numbered: int | None = None
         self._kinds: dict[str, Kinds] = {}
         self._seen: dict[str, pa.DataType] = {}  # columns of the manifest
         self._unread: frozenset[str] = frozenset()
@@ -136,6 +138,8 @@ class Reading:
         ids = table[ID]
         if not ids.null_count:
             return table
+        if self.numbered is None:
+            self.numbered = self.rows + pc.index(pc.is_null(ids), True).as_py()
         numbers = pa.array(range(self.rows, self.rows + len(table))).cast(pa.string())
         ids = pc.coalesce(ids, pc.binary_join_element_wise("row-", numbers, ""))
         return table.set_column(0, ID, ids)

@@ -50,8 +50,8 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     try:
         with _loading_libraries(), _discard_stderr(), _restored_signals():
             ray.init(**quiet, **own, **_own_code())
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
+    except Exception as error:  # Ray raises `Exception` itself if a node takes too long to start
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address := os.environ.get("RAY_ADDRESS"):
             raise RunError(f"no Ray cluster at {address}: {line} (is RAY_AUTH_TOKEN that cluster's?)") from error
         raise RunError(f"Ray cannot be started here: {line}") from error

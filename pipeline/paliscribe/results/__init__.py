@@ -10,11 +10,11 @@ from paliscribe.results.commit import (
     read_marker,
     write_shard,
 )
+from paliscribe.results.layout import Layout, retried_generation
 from paliscribe.results.lease import Lease, Owner, hold, read_lease
 from paliscribe.results.publish import (
     SUCCESS,
     SUMMARY,
-    Layout,
     PartMarker,
     finish,
     generation_base,
@@ -57,6 +57,7 @@ __all__ = [
     "read_parts",
     "read_summary",
     "record_values",
+    "retried_generation",
     "retry_begun",
     "retry_rows",
     "run_name",

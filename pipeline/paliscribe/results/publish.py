@@ -35,43 +35,15 @@ import pyarrow.parquet as pq
 
 from paliscribe.errors import RunError
 from paliscribe.results.commit import FIRST_RUN, Marker, add, read_committed, read_marker
+from paliscribe.results.layout import Layout
 from paliscribe.storage import StorageError, Store
 from paliscribe.storage.parallel import in_order
 
-PART_RECORDS = 1_000_000  # about 128 MB of Parquet at some 130 bytes a record
 READ_AHEAD = 4  # shards of a part that are read at the same time
 ROW_GROUP = 65_536  # records
 FOLDER_BYTES = 120  # most bytes of a column name or a value in a folder's name
+KEY_BYTES = 720  # most bytes of all of them in a key; with the rest, and the output's prefix, S3 allows 1,024
 SUMMARY, SUCCESS = "_summary.json", "_SUCCESS"
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Assignment of shards to parts. Depends on the run's settings only."""
-
-    shards: int
-    shard_rows: int
-    rows: int
-    tasks: tuple[str, ...]
-    partition_by: tuple[str, ...]
-
-    @property
-    def part_shards(self) -> int:
-        """Number of consecutive shards in a part."""
-        return max(1, PART_RECORDS // (self.shard_rows * len(self.tasks)))
-
-    @property
-    def parts(self) -> int:
-        """Number of parts of the run."""
-        return -(-self.shards // self.part_shards)
-
-    def shards_of(self, part: int) -> range:
-        """The shards of a part."""
-        return range(part * self.part_shards, min(self.shards, (part + 1) * self.part_shards))
-
-    def part_of(self, shard: int) -> int:
-        """The part that contains a shard."""
-        return shard // self.part_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +95,7 @@ def publish_part(store: Store, layout: Layout, part: int, generation: int = 0) -
     """Publish a part whose shards are all committed. Idempotent: an already published part is unchanged."""
     if (existing := read_part(store, part, generation)) is not None:
         return existing
-    before = None if generation == 0 else read_part(store, part, generation - 1)
+    before = read_part(store, part, layout.retried_generation(part, generation)) if generation else None
     base = generation_base(generation)
     shards = layout.shards_of(part) if before is None else before.shards_with_errors
     markers = list(in_order(lambda shard: read_marker(store, shard, base), shards))
@@ -144,36 +116,45 @@ def publish_part(store: Store, layout: Layout, part: int, generation: int = 0) -
 
 
 def finish(store: Store, layout: Layout, facts: dict[str, Any], generation: int = 0) -> dict[str, Any]:
-    """Check the totals, write the summary, then `_SUCCESS`. Raises RunError if their number of records is wrong."""
+    """Check the totals, write the summary, then `_SUCCESS`. `generation`: the newest one, that of the last retry.
+
+    Raises RunError if a number of records is wrong.
+    """
+    newest: dict[int, PartMarker] = {}  # by part
     statuses: Counter[str] = Counter()
     error_kinds: Counter[str] = Counter()
     tokens = 0
     files: dict[str, dict[str, Any]] = {}
     for number in range(generation + 1):
         parts = read_parts(store, number)
-        expected = layout.rows * len(layout.tasks) if number == 0 else statuses["error"]
+        expected = layout.rows * len(layout.tasks)
+        if number:
+            expected = sum(newest[part].statuses.get("error", 0) for part in range(layout.parts_in(number)))
         if (found := sum(marker.records for marker in parts)) != expected:
             raise RunError(f"{store.uri}: {found:,} records, expected {expected:,}; the run is not marked as finished")
-        statuses["error"], error_kinds = 0, Counter()
-        files = {key: value for key, value in files.items() if not key.startswith("errors/")}
         for marker in parts:
+            newest[marker.part] = marker
             add(statuses, marker.statuses)
-            add(error_kinds, marker.error_kinds)
             tokens += marker.tokens
-            files |= marker.files
+            files |= {key: value for key, value in marker.files.items() if key.startswith("annotations/")}
+    for marker in newest.values():
+        add(error_kinds, marker.error_kinds)
+        files |= marker.files
     summary = {
         "rows": layout.rows,
         "tasks": list(layout.tasks),
         "records": layout.rows * len(layout.tasks),
         "ok": statuses["ok"],
         "invalid": statuses["invalid"],
-        "errors": statuses["error"],
+        "errors": sum(marker.statuses.get("error", 0) for marker in newest.values()),
         "error_kinds": dict(sorted(error_kinds.items())),
         "tokens": tokens,
         **facts,
         "retries": generation,
         "files": {key: files[key] for key in sorted(files)},
     }
+    if layout.appended:
+        summary["appends"] = len(layout.appended)
     store.put(SUMMARY, json.dumps(summary, indent=2).encode())
     store.put(SUCCESS, b"")
     return summary
@@ -293,7 +274,8 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[list[str
     if not columns:
         yield [], table
         return
-    names = [[_folder(name, value) for value in table[name].to_pylist()] for name in columns]
+    most = min(FOLDER_BYTES, KEY_BYTES // (2 * len(columns)))
+    names = [[_folder(name, value, most) for value in table[name].to_pylist()] for name in columns]
     rows: dict[tuple[str, ...], list[int]] = {}
     for row, folders in enumerate(zip(*names, strict=True)):
         rows.setdefault(folders, []).append(row)
@@ -301,17 +283,29 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[list[str
         yield list(folders), table.take(pa.array(chosen))
 
 
-def _folder(column: str, value: Any) -> str:
-    """Name of a partition folder: not hive-style, not hidden, valid on every file system."""
+def _folder(column: str, value: Any, most: int) -> str:
+    """Name of a partition folder: not hive-style, not hidden, and another one for each value on every file system.
+
+    `most`: bytes of the column's name, and of the value.
+    """
     name = quote(column, safe="")
     if name[0] in "_.":
         name = f"%{ord(name[0]):02X}{name[1:]}"
     words = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return f"{_short(name)}-{_short(quote(words, safe=' '))}"
+    return f"{_short(name, most)}-{_short(_quoted(words), most)}"
 
 
-def _short(quoted: str) -> str:
+def _quoted(words: str) -> str:
+    """A value as a name. Upper case is told by a suffix, since file systems may ignore case: `Cat` is `Cat~1`.
+
+    The suffix has a bit for each character of `words`, the first one lowest, in hexadecimal.
+    """
+    capitals = sum(1 << at for at, letter in enumerate(words) if "A" <= letter <= "Z")
+    return quote(words, safe=" ").replace("~", "%7E") + (f"~{capitals:x}" if capitals else "")
+
+
+def _short(quoted: str, most: int) -> str:
     """A quoted name; if it is too long, its start and a hash of the whole."""
-    if len(quoted) <= FOLDER_BYTES:
+    if len(quoted) <= most:
         return quoted
-    return f"{quoted[: FOLDER_BYTES - 9]}~{hashlib.sha256(quoted.encode()).hexdigest()[:8]}"
+    return f"{quoted[: most - 9]}~{hashlib.sha256(quoted.encode()).hexdigest()[:8]}"

@@ -1,7 +1,7 @@
 """The state of a retry: that it was begun, and the rows that it read from the manifest again, by shard."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -15,19 +15,23 @@ from paliscribe.storage import StorageError, Store
 from paliscribe.storage.parallel import in_order
 
 
-def begin_retry(store: Store, generation: int, rows: Iterable[ManifestRow], shard_rows: int) -> None:
+def begin_retry(store: Store, generation: int, rows: Iterable[ManifestRow], shard_of: Callable[[int], int]) -> None:
     """Record the start of a retry, so that an interrupted one is resumed. Deletes `_SUCCESS` first.
 
-    `rows`: the dead letters' rows as they are in the manifest now. Repeated calls do not replace them. `shard_rows`: of
-    the run.
+    `rows`: the dead letters' rows as they are in the manifest now, ascending. They are read only if the retry is not
+    begun. `shard_of`: the shard of a row number.
     """
     store.delete(SUCCESS)
     begun = retry_begun(store, generation)
     if begun:  # an earlier version kept the rows in this file
         rows = [ManifestRow(**row) for row in json.loads(store.get(_begun_key(generation))).get("rows", [])]
-    by_shard = groupby(sorted(rows, key=lambda row: row.row), lambda row: row.row // shard_rows)
-    bodies = {shard: json.dumps([asdict(row) for row in found]).encode() for shard, found in by_shard}
-    for _ in in_order(lambda shard: store.put(_rows_key(generation, shard), bodies[shard]), bodies):
+        rows = sorted(rows, key=lambda row: row.row)
+    else:  # an attempt that was interrupted here may have read other rows
+        store.delete_many([found.key for found in store.list(_rows_folder(generation))])
+    for _ in in_order(
+        lambda found: store.put(_rows_key(generation, found[0]), found[1]),
+        ((shard, _encoded(found)) for shard, found in groupby(rows, lambda row: shard_of(row.row))),
+    ):
         pass
     if not begun:
         store.put_if_absent(_begun_key(generation), b"{}")
@@ -61,5 +65,13 @@ def _begun_key(generation: int) -> str:
     return f"{generation_base(generation)}/begun.json"
 
 
+def _rows_folder(generation: int) -> str:
+    return f"{generation_base(generation)}/rows/"
+
+
 def _rows_key(generation: int, shard: int) -> str:
-    return f"{generation_base(generation)}/rows/shard-{shard:05d}.json"
+    return f"{_rows_folder(generation)}shard-{shard:05d}.json"
+
+
+def _encoded(rows: Iterable[ManifestRow]) -> bytes:
+    return json.dumps([asdict(row) for row in rows]).encode()

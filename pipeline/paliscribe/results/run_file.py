@@ -1,11 +1,12 @@
 """The run file: settings of a run, so that only the same run can be resumed in an output."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from paliscribe.config import JobConfig, ModelSpec
 from paliscribe.errors import RunError, UsageError
+from paliscribe.results.publish import SUMMARY
 from paliscribe.storage import StorageError, Store, redacted
 
 RUN_FILE = "_run/run.json"
@@ -117,9 +118,10 @@ class RunFile:
 def refuse_changes(store: Store, then: Fingerprint, now: Fingerprint) -> None:
     """Raise UsageError, with the differences, if an output contains another run."""
     if found := then.differences(now):
-        raise UsageError(
-            f"{store.uri} contains a run that differs in {'; '.join(found)}. Use another output, or undo the change"
-        )
+        ways = "Use another output, or undo the change"
+        if replace(now, manifest=then.manifest, rows=then.rows) == then and store.exists(SUMMARY):
+            ways = "To annotate the rows whose ids are new, add --append; else use another output, or undo the change"
+        raise UsageError(f"{store.uri} contains a run that differs in {'; '.join(found)}. {ways}")
 
 
 def _words(value: object) -> str:

@@ -78,8 +78,13 @@ class Jobs:
         with self._translate_errors(), _environment(ADDRESS, self.address):
             self._client = JobSubmissionClient(self.address)
 
-    def submit(self, package: Package, variables: Mapping[str, str], *, code: bool = False) -> str:
-        """Submit a job; returns its id. `code`: also upload the local `paliscribe` package."""
+    def submit(
+        self, package: Package, variables: Mapping[str, str], *, code: bool = False, append: bool = False
+    ) -> str:
+        """Submit a job; returns its id.
+
+        `code`: also upload the local `paliscribe` package. `append`: add new rows to the finished run in its output.
+        """
         job = package.job
         name = re.sub(r"[^A-Za-z0-9-]+", "-", job.output.rstrip("/").rpartition("/")[2])[:40].strip("-") or "run"
         facts = {
@@ -94,7 +99,7 @@ class Jobs:
         with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder, self._translate_errors():
             package.write(Path(folder))
             found: str = self._client.submit_job(
-                entrypoint=f"{ENTRYPOINT} {JOB_FILE}",
+                entrypoint=f"{ENTRYPOINT} {JOB_FILE}" + " --append" * append,
                 submission_id=f"paliscribe-{name}-{secrets.token_hex(3)}",
                 runtime_env=runtime | {"working_dir": folder},
                 metadata={key: redacted(value) for key, value in facts.items()},

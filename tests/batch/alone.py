@@ -1,0 +1,78 @@
+"""Runs without Ray: stages in this process, and a pool that answers at once; all else is a run's."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from paliscribe import results
+from paliscribe.batch import parts as parts_module
+from paliscribe.batch import run as run_module
+from paliscribe.batch.generation import Run
+from paliscribe.batch.parts import Parts
+from paliscribe.batch.stage import Plan, Stage
+from paliscribe.records import Prediction, Request
+from paliscribe.results import ModelFacts
+from paliscribe.storage import Store
+
+SIZE = 28  # pixels of an image's side, as the model is given it
+
+
+class Answers:
+    """A call whose answers follow from its requests."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = requests
+
+    def result(self) -> list[Prediction]:
+        return [
+            Prediction(request.id, f"{request.prompt} of {request.image_key[:8]}", (1, 2), (-0.5, -0.25), "stop")
+            for request in self.requests
+        ]
+
+
+class Pool:
+    """Answers every request."""
+
+    slots = 8
+
+    def send(self, requests: Sequence[Request]) -> Answers:
+        return Answers(requests)
+
+
+def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
+    """In the place of `batch.annotate.annotate`."""
+    run.file = replace(run.file, model=run.file.model.resolved(gpu=False))
+    run.file.write(run.store)
+    spec, schema = run.file.model, results.schema(run.frozen.schema)
+    facts = ModelFacts(spec.id, run.file.fingerprint.revision, spec.precision)
+    settings: dict[str, Any] = {"generation": run.generation}
+    stage = Stage(Plan(run.store.uri, tuple(run.tasks), schema, facts, SIZE, run.job.fetch, **settings), Pool())
+    stage.store = run.store
+    for marker in stage.annotate(todo.tolist()):
+        parts.committed(marker.shard)
+        parts.wait()
+
+
+@contextlib.contextmanager
+def alone(monkeypatch: pytest.MonkeyPatch, store: Store | None = None) -> Iterator[None]:
+    """Let runs work in this process. `store`: in the place of their output's."""
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "cluster", contextlib.nullcontext)
+        patch.setattr("paliscribe.batch.annotate.annotate", annotate)
+        patch.setattr(parts_module, "started_here", lambda: True)
+        if store is not None:
+            patch.setattr(run_module, "_writable", lambda output: store)
+        yield
+
+
+def draw(path: Path, number: int) -> None:
+    """Write an image of one colour."""
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (9, 9), (number % 256, number // 256, 0)).save(path)

@@ -5,9 +5,10 @@ import socket
 
 import httpx
 import pytest
-from online.conftest import CONFIG, KEY, Endpoint, data_url
+from online.conftest import CONFIG, KEY, Endpoint, data_url, listen
 
 from paliscribe.online import app
+from paliscribe.online.service import Service
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
@@ -23,6 +24,7 @@ def test_requests_without_a_valid_key_are_rejected(endpoint: Endpoint, header: s
 
 def test_health_and_docs_need_no_key(endpoint: Endpoint) -> None:
     assert httpx.get(f"{endpoint.address}/health").json() == {"status": "ok"}
+    assert httpx.head(f"{endpoint.address}/health").status_code == 200
     document = httpx.get(f"{endpoint.address}/openapi.json").json()
     assert {"/v1/chat/completions", "/v1/annotate", "/v1/annotate/upload", "/v1/models"} <= set(document["paths"])
     assert httpx.get(f"{endpoint.address}/docs").status_code == 200
@@ -44,7 +46,9 @@ def test_every_reply_has_a_request_id(endpoint: Endpoint, caplog: pytest.LogCapt
     assert own.headers["x-request-id"] == "my-call-1"
     assert odd.headers["x-request-id"] == "a%20b%09c"
     assert len(refused.headers["x-request-id"]) == 32
-    assert refused.status_code == 404 and refused.json()["error"]["message"] == "Not Found"
+    assert (
+        refused.status_code == 404 and "this endpoint has /v1/chat/completions, " in refused.json()["error"]["message"]
+    )
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("id=my-call-1 method=GET path=/v1/models status=200") for line in lines)
     assert not any(KEY in line for line in lines)
@@ -97,3 +101,27 @@ def test_a_timeout_is_504(endpoint: Endpoint, picture: bytes, monkeypatch: pytes
     body = {"images": [data_url(picture)], "tasks": ["ocr"]}
     found = httpx.post(f"{endpoint.address}/v1/annotate", json=body, headers=HEADERS, timeout=60)
     assert (found.status_code, found.json()["error"]["code"]) == (504, "expired")
+
+
+def test_pages_of_other_origins_may_call_only_where_the_settings_say_so(endpoint: Endpoint) -> None:
+    asked = {"origin": "https://chat.example.com", "access-control-request-method": "POST"}
+    asked |= {"access-control-request-headers": "authorization,content-type"}
+    refused = httpx.options(f"{endpoint.address}/v1/chat/completions", headers=asked)
+    assert "access-control-allow-origin" not in refused.headers
+    config = CONFIG.model_copy(update={"cors_origins": ("https://chat.example.com",)})
+    server, thread = listen(Service(config, []), endpoint.keys)
+    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    try:
+        allowed = httpx.options(f"{address}/v1/chat/completions", headers=asked)
+        other = httpx.options(f"{address}/v1/models", headers=asked | {"origin": "https://evil.example.com"})
+        listed = httpx.get(f"{address}/v1/models", headers=HEADERS | {"origin": asked["origin"]})
+        keyless = httpx.get(f"{address}/v1/models", headers={"origin": asked["origin"]})
+    finally:
+        server.should_exit = True
+        thread.join(10)
+    assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == asked["origin"]
+    assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
+    assert "access-control-allow-origin" not in other.headers
+    for reply, status in ((listed, 200), (keyless, 401)):
+        assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (status, asked["origin"])
+        assert "x-request-id" in reply.headers["access-control-expose-headers"]

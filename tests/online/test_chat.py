@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from models import demo_model
@@ -9,6 +10,8 @@ from online.conftest import KEY, Endpoint, data_url
 
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.scenes import Scene
+
+HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture
@@ -21,8 +24,13 @@ def messages(picture: bytes, prompt: str) -> Any:
     return [{"role": "user", "content": [image, {"type": "text", "text": prompt}]}]
 
 
-def test_list_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["demo"]
+def test_models(client: openai.OpenAI) -> None:
+    [listed] = client.models.list()
+    assert client.models.retrieve("demo") == listed and listed.id == "demo"
+    for unknown in ("gpt-4", "google/paligemma-3b"):
+        with pytest.raises(openai.NotFoundError) as refused:
+            client.models.retrieve(unknown)
+        assert refused.value.code == "model_not_found" and "available: demo" in str(refused.value)
 
 
 def test_a_plain_answer(client: openai.OpenAI, scene: Scene, picture: bytes) -> None:
@@ -98,6 +106,61 @@ def test_unsupported_parameters_are_rejected_by_name(
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(**call)
     assert refused.value.param == field and refused.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "words"),
+    [
+        ({"type": "input_image", "image_url": "x"}, "messages[0].content[1].type", "input should be 'text' or 'image_"),
+        ({"type": "image", "source": {"type": "base64"}}, "messages[0].content[1].type", "input should be 'text' or"),
+        ({"type": "image_url", "image_url": {"link": "x"}}, "messages[0].content[1].image_url.url", "field required"),
+        ({"type": "image_url", "image_url": 5}, "messages[0].content[1].image_url", "input should be"),
+        ("caption en", "messages[0].content[1]", "input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_part_is_named(endpoint: Endpoint, part: Any, field: str, words: str) -> None:
+    content = [{"type": "text", "text": "caption en"}, part]
+    body = {"model": "demo", "messages": [{"role": "user", "content": content}]}
+    found = httpx.post(f"{endpoint.address}/v1/chat/completions", json=body, headers=HEADERS).json()["error"]
+    assert found["param"] == field and found["message"].startswith(f"{field}: {words}")
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"stop": list("abcde")}, "stop", "list should have at most 4 items"),
+        ({"stop": 5}, "stop", "input should be a valid list"),
+        ({"stop": ["a", 5]}, "stop[1]", "input should be a valid string"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "input should be a valid list"),
+    ],
+)
+def test_a_field_of_two_shapes_is_named_by_the_one_that_it_has(
+    endpoint: Endpoint, picture: bytes, change: dict[str, Any], field: str, words: str
+) -> None:
+    body = {"model": "demo", "messages": messages(picture, "caption en")} | change
+    found = httpx.post(f"{endpoint.address}/v1/chat/completions", json=body, headers=HEADERS).json()["error"]
+    assert found["param"] == field and found["message"].startswith(f"{field}: {words}")
+
+
+def test_shapes_and_options_that_clients_send(endpoint: Endpoint, picture: bytes) -> None:
+    image = {"type": "image_url", "image_url": data_url(picture)}
+    body: dict[str, Any] = {"model": "demo", "stop": None, "modalities": ["text"], "top_k": -1, "best_of": 1}
+    body |= {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "tools": [], "tool_choice": "auto"}
+    body |= {
+        "response_format": {"type": "text"},
+        "n": 1,
+        "top_logprobs": None,
+        "max_tokens": 4096,
+        "temperature": 1e-38,
+    }
+    body["messages"] = [{"role": "user", "content": [{"type": "text", "text": "ocr"}, image]}]
+    plain = {"model": "demo", "messages": messages(picture, "ocr")}
+    said = [
+        httpx.post(f"{endpoint.address}/v1/chat/completions", json=each, headers=HEADERS, timeout=60)
+        for each in (body, plain)
+    ]
+    assert [reply.status_code for reply in said] == [200, 200], said[0].text
+    assert said[0].json()["choices"] == said[1].json()["choices"]
 
 
 def test_turns_and_system_prompts_are_rejected(client: openai.OpenAI, picture: bytes) -> None:

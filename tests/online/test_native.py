@@ -78,6 +78,7 @@ def test_a_stream_equals_the_plain_answer(endpoint: Endpoint, picture: bytes, ta
     plain = annotate(endpoint, **body).json()
     streamed = annotate(endpoint, **body, stream=True)
     assert streamed.status_code == 200 and streamed.headers["content-type"].startswith("text/event-stream")
+    assert (streamed.headers["cache-control"], streamed.headers["x-accel-buffering"]) == ("no-cache", "no")
     *pieces, last = events(streamed)
     assert len(pieces) > 3 and all(list(piece) == ["text"] for piece in pieces)
     assert "".join(piece["text"] for piece in pieces) == plain["annotations"][0]["text"]

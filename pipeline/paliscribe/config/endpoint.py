@@ -23,6 +23,9 @@ class ImagesConfig(Settings):
     timeout: float = Field(20.0, gt=0, description="Time limit for fetching one image, in seconds.")
 
 
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
+
+
 class ServedModel(Settings):
     """One model of an endpoint, with its own replicas."""
 
@@ -56,6 +59,11 @@ class ServeConfig(Settings):
         None, description="File of API keys, one per line, plain or as `sha256:HEX`; PALISCRIBE_API_KEYS adds keys."
     )
     open: bool = Field(False, description="Listen beyond loopback without API keys: accept any client.")
+    cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(one_or_many)] = Field(
+        (),
+        description="Origins whose pages may call this endpoint from a browser, such as `https://chat.example.com`; "
+        "`*`: any. Default: none.",
+    )
     rate: float | None = Field(
         None,
         gt=0,

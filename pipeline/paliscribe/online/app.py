@@ -14,6 +14,7 @@ from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,9 +32,11 @@ from paliscribe.online.service import Service
 from paliscribe.storage import StorageError
 
 OPEN_PATHS = {"/", "/health", "/docs", "/openapi.json"}  # no API key required
+PATHS = ("/v1/chat/completions", "/v1/annotate", "/v1/models")  # named to a client that asks for another
 RETRY_AFTER = 1  # seconds; the default of Retry-After, after which a full queue has drained a little
 ID_HEADER = "x-request-id"
 MAX_LOGGED, MAX_ID = 200, 64  # characters of a caller's method, path and request id in the log
+STREAMED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # a proxy must not wait for the end of a stream
 FAILED = RequestError(500, "internal_error", "internal error in the gateway")
 BODY_TIMEOUT = 60.0  # seconds in which a request body must arrive
 FILES_PATH, FILE_TIMEOUT = "/v1/files", 600.0  # uploads get more time
@@ -77,14 +80,18 @@ def create_app(  # long: the handlers of one application
     async def front() -> HTMLResponse:
         return HTMLResponse(page.HTML, headers=page.HEADERS)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Health check of the gateway")
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/v1/models", summary="List the served models")
     async def models() -> dict[str, Any]:
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "paliscribe"} for name in service.models]
-        return {"object": "list", "data": data}
+        return {"object": "list", "data": list(map(chat.about_model, service.models))}
+
+    @app.get("/v1/models/{name:path}", summary="A served model", responses=ERRORS)
+    async def model(name: str) -> dict[str, Any]:
+        return chat.about_model(service.model(name).name)
 
     @app.post("/v1/chat/completions", summary="OpenAI-compatible chat completion", responses=ERRORS)
     async def completions(call: ChatRequest) -> Any:
@@ -122,6 +129,14 @@ def create_app(  # long: the handlers of one application
         observe(path, status, seconds)
 
     app.add_middleware(Guard, keys=keys, config=service.config, observe=observe_scope, label=label)
+    if origins := service.config.cors_origins:  # added last: a preflight has no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[ID_HEADER],
+        )
     return app
 
 
@@ -140,14 +155,14 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body") or None
-        words = f"{place or 'the body'}: {first['msg'].lower()}"
-        return _error_reply(RequestError(400, "invalid_request", words, place))
+        return _error_reply(chat.invalid(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def no_route(_: Request, error: HTTPException) -> JSONResponse:
-        reply = _error_reply(RequestError(error.status_code, "invalid_request", str(error.detail)))
+        words = str(error.detail)
+        if error.status_code == 404:
+            words = f"no such path; this endpoint has {', '.join(PATHS)}, and the others that /docs lists"
+        reply = _error_reply(RequestError(error.status_code, "invalid_request", words))
         reply.headers.update(error.headers or {})  # `Allow` of a 405
         return reply
 
@@ -248,7 +263,7 @@ def _error_reply(error: RequestError) -> JSONResponse:
 
 async def _streamed(events: AsyncIterator[str]) -> StreamingResponse:
     """Server-sent events as a response. An error before the first event is raised, so it gets its own status."""
-    return StreamingResponse(_events(await anext(events), events), media_type="text/event-stream")
+    return StreamingResponse(_events(await anext(events), events), media_type="text/event-stream", headers=STREAMED)
 
 
 async def _events(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -7,10 +7,10 @@ import json
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from paliscribe.config.fields import MAX_STOPS, MaxTokens, Seed, Temperature, TopP
 from paliscribe.errors import RequestError
@@ -19,6 +19,13 @@ from paliscribe.records import Piece
 
 MAX_MESSAGE, MAX_FIELD = 1000, 100  # characters of an error's message, which may quote the request, and of its field
 MAX_STOP = 200  # characters of a stop string: the engine searches for it at every token
+NEUTRAL: dict[str, Any] = {
+    "modalities": ["text"],
+    "best_of": 1,
+    "repetition_penalty": 1,
+    "length_penalty": 1,
+    "top_k": -1,
+}
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 EXAMPLE_IMAGE = (  # one pixel, for the examples in the OpenAPI document
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
@@ -39,14 +46,22 @@ class Part(BaseModel):
 
     type: Literal["text", "image_url"]
     text: str | None = None
-    image_url: ImageUrl | None = None
+    image_url: Annotated[
+        ImageUrl | None,
+        BeforeValidator(lambda value: {"url": value} if isinstance(value, str) else value, str | ImageUrl | None),
+    ] = None
 
 
 class Message(BaseModel):
     """A chat message."""
 
     role: str
-    content: str | list[Part]
+    content: Annotated[
+        list[Part],
+        BeforeValidator(
+            lambda value: [{"type": "text", "text": value}] if isinstance(value, str) else value, str | list[Part]
+        ),
+    ]
 
 
 class StreamOptions(BaseModel):
@@ -83,7 +98,11 @@ class ChatRequest(BaseModel):
     temperature: Temperature | None = Field(None, description="Default 0: greedy.")
     top_p: TopP | None = None
     seed: Seed | None = None
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    stop: Annotated[
+        list[str] | None,
+        Field(max_length=MAX_STOPS),
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value, str | list[str] | None),
+    ] = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     logprobs: bool | None = False
@@ -92,20 +111,20 @@ class ChatRequest(BaseModel):
     def check(self) -> tuple[str, str]:
         """The image and the prompt. Raises RequestError for unsupported parameters, with the field's name."""
         for name, value in (self.model_extra or {}).items():
-            if name not in IGNORED and value not in (None, [], {}, 0, "auto", "none", "text", {"type": "text"}):
+            neutral: tuple[Any, ...] = (None, [], {}, 0, "auto", "none", "text", {"type": "text"}, NEUTRAL.get(name))
+            if name not in IGNORED and value not in neutral:
                 raise unsupported(name, f"{name} is not supported: PaliGemma answers one prompt about one image")
         if self.n not in (None, 1):
             raise unsupported("n", "n must be 1")
         if len(self.messages) != 1 or self.messages[0].role != "user":
             words = "messages must be one user message: PaliGemma supports neither turns nor a system prompt"
             raise unsupported("messages", words)
-        content = self.messages[0].content
-        parts = [] if isinstance(content, str) else content
+        parts = self.messages[0].content
         images = [part.image_url.url for part in parts if part.image_url is not None]
         prompts = [part.text for part in parts if part.type == "text" and part.text is not None]
         if len(images) != 1 or len(prompts) != 1 or len(parts) != 2:
             raise unsupported("messages[0].content", "content must be one image_url part and one text part")
-        if any(len(word) > MAX_STOP for word in self._stops()):
+        if any(len(word) > MAX_STOP for word in self.stop or ()):
             words = f"a stop string has at most {MAX_STOP} characters"
             raise RequestError(400, "invalid_request", words, "stop")
         return images[0], prompts[0]
@@ -117,12 +136,19 @@ class ChatRequest(BaseModel):
             "temperature": self.temperature or 0.0,
             "top_p": self.top_p or 1.0,
             "seed": self.seed or 0,
-            "stop": tuple(word for word in self._stops() if word),
+            "stop": tuple(word for word in self.stop or () if word),
             "spelled": bool(self.logprobs),
         }
 
-    def _stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+def invalid(error: Mapping[str, Any], body: str = "") -> RequestError:
+    """A field of the wrong type or length as an error that names it, as in `messages[0].content[1].type`."""
+    place = ""
+    for part in error["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}"
+    place = f"{body}{place}".removeprefix(".body").removeprefix(".")
+    words = error["msg"].removeprefix("Value error, ")
+    return RequestError(400, "invalid_request", f"{place or 'the body'}: {words[:1].lower()}{words[1:]}", place or None)
 
 
 def unsupported(field: str, message: str) -> RequestError:
@@ -181,6 +207,11 @@ async def stream(service: Service, served: Served, call: ChatRequest, checked: C
         if call.stream_options is not None and call.stream_options.include_usage:
             yield event(head | {"choices": [], "usage": usage(part.prompt_tokens, len(part.tokens))})
     yield DONE
+
+
+def about_model(name: str) -> dict[str, Any]:
+    """OpenAI's `model` object."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "paliscribe"}
 
 
 def event(body: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from paliscribe.config.fields import MaxTokens
 from paliscribe.errors import RequestError
 from paliscribe.online.chat import DONE, EXAMPLE_IMAGE, event
 from paliscribe.online.service import Service, request_error
@@ -26,7 +27,7 @@ class AnnotateRequest(BaseModel):
     )
     tasks: list[str] = Field(min_length=1, description="Prompts in PaliGemma's grammar.")
     model: str | None = Field(None, description="One of `GET /v1/models`. Default: the first.")
-    max_tokens: int | None = Field(None, ge=1, description="Most tokens of an answer. Default: by the task's kind.")
+    max_tokens: MaxTokens | None = Field(None, description="Most tokens of an answer. Default: by the task's kind.")
     stream: bool = Field(
         False, description="Stream the text as server-sent events, then the record. One image and one task only."
     )

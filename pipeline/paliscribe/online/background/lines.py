@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from paliscribe.config import RequestOptions
 from paliscribe.errors import RequestError
 from paliscribe.images.untrusted import UntrustedImages
-from paliscribe.online.chat import ChatRequest, completion, error_body, unsupported, usage
+from paliscribe.online.chat import ChatRequest, completion, error_body, invalid, unsupported, usage
 from paliscribe.online.service import STATUS, checked_task
 
 ENDPOINT: Final = "/v1/chat/completions"
@@ -97,9 +97,7 @@ def _line(raw: bytes, models: Sequence[str], images: UntrustedImages, max_prompt
     try:
         call = ChatRequest.model_validate(line["body"])
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(["body", *map(str, first["loc"])])
-        raise RequestError(400, "invalid_request", f"{place}: {first['msg'].lower()}", place) from None
+        raise invalid(error.errors()[0], "body") from None
     return _row(name, call, models, images, max_prompt), call.model
 
 

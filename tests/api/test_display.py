@@ -8,6 +8,7 @@ from nbclient import NotebookClient
 
 from paliscribe.api.display import duration, last_line, line, progress_display
 from paliscribe.batch.progress import Progress
+from paliscribe.batch.session import ticking
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,16 @@ def test_without_a_terminal_a_new_stage_gets_a_line(capsys: pytest.CaptureFixtur
     captured = capsys.readouterr()
     assert captured.err.splitlines() == ["freezing", "annotating"]
     assert captured.out == ""
+
+
+def test_each_note_gets_a_line_once(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(stage="freezing")
+    with progress_display() as show, ticking(progress, show):
+        progress.note("left out: 1 .heic")
+        assert capsys.readouterr().err.splitlines() == ["note: left out: 1 .heic", "freezing"], "at once"
+        progress.note("left out: 1 .heic")
+        progress.note("[brackets] stay")
+    assert capsys.readouterr().err.splitlines() == ["note: [brackets] stay"]
 
 
 def test_the_last_line_of_a_log() -> None:

@@ -79,6 +79,7 @@ def staged(
     columns: dict[str, Any] = {"image_column": "image", "id_column": "id"}
     frozen = manifest.freeze(str(tmp_path / "rows.jsonl"), store, shard_rows=shard_rows, **columns)
     pool, tasks = Pool(slots), tuple(parse_tasks(["{ask}"]))
+    plan.setdefault("nested", frozen.nested)
     schema, facts = results.schema(frozen.schema), ModelFacts("demo", "r1", "float32")
     made = Plan(output, tasks, schema, facts, SIZE, FetchConfig(), **plan)  # type: ignore[arg-type]
     return Stage(made, pool), pool, frozen
@@ -124,6 +125,19 @@ def test_rows_have_options_of_their_own(tmp_path: Path) -> None:
     assert [record["error_kind"] for record in records] == ["model", "model", "prompt", "prompt"]
     assert "max_token" in str(records[2]["error_message"])
     assert {record["image"] for record in records} == {"data:image/png;base64,..."}
+
+
+def test_prompts_of_rows_have_the_kind_of_their_words(tmp_path: Path) -> None:
+    picture = data_url("red")
+    asked: list[object] = ["detect cat ; dog", "Segment cat", "what is it?", ["detect cat", "dog"], [], "caption en"]
+    rows: list[dict[str, object]] = [{"id": str(n), "image": picture, "ask": ask} for n, ask in enumerate(asked)]
+    pool, records = made(tmp_path, rows)
+    assert [record["kind"] for record in records] == ["detect", "segment", "free", "detect", "free", "caption"]
+    assert {record["task"] for record in records} == {"{ask}"}
+    assert [record["error_kind"] for record in records] == ["model"] * 4 + ["prompt", "model"]
+    assert [request.max_tokens for request in pool.sent] == [256, 256, 128, 256, 64]
+    assert pool.sent[3].prompt == "detect cat ; dog"
+    assert records[3]["ask"] == '["detect cat", "dog"]', "carried as it was"
 
 
 def test_a_guarded_run_reads_what_callers_may_read(tmp_path: Path, bucket: str) -> None:

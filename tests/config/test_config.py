@@ -201,3 +201,15 @@ def test_double_quantization_is_of_4_bits() -> None:
         config.parse(GOOD | {"model": {"double_quantization": True}})
     both = {"quantization": "nf4", "double_quantization": True}
     assert config.parse(GOOD | {"model": both}).model.double_quantization
+
+
+def test_columns_are_renamed_by_pairs_or_a_mapping() -> None:
+    names = ("Text=words", "a=b=c")
+    for given in (list(names), {"Text": "words", "a=b": "c"}):
+        assert config.parse(GOOD | {"rename_columns": given}).rename_columns == names
+    assert config.parse(GOOD | {"drop_columns": "Text"}).drop_columns == ("Text",)
+    for wrong in ("Text", "Text=", "Text= "):
+        with pytest.raises(UsageError, match=r"'rename_columns': '.*' is not of the form OLD=NEW"):
+            config.parse(GOOD | {"rename_columns": [wrong]})
+    with pytest.raises(UsageError, match="'rename_columns': duplicate column"):
+        config.parse(GOOD | {"rename_columns": ["a=b", "a=c"]})

@@ -134,7 +134,9 @@ def test_parquet_keeps_types_and_spells_the_rest(tmp_path: Path) -> None:
         "sort": "cat",
     }
     pq.write_table(pa.table({"image": ["a.png"], "raw": [b"\x00"]}), tmp_path / "raw.parquet")
-    assert "column 'raw' holds bytes values" in refusal(str(tmp_path / "raw.parquet"))
+    assert "column 'raw' is binary, and bytes cannot be carried; leave it out with --drop-column raw" in refusal(
+        str(tmp_path / "raw.parquet")
+    )
 
 
 @pytest.mark.parametrize("id_column", ["id", "name"])
@@ -198,7 +200,7 @@ def test_columns_keep_their_types(tmp_path: Path) -> None:
         [
             {"image": "a", "n": 1, "x": 1, "b": True, "s": "", "nested": {"k": [1, "é"]}, "late": None},
             {"image": "b", "n": 2**53 + 1, "x": 0.5, "b": False, "late": "here", "never": None},
-            {"image": "c", "x": 2**60 + 1},
+            {"image": "c", "x": 2**53},
         ],
     )
     store = open_store(str(tmp_path / "run"))
@@ -206,6 +208,7 @@ def test_columns_keep_their_types(tmp_path: Path) -> None:
     assert {field.name: str(field.type) for field in frozen.schema} == {
         "b": "bool",
         "late": "string",
+        "never": "string",
         "n": "int64",
         "nested": "string",
         "s": "string",
@@ -215,16 +218,13 @@ def test_columns_keep_their_types(tmp_path: Path) -> None:
     assert columns == [
         {"n": 1, "x": 1.0, "b": True, "s": "", "nested": '{"k": [1, "\\u00e9"]}'},
         {"n": 2**53 + 1, "x": 0.5, "b": False, "late": "here"},
-        {"x": float(2**60 + 1)},
+        {"x": float(2**53)},
     ]
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"image": "a", "n": 1}, {"image": "b", "n": "x"}], "column 'n' is int at first and str in row 2"),
-        ([{"image": "a", "n": True}, {"image": "b", "n": 1}], "column 'n' is bool at first and int in row 2"),
-        ([{"image": "a", "n": 2**63}], "column 'n' in row 1 does not fit into 64 bits"),
         ([{"image": "a", "task": "t"}], "column 'task' has the name of a result column; rename it"),
         ([{"image": "a", "width": 1, "row": 2}], "column 'row', 'width' has the name"),
         ([{"image": "a"}, {"image": "b", "s": "half \ud800"}], "row 2 holds text that is not Unicode"),
@@ -255,7 +255,7 @@ def test_an_image_column_under_another_name_does_not_free_the_reserved_ones(tmp_
         ("m.csv", 'image,s\na,"b\n', "line 2: "),
         ("m.csv", 'image,s\na,"b"c\n', "line 2: "),
         ("m.csv", "image,image\na,b\n", "the header names a column twice"),
-        ("m.csv", "url;s\na;b\n", "no column 'image' (columns: 'url;s')"),
+        ("m.csv", "url;s\na;b\n", "no column 'image' (columns: 'url', 's')"),
         ("m.csv.gz", b"image\na\n", "cannot be read"),
         ("m.csv.gz", gzip.compress(b"image\n" + bytes(range(65, 91)) * 9, mtime=0)[:-12], "cannot be read"),
         ("m.csv.gz", gzip.compress(b"image\na\n", mtime=0)[:10] + b"\xff" * 30, "cannot be read"),

@@ -30,6 +30,8 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "mask_decoder": ("v.npz", "mask_decoder (None then, 'v.npz' now)"),
     "draft": (True, "draft (False then, True now)"),
     "options_column": ("o", "options_column (None then, 'o' now)"),
+    "drop_columns": (("x",), "drop_columns (none then, 'x' now)"),
+    "rename_columns": (("x=y",), "rename_columns (none then, 'x=y' now)"),
 }
 
 
@@ -72,6 +74,8 @@ def test_a_run_from_before_draft_goes_on(tmp_path: Path) -> None:
     RunFile(FINGERPRINT, JOB, JOB.model, 56).write(store)
     body = json.loads(store.get(RUN_FILE))
     del body["fingerprint"]["draft"], body["job"]["fetch"]["draft"]
+    for name in ("drop_columns", "rename_columns"):
+        del body["fingerprint"][name], body["job"][name]
     store.put(RUN_FILE, json.dumps(body).encode())
     file = RunFile.read(store)
     assert file is not None and file.fingerprint == FINGERPRINT and file.job == JOB

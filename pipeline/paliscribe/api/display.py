@@ -26,7 +26,13 @@ def progress_display(quiet: bool = False) -> Iterator[Callable[[Progress], None]
         yield _notebook()
     elif console.is_terminal:
         with Live(console=console, refresh_per_second=4, transient=True) as live:
-            yield lambda progress: live.update(Text(line(progress), overflow="ellipsis", no_wrap=True))
+            told = _notes(lambda words: live.console.print(words, markup=False, highlight=False))
+
+            def show(progress: Progress) -> None:
+                told(progress)
+                live.update(Text(line(progress), overflow="ellipsis", no_wrap=True))
+
+            yield show
     else:
         yield _plain()
 
@@ -35,8 +41,10 @@ def _notebook() -> Callable[[Progress], None]:
     from IPython.display import display
 
     shown = display({"text/plain": ""}, raw=True, display_id=True)
+    told = _notes(print)
 
     def show(progress: Progress) -> None:
+        told(progress)
         shown.update({"text/plain": line(progress)}, raw=True)
 
     return show
@@ -44,13 +52,28 @@ def _notebook() -> Callable[[Progress], None]:
 
 def _plain() -> Callable[[Progress], None]:
     last: list[object] = [None, 0.0]
+    told = _notes(lambda words: print(words, file=sys.stderr, flush=True))
 
     def show(progress: Progress) -> None:
+        told(progress)
         now = time.monotonic()
         if progress.stage == last[0] and now - float(str(last[1])) < PLAIN_EVERY:
             return
         last[:] = [progress.stage, now]
         print(line(progress), file=sys.stderr, flush=True)
+
+    return show
+
+
+def _notes(tell: Callable[[str], object]) -> Callable[[Progress], None]:
+    """A function that tells each of a run's notes once."""
+    shown = 0
+
+    def show(progress: Progress) -> None:
+        nonlocal shown
+        for words in progress.notes[shown:]:
+            shown += 1
+            tell(f"note: {words}")
 
     return show
 

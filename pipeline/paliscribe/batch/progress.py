@@ -12,6 +12,8 @@ class Progress:
 
     stage: str = "checking"  # short text for display
     waiting: str = ""  # what this process waits for, if for long
+    notes: list[str] = field(default_factory=list)  # lines for the user, each to be shown once
+    on_note: Callable[[], None] = lambda: None  # called after each
     rows: int = 0  # of the whole run
     rows_before: int = 0  # committed before this process began
     rows_committed: int = 0  # in shards committed by this process
@@ -20,6 +22,12 @@ class Progress:
     statuses: Counter[str] = field(default_factory=Counter)
     error_kinds: Counter[str] = field(default_factory=Counter)
     annotating_since: float | None = None  # time.monotonic() when the pool was ready
+
+    def note(self, words: str) -> None:
+        """Add a line for the user, and show it at once: while Ray starts, what is written to stderr is lost."""
+        if words not in self.notes:
+            self.notes.append(words)
+            self.on_note()
 
     def set_rows(self, rows: int) -> None:
         """Set the rows of the run, while they are counted."""

@@ -36,7 +36,6 @@ def _read_again(
     def read_failed(shard: int) -> list[dict[str, Any]]:
         return results.read_failed(store, shard, frozen.retried_generation(shard, generation))
 
-    names = {"image_column": job.image_column, "id_column": job.id_column}
     layout = layout_of(frozen, job)
     with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
         failed = manifest.KnownIds(Path(folder))
@@ -44,4 +43,4 @@ def _read_again(
         for records in in_order(read_failed, shards):
             ids = pa.array([record["id"] for record in records], pa.string())
             failed.add(manifest.hashed(ids), np.array([record["row"] for record in records], np.int64))
-        yield from manifest.updated_rows(frozen, failed, Path(folder), **names, unreadable=unreadable)
+        yield from manifest.updated_rows(frozen, failed, Path(folder), unreadable=unreadable, **job.columns)

@@ -23,6 +23,7 @@ from paliscribe.config import ImagesConfig, JobConfig
 from paliscribe.errors import UsageError
 from paliscribe.grammar.tasks import Task, parse_tasks
 from paliscribe.manifest import Extension, FrozenManifest
+from paliscribe.manifest.messages import listed
 from paliscribe.model.weights import locate
 from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.ray_cluster import cluster
@@ -173,7 +174,7 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
     file, frozen = RunFile.read(store), manifest.load(store)
     located = locate(in_settled_precision(job.model, file))
     load_mask_decoder(job.mask_decoder)
-    columns = {"image_column": job.image_column, "id_column": job.id_column}
+    columns = job.columns
     if file is not None and frozen is not None:
         digest, rows = file.fingerprint.manifest, frozen.rows
         known = manifest.identity(job.manifest)
@@ -188,7 +189,9 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
         refuse_changes(store, replace(file.fingerprint, rows=frozen.rows), now)
         return replace(file, job=job), frozen
     progress.stage = "freezing the manifest"
-    frozen = manifest.freeze(job.manifest, store, shard_rows=job.shard_rows, progress=progress.set_rows, **columns)
+    frozen = manifest.freeze(
+        job.manifest, store, shard_rows=job.shard_rows, progress=progress.set_rows, tell=progress.note, **columns
+    )
     _check_columns(job, tasks, frozen.schema)
     facts = {"manifest": frozen.digest, "revision": located.revision}
     fingerprint = Fingerprint.of(job, rows=frozen.rows, shard_rows=frozen.shard_rows, **facts)
@@ -206,9 +209,9 @@ def _extend(
         frozen,
         retries=retries,
         check=lambda schema: _check_columns(job, tasks, schema),
-        image_column=job.image_column,
-        id_column=job.id_column,
         progress=progress.set_rows,
+        tell=progress.note,
+        **job.columns,
     )
     if extension.frozen != frozen:
         store.delete(results.SUCCESS)
@@ -223,4 +226,4 @@ def _check_columns(job: JobConfig, tasks: list[Task], schema: pa.Schema) -> None
             raise UsageError(f"task {task.template!r} needs a column {absent[0]!r}, which the manifest does not have")
     known = {"task", "kind", *schema.names}
     if unknown := [name for name in job.partition_by if name not in known]:
-        raise UsageError(f"partition_by names {unknown[0]!r}; available columns: {', '.join(sorted(known))}")
+        raise UsageError(f"partition_by names {unknown[0]!r}; available columns: {listed(sorted(known))}")

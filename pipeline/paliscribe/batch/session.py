@@ -69,12 +69,15 @@ def signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ticking(progress: Progress, report: Report) -> Iterator[None]:
-    """Report progress every `TICK` seconds from a thread, and once at the end."""
+    """Report progress every `TICK` seconds from a thread, at each note, and once at the end."""
+    lock = threading.Lock()
 
     def tell() -> None:
-        progress.waiting = waiting()
-        report(progress)
+        with lock:
+            progress.waiting = waiting()
+            report(progress)
 
+    progress.on_note = tell
     with repeating(tell):
         yield
     report(progress)

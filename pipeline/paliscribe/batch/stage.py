@@ -75,6 +75,7 @@ class Plan:
     mask_decoder: str | None = None
     guard: ImagesConfig | None = None  # limits for untrusted image addresses
     options_column: str | None = None
+    nested: tuple[str, ...] = ()  # carried columns whose lists and structs are JSON text
     generation: int = 0  # 0: all rows and tasks; g: those that failed in generation g - 1
 
 
@@ -226,7 +227,8 @@ class Stage:
     def _item(self, row: ManifestRow, task: Task) -> _RowTask:
         item = _RowTask(row, task)
         try:
-            item.prompt = task.render(row.columns)
+            item.prompt = task.render(row.columns, self.plan.nested)
+            item.task = task.of(item.prompt)
             item.options = _options(row, self.plan.options_column)
             if row.image is None:
                 raise RowError("no_image", "the manifest row names no image")

@@ -66,6 +66,11 @@ class FetchConfig(Settings):
     draft: bool = Field(False, description="Decode large JPEGs at a reduced scale: faster, but not pixel-exact.")
 
 
+def _renamed(value: Any) -> Any:
+    """Expand a mapping of old to new names to a list of `OLD=NEW`."""
+    return [f"{old}={new}" for old, new in value.items()] if isinstance(value, dict) else one_or_many(value)
+
+
 class JobConfig(Settings):
     """Settings of a run: manifest, model, tasks, output, and more."""
 
@@ -85,6 +90,12 @@ class JobConfig(Settings):
     )
     image_column: str = Field("image", min_length=1, description="Manifest column with the image's address.")
     id_column: str = Field("id", min_length=1, description="Manifest column with the row's unique id; optional.")
+    drop_columns: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
+        (), description="Manifest columns that are not carried into the results."
+    )
+    rename_columns: Annotated[tuple[str, ...], BeforeValidator(_renamed)] = Field(
+        (), description="Manifest columns to carry under other names, as `OLD=NEW`."
+    )
     options_column: str | None = Field(
         None,
         min_length=1,
@@ -115,6 +126,11 @@ class JobConfig(Settings):
     pool: PoolConfig = Field(default_factory=PoolConfig, description="Replicas and their resources.")
     fetch: FetchConfig = Field(default_factory=FetchConfig, description="Fetching and decoding of images.")
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The settings by which the manifest's columns are read."""
+        return self.model_dump(include={"image_column", "id_column", "drop_columns", "rename_columns"})
+
     @field_validator("partition_by")
     @classmethod
     def _unique_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,6 +138,16 @@ class JobConfig(Settings):
             raise ValueError("duplicate column")
         if "" in value:
             raise ValueError("a column without a name; for no folders use []")
+        return value
+
+    @field_validator("rename_columns")
+    @classmethod
+    def _pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        pairs = [each.rpartition("=") for each in value]
+        if wrong := [each for each, (_, equals, new) in zip(value, pairs, strict=True) if not (equals and new.strip())]:
+            raise ValueError(f"{wrong[0]!r} is not of the form OLD=NEW")
+        if len({old for old, _, _ in pairs}) != len(pairs):
+            raise ValueError("duplicate column")
         return value
 
     @field_validator("pool")

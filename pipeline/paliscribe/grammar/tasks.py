@@ -1,21 +1,23 @@
 """PaliGemma's task grammar: renders prompts, parses answers.
 
-A prompt's prefix determines its kind; everything that depends on the kind is in one entry of `KINDS`. Parsing never
-raises: output that violates the grammar becomes an annotation of status `invalid`, with the raw text and the valid
-items.
+A prompt's prefix determines its kind; everything that depends on the kind is in one entry of `KINDS`. A template whose
+own words have no kind, such as `{prefix}`, gets that of each filled prompt. Parsing never raises: output that violates
+the grammar becomes an annotation of status `invalid`, with the raw text and the valid items.
 
 Grammar of boxes and masks, from PaliGemma's authors (big_vision, `proj/paligemma`):
 
     detect a ; b    ->  <locY1><locX1><locY2><locX2> label ; ...
     segment a ; b   ->  <locY1><locX1><locY2><locX2><seg000>..16..<seg127> label ; ...
 
-All items are kept as generated, including duplicates and labels that the prompt did not name.
+All items are kept as generated, including duplicates and labels that the prompt did not name. As in the authors' own
+reader, neither ` ; ` between places nor a label is needed.
 """
 
+import json
 import math
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,9 +30,10 @@ Kind = str  # a key of `KINDS`
 # the inverse is a division by 1023, which maps 1023 to the edge (1.0). Ports that divide by 1024 shrink every box by
 # 0.1 %: one pixel in a thousand.
 LAST_BIN = 1023
-MASK_CODES = 16
+MASK_CODES, CODES = 16, 128  # of a mask, and values of a code
 SPECIAL = re.compile(r"<(?:image|bos|eos|pad|unk|mask|(?:start|end)_of_turn|loc[0-9]{4}|seg[0-9]{3})>")
-_BOX = re.compile(r"((?:<loc[0-9]{4}>)*)((?:<seg[0-9]{3}>)*)\s*([^<>]*)")
+_WHOLE = re.compile(r"((?:<loc[0-9]{4}>){4})\s*((?:<seg[0-9]{3}>)*)\s*([^<>]*)")
+_PART = re.compile(r"((?:<loc[0-9]{4}>)*)(?:<seg[0-9]{3}>)*\s*[^<>]*")
 _LOC = re.compile(r"<loc([0-9]{4})>")
 _SEG = re.compile(r"<seg([0-9]{3})>")
 _COLUMN = re.compile(r"[^\W\d](?:[\w -]*\w)?")  # spaces and hyphens occur in CSV headers
@@ -56,21 +59,44 @@ Parse = Callable[[str, int, int, Confidence], Annotation]
 class Task:
     """A prompt template, applied to every row.
 
-    `template`: also the task's name in results. `columns`: names of its placeholders. `max_tokens`: answer limit.
+    `template`: also the task's name in results. `columns`: names of its placeholders. `limit`: answer limit in tokens;
+    None: the kind's.
     """
 
     template: str
     kind: Kind
     columns: tuple[str, ...]
-    max_tokens: int
+    limit: int | None = None
 
-    def render(self, columns: Mapping[str, Any]) -> str:
-        """The prompt for a row. Raises RowError `prompt` if a column is missing, null or contains a special token."""
-        values = {name: _value(name, columns, KINDS[self.kind].separator) for name in self.columns}
-        prompt = " ".join(self.template.format_map(values).split())
+    @property
+    def max_tokens(self) -> int:
+        """The answer limit."""
+        return self.limit or KINDS[self.kind].max_tokens
+
+    def render(self, columns: Mapping[str, Any], nested: Container[str] = ()) -> str:
+        """The prompt for a row. `nested`: columns whose lists and structs are JSON text.
+
+        Raises RowError `prompt` if a column is missing, null or contains a special token.
+        """
+        found = (name for name in self.columns if name in columns)
+        values = {name: _read(columns[name]) if name in nested else columns[name] for name in found}
+        prompt = self._filled(values, KINDS[self.kind].separator)
+        if (kind := self._kind_of(prompt)) != self.kind:
+            prompt = self._filled(values, KINDS[kind].separator)
         if token := _special(prompt):
-            raise RowError("prompt", f"the prompt contains the special token {token}, from {', '.join(values)}")
+            raise RowError("prompt", f"the prompt contains the special token {token}, from {', '.join(self.columns)}")
         return prompt
+
+    def of(self, prompt: str) -> "Task":
+        """The task in the kind of a prompt that it rendered."""
+        return replace(self, kind=self._kind_of(prompt))
+
+    def _filled(self, columns: Mapping[str, Any], separator: str) -> str:
+        values = {name: _value(name, columns, separator) for name in self.columns}
+        return " ".join(self.template.format_map(values).split())
+
+    def _kind_of(self, prompt: str) -> Kind:
+        return kind_of(prompt) if self.kind == "free" and self.columns else self.kind
 
     def parse(self, text: str, width: int, height: int, confidence: Confidence = lambda start, end: None) -> Annotation:
         """Parse an answer. `width`, `height`: of the original image after Exif rotation, in pixels.
@@ -114,13 +140,17 @@ def parse_task(template: str, *, max_tokens: int | None = None) -> Task:
         raise UsageError(f"task {template!r}: {token} is a special token; remove it")
     if max_tokens is not None and max_tokens < 1:
         raise UsageError(f"task {template!r}: max_tokens is {max_tokens}; the minimum is 1")
-    kind: Kind = next(name for name, entry in KINDS.items() if entry.prefix.match(template))
-    return Task(template, kind, _columns(template), max_tokens or KINDS[kind].max_tokens)
+    return Task(template, kind_of(template), _columns(template), max_tokens)
+
+
+def kind_of(prompt: str) -> Kind:
+    """The kind of a prompt by its words, whatever their case."""
+    return next(name for name, entry in KINDS.items() if entry.prefix.match(prompt))
 
 
 def _special(prompt: str) -> str | None:
     """The first forbidden special token in a prompt. Allowed are those of a box caption, `caption <loc>x4`."""
-    found = None if re.fullmatch(f"caption {_PLACE}", prompt) else SPECIAL.search(prompt)
+    found = None if re.fullmatch(f"caption {_PLACE}", prompt, re.IGNORECASE) else SPECIAL.search(prompt)
     return found[0] if found else None
 
 
@@ -137,6 +167,16 @@ def _columns(template: str) -> tuple[str, ...]:
             raise UsageError(f"task {template!r}: a placeholder must be a plain column name such as {{question}}")
         names.append(name)
     return tuple(dict.fromkeys(names))
+
+
+def _read(value: Any) -> Any:
+    """The list or struct that JSON text holds; any other value as it is."""
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def _value(name: str, columns: Mapping[str, Any], separator: str) -> str:
@@ -167,56 +207,64 @@ def _segment(text: str, width: int, height: int, confidence: Confidence) -> Anno
 
 
 def _places(text: str, width: int, height: int, confidence: Confidence, *, codes: int) -> Annotation:
-    """Parse boxes and, if `codes` is 16, masks. Empty output is valid: nothing was found."""
-    places: list[tuple[Box, tuple[int, ...]]] = []
+    """Parse boxes and masks. `codes`: 16 if each box needs a mask, else 0. Empty output is valid: nothing was found."""
+    boxes: list[Box] = []
+    masks: list[Mask] = []
     problems: list[str] = []
     start = 0
     for number, piece in enumerate(text.split(";") if text.strip() else [], start=1):
-        read = _place(piece.strip(), width, height, codes)
-        if isinstance(read, str):
-            problems.append(f"item {number}: {read}")
-        else:
-            begin = start + len(piece) - len(piece.lstrip())
-            box = replace(read[0], score=confidence(begin, start + len(piece.rstrip())))
-            places.append((box, read[1]))
+        for found in _WHOLE.finditer(piece):
+            box, indices, problem = _place(found, width, height, codes)
+            if box is not None:
+                box = replace(box, score=confidence(start + found.start(), start + len(piece[: found.end()].rstrip())))
+                boxes.append(box)
+            if box is not None and indices:
+                masks.append(Mask(box.label, box, indices, height, width))
+            if problem is not None:
+                problems.append(f"item {number}: {problem}")
+        if problem := _left_over(piece):
+            problems.append(f"item {number}: {problem}")
         start += len(piece) + 1
-    text = text.strip()
-    boxes = tuple(box for box, _ in places)
-    masks = tuple(Mask(box.label, box, indices, height, width) for box, indices in places if codes)
     status: Literal["ok", "invalid"] = "invalid" if problems else "ok"
-    return Annotation(status, text, boxes, masks, "; ".join(problems) or None)
+    return Annotation(status, text.strip(), tuple(boxes), tuple(masks), "; ".join(problems) or None)
 
 
-def _place(piece: str, width: int, height: int, codes: int) -> tuple[Box, tuple[int, ...]] | str:
-    """Parse one `<loc>x4[<seg>x16] label`. Returns box and mask codes, or an error message."""
-    found = _BOX.fullmatch(piece)
-    if found is None:
-        return "tokens and words are mixed up"
+def _place(found: re.Match[str], width: int, height: int, codes: int) -> tuple[Box | None, tuple[int, ...], str | None]:
+    """A place's box with or without a label, its mask codes if they are valid, and what is wrong with it."""
     bins = [int(digits) for digits in _LOC.findall(found[1])]
-    indices = tuple(int(digits) for digits in _SEG.findall(found[2]))
-    label = found[3].strip()
-    if len(bins) != 4:
-        return f"{len(bins)} <loc> tokens where 4 should be"
-    if len(indices) != codes:
-        return f"{len(indices)} <seg> tokens where {codes} should be"
-    if max(bins) > LAST_BIN or max(indices, default=0) > 127:
-        return "a token is out of range"
-    if not label:
-        return "no label"
+    if max(bins) > LAST_BIN:
+        return None, (), "a token is out of range"
     y_min, x_min, y_max, x_max = (value / LAST_BIN for value in bins)  # y1 x1 y2 x2, relative
     if y_min > y_max or x_min > x_max:
-        return "the box ends before it begins"
-    return Box(label, x_min * width, y_min * height, x_max * width, y_max * height), indices
+        return None, (), "the box ends before it begins"
+    box = Box(found[3].strip(), x_min * width, y_min * height, x_max * width, y_max * height)
+    indices = tuple(int(digits) for digits in _SEG.findall(found[2]))
+    if len(indices) not in (codes, MASK_CODES):
+        return box, (), f"{len(indices)} <seg> tokens where {codes} should be"
+    if max(indices, default=0) >= CODES:
+        return box, (), "a token is out of range"
+    return box, indices, None
+
+
+def _left_over(item: str) -> str | None:
+    """What is wrong with the text of an item beside its places."""
+    if not _WHOLE.search(item) and (part := _PART.fullmatch(item.strip())):
+        return f"{len(_LOC.findall(part[1]))} <loc> tokens where 4 should be"
+    return "tokens and words are mixed up" if _WHOLE.sub("", item).strip() or not _WHOLE.search(item) else None
+
+
+def _prefix(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
 
 
 # Ordered: the first prefix that matches determines the kind. `free` matches everything, so it is last.
 KINDS: dict[Kind, KindEntry] = {
-    "caption": KindEntry(re.compile(rf"cap(?:tion)? {_LANGUAGE}$|caption {_PLACE}$"), 64, _text),
-    "describe": KindEntry(re.compile(rf"describe {_LANGUAGE}$"), 128, _text),
-    "ocr": KindEntry(re.compile(r"ocr$"), 128, _text),
-    "answer": KindEntry(re.compile(rf"answer {_LANGUAGE} \S"), 32, _text),
-    "question": KindEntry(re.compile(rf"question {_LANGUAGE} \S"), 32, _text),
-    "detect": KindEntry(re.compile(r"detect \S"), 256, _detect, " ; "),
-    "segment": KindEntry(re.compile(r"segment \S"), 256, _segment, " ; "),
-    "free": KindEntry(re.compile(""), 128, _text),
+    "caption": KindEntry(_prefix(rf"cap(?:tion)? {_LANGUAGE}$|caption {_PLACE}$"), 64, _text),
+    "describe": KindEntry(_prefix(rf"describe {_LANGUAGE}$"), 128, _text),
+    "ocr": KindEntry(_prefix(r"ocr$"), 128, _text),
+    "answer": KindEntry(_prefix(rf"answer {_LANGUAGE} \S"), 32, _text),
+    "question": KindEntry(_prefix(rf"question {_LANGUAGE} \S"), 32, _text),
+    "detect": KindEntry(_prefix(r"detect \S"), 256, _detect, " ; "),
+    "segment": KindEntry(_prefix(r"segment \S"), 256, _segment, " ; "),
+    "free": KindEntry(_prefix(""), 128, _text),
 }

@@ -12,19 +12,22 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from typing import Any, BinaryIO, Protocol, TextIO, cast
 
 import pyarrow as pa
 
 from paliscribe.errors import UsageError
+from paliscribe.manifest.messages import cut
+from paliscribe.manifest.values import python_values
 from paliscribe.storage import StorageError, open_store, redacted, split
 
 Row = dict[str, Any]
 BLOCK = 4 << 20  # bytes of text
-ROWS = 4096  # of a block that is made of rows
+ROWS, ROWS_BYTES = 4096, 8 << 20  # of rows that are read one by one and kept together
+LONGEST = 128 << 20  # bytes of a line at most
 SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))  # what str.strip() removes
-BOM = b"\xef\xbb\xbf"
+BOM, UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
 class Uncertain(Exception):
@@ -35,12 +38,14 @@ class Uncertain(Exception):
 class Source:
     """A manifest to read.
 
-    `compression`: `gzip`, `zstd` or None. `image_column`: the column name for the lines of a text list.
+    `compression`: `gzip`, `zstd` or None. `image_column`: the column name for the lines of a text list. `dropped`:
+    columns that nobody wants.
     """
 
     uri: str
     compression: str | None
     image_column: str
+    dropped: frozenset[str] = frozenset()
 
     def open(self) -> BinaryIO:
         """Open the decompressed file. Raises StorageError."""
@@ -57,6 +62,10 @@ class Source:
         """Open the decompressed text. Raises StorageError."""
         return io.TextIOWrapper(self.open(), encoding="utf-8-sig", newline="")
 
+    def at(self, line: int) -> str:
+        """The start of a message about a line."""
+        return f"manifest {redacted(self.uri)}, line {line}"
+
     @contextlib.contextmanager
     def translating(self) -> Iterator[None]:
         """Turn the errors of reading into UsageError, with the manifest's address."""
@@ -64,10 +73,10 @@ class Source:
             yield
         except StorageError as error:
             raise UsageError(f"manifest {error}") from None
-        except UnicodeDecodeError as error:
-            raise UsageError(f"manifest {redacted(self.uri)}: not UTF-8 text (at byte {error.start})") from None
-        except (EOFError, OSError, ValueError, zlib.error, pa.ArrowException) as error:
-            words = (str(error).splitlines() or [type(error).__name__])[0]
+        except UnicodeDecodeError:
+            raise UsageError(f"manifest {redacted(self.uri)}: not UTF-8 text; save it as UTF-8") from None
+        except (EOFError, OSError, ValueError, OverflowError, zlib.error, pa.ArrowException) as error:
+            words = cut((str(error).splitlines() or [type(error).__name__])[0], 200)
             raise UsageError(f"manifest {redacted(self.uri)}: cannot be read: {words}") from None
 
 
@@ -83,19 +92,19 @@ class Block(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A block that is a table already."""
+    """A block that is a table already, of columns with different names. `unread`: columns that it leaves out."""
 
     data: pa.Table
+    unread: frozenset[str] = frozenset()
 
     def table(self) -> pa.Table:
         """See Block."""
-        if len(set(self.data.column_names)) != self.data.num_columns:
-            raise Uncertain
         return self.data
 
     def rows(self) -> Iterator[Row]:
         """See Block."""
-        yield from self.data.to_pylist()
+        columns = [python_values(column) for column in self.data.columns]
+        yield from (dict(zip(self.data.column_names, values, strict=True)) for values in zip(*columns, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,38 +124,76 @@ class Listed:
 
 def in_blocks(rows: Iterator[Row]) -> Iterator[Block]:
     """Blocks of rows that are read one by one, for formats without a reader by columns."""
-    while found := list(islice(rows, ROWS)):
+    while found := some(rows):
         yield Listed(found)
+
+
+def some(rows: Iterator[Row]) -> list[Row]:
+    """The next rows: `ROWS`, or so many that their text has `ROWS_BYTES` characters; none at the end."""
+    found: list[Row] = []
+    size = 0
+    for row in rows:
+        found.append(row)
+        size += sum(len(value) for value in row.values() if isinstance(value, (str, bytes)))
+        if len(found) == ROWS or size >= ROWS_BYTES:
+            break
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Whole lines of a text file. `line`: number of lines before them."""
+    """Whole lines of a text file. `line`, `offset`: number of lines and of bytes before them."""
 
     source: Source
     data: bytes
     line: int
+    offset: int
 
     def text(self) -> TextIO:
         """The lines as text, which ends lines as Python does: at `\\n`, `\\r\\n` or `\\r`. Raises UsageError."""
         try:
             return io.StringIO(self.data.decode(), newline="")
         except UnicodeDecodeError as error:
-            line = self.line + line_ends(self.data[: error.start]) + 1
-            raise UsageError(f"manifest {redacted(self.source.uri)}, line {line}: not UTF-8 text") from None
+            line, byte = self.line + line_ends(self.data[: error.start]) + 1, self.offset + error.start
+            words = "UTF-16" if self.offset == 0 and self.data.startswith(UTF16) else f"not UTF-8 text (byte {byte:,})"
+            raise UsageError(f"{self.source.at(line)}: {words}; save it as UTF-8") from None
 
-    def checkline_ends(self) -> None:
+    def check_line_ends(self) -> None:
         """Raise Uncertain for line ends that only Python takes for such."""
         if b"\r" in self.data and self.data.count(b"\r") != self.data.count(b"\r\n"):
             raise Uncertain
 
 
-def chunks(file: BinaryIO) -> Iterator[bytes]:
-    """A text file in pieces, without a byte order mark."""
-    if (start := file.read(len(BOM))) and start != BOM:
-        yield start
-    while chunk := file.read(BLOCK):
-        yield chunk
+def pieces(file: BinaryIO) -> tuple[int, Iterator[bytes]]:
+    """A text file in pieces without a byte order mark, and the size of the mark."""
+    start = file.read(len(BOM))
+    offset = len(start) if start == BOM else 0
+    first = start[offset:]
+    return offset, chain([first] if first else [], iter(lambda: file.read(BLOCK), b""))
+
+
+def whole_lines(source: Source, found: Iterable[bytes], line: int, offset: int) -> Iterator[Lines]:
+    """Whole lines of a text file, some `BLOCK` bytes at a time. Raises UsageError for a line that is too long.
+
+    `line`, `offset`: number of lines and of bytes before them.
+    """
+    rest = b""
+    for piece in found:
+        if not (cut := _line_end(piece)):
+            rest += piece
+            if len(rest) > LONGEST:
+                raise UsageError(f"{source.at(line + 1)}: a line of more than {LONGEST >> 20} MiB")
+            continue
+        data, rest = rest + piece[:cut], piece[cut:]
+        yield Lines(source, data, line, offset)
+        line, offset = line + line_ends(data), offset + len(data)
+    if rest:
+        yield Lines(source, rest, line, offset)
+
+
+def _line_end(data: bytes) -> int:
+    """Length of the whole lines at the start of data; a carriage return at its end may be half of a line end."""
+    return data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, -1) + 1
 
 
 def line_ends(data: bytes) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,10 @@ from paliscribe.errors import UsageError
 from paliscribe.manifest.columns import ID
 from paliscribe.manifest.formats import shown
 from paliscribe.manifest.ids import Hashes, Ids, hashed
-from paliscribe.manifest.reading import WORDS, Reading
+from paliscribe.manifest.kinds import WORDS
+from paliscribe.manifest.messages import listed, quoted
+from paliscribe.manifest.naming import Naming
+from paliscribe.manifest.reading import Reading, Tell
 
 FILE_ROWS, FILE_BYTES = 131_072, 32 << 20  # a file of the frozen manifest ends with the row that reaches one of them
 KINDS = {"str": "s", "bool": "b", "int": "n", "float": "n"}  # what a digest tells apart
@@ -32,18 +35,27 @@ class Scan:
     rows: int
     digest: str  # of the values in order; equal for equal values in another format
     schema: pa.Schema
+    nested: tuple[str, ...]  # carried columns with lists or structs, which are JSON text
 
 
 class Checked:
     """A pass over a manifest that finds duplicate ids, hashes the rows, and cuts them into files."""
 
-    def __init__(self, source: str | Sequence[str], image_column: str, id_column: str, progress: Count) -> None:
-        self._names = source, image_column, id_column
-        self._reading, self._progress = Reading(*self._names), progress
+    def __init__(
+        self,
+        source: str | Sequence[str],
+        naming: Naming,
+        types: Mapping[str, pa.DataType],
+        progress: Count = lambda rows: None,
+        tell: Tell = lambda words: None,
+    ) -> None:
+        """`types`: see `Reading`."""
+        self._names = source, naming, types
+        self._reading, self._progress = Reading(*self._names, tell), progress
         self._digest = hashlib.sha256()
 
     def files(self) -> Iterator[pa.Table]:
-        """The rows, in tables of the size of a file. Raises UsageError."""
+        """The rows, in tables of the size of a file. Raises UsageError and Mixed."""
         with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
             ids = Ids(Path(folder))
             for file in in_files(self._counted(ids)):
@@ -59,9 +71,11 @@ class Checked:
 
     def result(self) -> Scan:
         """What was found, once all files are read."""
-        schema = pa.schema(sorted(self._reading.types.items()))
-        self._digest.update(str([(field.name, str(field.type)) for field in schema]).encode())
-        return Scan(self._reading.rows, f"{COLUMNS}{self._digest.hexdigest()}", schema)
+        types = self._reading.types
+        self._digest.update(str([(name, str(kind)) for name, kind in sorted(types.items())]).encode())
+        schema = pa.schema(sorted((types | self._reading.empty).items()))
+        nested = tuple(sorted(self._reading.nested))
+        return Scan(self._reading.rows, f"{COLUMNS}{self._digest.hexdigest()}", schema, nested)
 
     def _counted(self, ids: Ids) -> Iterator[pa.Table]:
         for table in self._reading.tables():
@@ -78,10 +92,9 @@ class Checked:
             if len(names) >= MAX_NAMED:
                 break
         named = list(names)[:MAX_NAMED]
-        more = f" and {twice.size - len(named):,} more" if twice.size > len(named) else ""
         return UsageError(
-            f"manifest {shown(reading.source)}: duplicate ids: {', '.join(map(repr, named))}{more}. "
-            f"Give each row a unique id in column {self._names[2]!r}"
+            f"manifest {shown(reading.source)}: duplicate ids: {listed(named, twice.size)}. "
+            f"Give each row a unique id in column {quoted(self._names[1].id)}"
         )
 
 

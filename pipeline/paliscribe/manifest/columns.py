@@ -1,17 +1,16 @@
 """The rows of a block by columns: ids, images and carried columns as a frozen manifest holds them."""
 
-import datetime
-import decimal
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from paliscribe.errors import UsageError
 from paliscribe.manifest.blocks import SPACE, Block, Uncertain
-from paliscribe.results.schema import NAMES
+from paliscribe.manifest.kinds import Kinds, converted, kind_of_column
+from paliscribe.manifest.naming import Naming
+from paliscribe.manifest.values import holds_no_text, plain, python_values, text_of
 from paliscribe.storage import resolve, scheme
 from paliscribe.storage.inline import START
 
@@ -19,41 +18,48 @@ ID, IMAGE = "id", "image"  # columns of a normalised table; carried columns have
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """What a manifest's columns are: the names of two, and the folder that relative images are in."""
+class Part:
+    """Rows of a manifest, normalised.
 
-    image: str
-    id: str
-    folder: str
+    `table`: `id`, null where there is no text to use; `image`, an address or null; the carried columns that have
+    values, as bool, int64, float64 or string, sorted by name. `columns`: of the manifest, by their own names, with
+    their types, null if they are not known. `kinds`: of the values of the carried columns. `nested`: those of the
+    carried columns in which there are lists or structs, which are JSON text.
+    """
 
-    @property
-    def taken(self) -> frozenset[str]:
-        """Names that a carried column cannot have."""
-        return NAMES - {self.image, self.id}
+    table: pa.Table
+    columns: Mapping[str, pa.DataType]
+    kinds: Mapping[str, Kinds]
+    nested: frozenset[str]
 
 
-def normalised(block: Block, names: Names) -> tuple[pa.Table, list[str]]:
-    """The rows of a block by columns, and the names of its columns as they are in the manifest.
+def normalised(block: Block, naming: Naming, folder: str, types: Mapping[str, pa.DataType]) -> Part:
+    """The rows of a block by columns. `folder`: of relative images. `types`: of carried columns, where not natural.
 
-    Columns: `id`, null where there is no text to use; `image`, an address or null; the carried columns that have
-    values, as bool, int64, float64 or string, sorted by name. Raises Uncertain if the block must be read by rows.
+    Raises Uncertain if the block must be read by rows.
     """
     try:
         found = block.table()
         found.validate(full=True)  # UTF-8 among others
         columns = {name: _flat(column) for name, column in zip(found.column_names, found.columns, strict=True)}
         absent = pa.nulls(found.num_rows, pa.string())
-        reference = _texts(columns.pop(names.image, absent))
-        given = _texts(columns.pop(names.id, absent))
-        if names.taken & columns.keys():
-            raise Uncertain
-        values = {ID: given, IMAGE: resolved(reference, names.folder)}
-        values[ID] = pc.coalesce(given, pc.if_else(_is_inline(reference), None, reference))
-        for name in sorted(columns):
-            if (carried := _plain_column(columns[name])) is not None:
-                values[name] = carried
-        return pa.table(values), found.column_names
-    except (pa.ArrowException, UsageError, ValueError):
+        reference = _texts(columns.get(naming.image, absent))
+        given = absent if naming.id in naming.dropped else _texts(columns.get(naming.id, absent))
+        values = {ID: pc.coalesce(given, pc.if_else(_is_inline(reference), None, reference))}
+        values[IMAGE] = resolved(reference, folder)
+        kinds: dict[str, Kinds] = {}
+        nested: set[str] = set()
+        outer = {carried: name for name in columns if (carried := naming.carried(name)) is not None}
+        for name in sorted(outer):
+            column = _plain_column(columns[outer[name]])
+            if column is None:
+                continue
+            kinds[name] = Kinds({kind_of_column(column)})
+            values[name] = converted(column, types[name] if name in types else _natural(column.type))
+            if pa.types.is_nested(columns[outer[name]].type):
+                nested.add(name)
+        return Part(pa.table(values), {field.name: field.type for field in found.schema}, kinds, frozenset(nested))
+    except (pa.ArrowException, UsageError, ValueError, OverflowError):
         raise Uncertain from None
 
 
@@ -71,29 +77,6 @@ def resolved(references: pa.Array, folder: str) -> pa.Array:
     return pc.if_else(absolute, references, pc.binary_join_element_wise(whole, relative, ""))
 
 
-def plain(value: Any) -> bool | int | float | str | None:
-    """A carried value as bool, int, float, str or None. Raises ValueError, which says what it is."""
-    if value is None or isinstance(value, (bool, str, float)):
-        return value
-    if isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise ValueError("does not fit into 64 bits")
-        return value
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal):
-        return str(value)
-    if isinstance(value, (list, dict)):
-        return json.dumps(value, sort_keys=True, default=str)
-    raise ValueError(f"holds {type(value).__name__} values, which are not supported; remove the column")
-
-
-def text_of(value: Any) -> str | None:
-    """A value of the id or image column as text, without space around it; None for null, NaN and empty text."""
-    text = "" if value is None or value != value else str(value).strip()
-    return text or None
-
-
 def _flat(column: pa.ChunkedArray) -> pa.Array:
     """A column as one array, in Arrow's plain type for its kind of value."""
     kind = column.type
@@ -101,7 +84,7 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
         column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         column = column.cast(pa.string())
-    elif pa.types.is_integer(kind):
+    elif pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         column = column.cast(pa.int64())
     elif pa.types.is_floating(kind):
         column = column.cast(pa.float64())
@@ -118,17 +101,25 @@ def _texts(column: pa.Array) -> pa.Array:
         return pc.if_else(pc.equal(trimmed, ""), None, trimmed)
     if pa.types.is_floating(column.type):
         raise Uncertain  # 1 and 1.0 are different texts in JSON, and the same float
-    return pa.array(map(text_of, column.to_pylist()), pa.string())
+    if holds_no_text(column.type):
+        raise Uncertain
+    return pa.array(map(text_of, python_values(column)), pa.string())
 
 
 def _plain_column(column: pa.Array) -> pa.Array | None:
-    """`plain` for a column; None if it has no values."""
+    """`plain` for a column, in which uint64 is left if a value needs it; None if it has no values."""
     if column.null_count == len(column):
         return None
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_int64(kind) or pa.types.is_float64(kind) or pa.types.is_boolean(kind):
         return column
-    return pa.array(map(plain, column.to_pylist()), pa.string())
+    if pa.types.is_uint64(kind):
+        return column if pc.max(column).as_py() >= 2**63 else column.cast(pa.int64())
+    return pa.array(map(plain, python_values(column)), pa.string())
+
+
+def _natural(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_uint64(kind) else kind
 
 
 def _is_inline(references: pa.Array) -> pa.Array:

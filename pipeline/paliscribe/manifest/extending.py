@@ -3,9 +3,10 @@
 import itertools
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,15 @@ import pyarrow as pa
 
 from paliscribe.errors import UsageError
 from paliscribe.manifest import formats
-from paliscribe.manifest.checked import Checked, Count, in_files
+from paliscribe.manifest.checked import Checked, Count, Scan, in_files
 from paliscribe.manifest.columns import ID, IMAGE
 from paliscribe.manifest.freezing import WRITES, Addresses, absolute, identity, version, write_files
 from paliscribe.manifest.frozen import FOLDER, Addition, FrozenManifest, replace_index, shard_file_key
 from paliscribe.manifest.ids import KnownIds, hashed
-from paliscribe.manifest.reading import TYPES, WORDS, Reading
+from paliscribe.manifest.kinds import TYPES, WORDS, settled
+from paliscribe.manifest.messages import quoted
+from paliscribe.manifest.naming import ColumnSettings, Naming
+from paliscribe.manifest.reading import Reading, Tell
 from paliscribe.storage import Store
 from paliscribe.storage.parallel import in_order
 
@@ -41,29 +45,32 @@ def extend(
     *,
     retries: int,
     check: Callable[[pa.Schema], None],
-    image_column: str = "image",
-    id_column: str = "id",
     progress: Count = lambda n: None,
+    tell: Tell = lambda words: None,
+    **columns: Unpack[ColumnSettings],
 ) -> Extension:
     """Write the rows of a manifest whose ids a run does not have as further files; the index is left to be replaced.
 
     `retries`: how often the run has been retried. `check`: gets the manifest's columns, and may raise UsageError.
-    Raises UsageError as `scan`; if the manifest changes meanwhile; if it has columns that the run does not carry, or of
-    another type; if a row has nothing to be told by. StorageError if the store cannot be read or written.
+    `tell`: gets lines for the user. Raises UsageError as `scan`; if the manifest changes meanwhile; if it has columns
+    that the run does not carry, or of another type; if a row has nothing to be told by. StorageError if the store
+    cannot be read or written.
     """
     before, known = version(source, settled=False), identity(source)
     if known is not None and any(given.identity == known for given in frozen.given):
         return Extension(frozen)
-    attempt = uuid.uuid4().hex[:8]
-    checked = Checked(source, image_column, id_column, progress)
-    try:
+    attempt, naming = uuid.uuid4().hex[:8], Naming.of(**columns)
+
+    def write(types: Mapping[str, pa.DataType]) -> tuple[list[int], int, Scan]:
+        checked = Checked(source, naming, types, progress, tell)
         with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
             new = _New(store, frozen, Path(folder))
-            tables = in_files(
-                new.rows(_refusing(table, checked.reading, frozen, id_column) for table in checked.files())
-            )
-            written = write_files(store, tables, len(frozen.files), attempt)
-        found = checked.result()
+            tables = new.rows(_refusing(table, checked.reading, frozen, naming.id) for table in checked.files())
+            written = write_files(store, in_files(tables), len(frozen.files), attempt)
+        return written, new.changed, checked.result()
+
+    try:
+        written, changed, found = settled(write)
         if before != version(source, settled=False):
             raise UsageError(f"manifest {formats.shown(source)} changed while it was read; run the command again")
         check(found.schema)
@@ -71,7 +78,7 @@ def extend(
         _delete_files(store, lambda key: key.endswith(f".{attempt}.arrow"))
         raise
     if not written:
-        return Extension(frozen, new.changed)
+        return Extension(frozen, changed)
     added = Addition(
         row=frozen.rows,
         shard=frozen.shards,
@@ -88,8 +95,9 @@ def extend(
         shards=frozen.shards - (-sum(written) // frozen.shard_rows),
         files=frozen.files + tuple(frozen.rows + end for end in itertools.accumulate(written)),
         additions=(*frozen.additions, added),
+        nested=tuple(sorted({*frozen.nested, *found.nested})),
     )
-    return Extension(extended, new.changed)
+    return Extension(extended, changed)
 
 
 def commit_extension(store: Store, before: FrozenManifest, extension: Extension) -> None:
@@ -145,14 +153,14 @@ def _refusing(table: pa.Table, reading: Reading, frozen: FrozenManifest, id_colu
     for name, kind in sorted(reading.types.items()):
         if name not in frozen.schema.names:
             raise UsageError(
-                f"{manifest}: column {name!r} is not in the run, whose files all have the same columns. Leave it out, "
-                "or use another output"
+                f"{manifest}: column {quoted(name)} is not in the run, whose files all have the same columns. Leave "
+                "it out, or use another output"
             )
         carried = frozen.schema.field(name).type
         if kind != carried and (kind, carried) != (TYPES[int], TYPES[float]):
             raise UsageError(
-                f"{manifest}: column {name!r} is {WORDS[kind]}, and the run carries it as {WORDS[carried]}. Change it, "
-                "or use another output"
+                f"{manifest}: column {quoted(name)} is {WORDS[kind]}, and the run carries it as {WORDS[carried]}. "
+                "Change it, or use another output"
             )
     return table
 
@@ -162,8 +170,8 @@ def refuse_numbered(reading: Reading, id_column: str) -> None:
     if reading.numbered is not None:
         raise UsageError(
             f"manifest {formats.shown(reading.source)}: row {reading.numbered + 1} has neither an id nor an image with "
-            f"an address, and an append tells rows by these. Give each row an id in column {id_column!r}; rows of the "
-            f"run without one have ids such as 'row-{reading.numbered}'"
+            f"an address, and an append tells rows by these. Give each row an id in column {quoted(id_column)}; rows "
+            f"of the run without one have ids such as 'row-{reading.numbered}'"
         )
 
 

@@ -1,24 +1,28 @@
 """Manifest formats: each is read as blocks of rows, in constant memory. A folder or prefix is listed."""
 
-import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paliscribe.errors import UsageError
-from paliscribe.manifest.blocks import Block, Columns, Row, Source, in_blocks
+from paliscribe.manifest.blocks import BLOCK, Block, Columns, Row, Source, in_blocks
 from paliscribe.manifest.csv_records import csv_records
 from paliscribe.manifest.lines import json_lines, text_lines
-from paliscribe.storage import Store, open_store, redacted, split
+from paliscribe.manifest.listing import Listing, as_text, is_image
+from paliscribe.manifest.messages import listed
+from paliscribe.manifest.naming import Naming
+from paliscribe.storage import open_store, redacted, split
 from paliscribe.storage.base import ObjectInfo
 
 __all__ = ["FORMATS", "Block", "Row", "Source", "blocks", "files", "in_blocks", "shown"]
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".jp2", ".avif", ".mpo")
-PARQUET_ROWS = 16_384  # in a block
+PARQUET_ROWS, PARQUET_BATCH = 16_384, 1024  # in a block, and decoded at once, at most
+PROBE_ROWS = 16
+PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
 LISTED_ROWS = 10_000
 
 
@@ -30,35 +34,44 @@ def shown(manifest: str | Sequence[str]) -> str:
     return f"{redacted(manifest[0])}{more}"
 
 
-def blocks(manifest: str | Sequence[str], image_column: str, id_column: str) -> Iterator[tuple[Source, Block]]:
-    """The blocks of a manifest's files, in order. Raises UsageError, with file and line if known."""
+def blocks(
+    manifest: str | Sequence[str], naming: Naming, tell: Callable[[str], None] = lambda words: None
+) -> Iterator[tuple[Source, Block]]:
+    """The blocks of a manifest's files, in order. `tell`: gets a line about what a folder has beside them.
+
+    Raises UsageError, with file and line if known.
+    """
     if not isinstance(manifest, str):
         for each in manifest:
-            yield from blocks(each, image_column, id_column)
+            yield from blocks(each, naming, tell)
         return
     if is_file(manifest):
-        yield from _blocks_of(manifest, image_column)
+        yield from _blocks_of(manifest, naming)
         return
-    if manifest.lower().endswith(IMAGES) and "*" not in manifest:
-        image = pa.table({id_column: [manifest]} | {image_column: ["/".join(split(manifest))]})
-        yield Source(manifest, None, image_column), Columns(image)
+    if is_image(manifest) and "*" not in manifest:
+        image = pa.table({naming.id: [manifest]} | {naming.image: ["/".join(split(manifest))]})
+        yield Source(manifest, None, naming.image), Columns(image)
         return
-    source, names, found = Source(manifest, None, image_column), list[str](), False
+    source, keys, found = Source(manifest, None, naming.image), list[str](), False
     with source.translating():
-        store, items = _listed(manifest)
-        for item in items:
-            if item.key.lower().endswith(IMAGES):
-                found = True
-                names.append(item.key)
-                if len(names) == LISTED_ROWS:
-                    yield source, _addresses(store, names, image_column, id_column)
-                    names = []
-    if names:
-        yield source, _addresses(store, names, image_column, id_column)
+        listing = Listing(manifest)
+        for item in listing.items():
+            if not is_image(item.key):
+                listing.skip(item)
+                continue
+            found = True
+            keys.append(item.key)
+            if len(keys) == LISTED_ROWS:
+                yield source, _addresses(listing, keys, naming)
+                keys = []
+    if keys:
+        yield source, _addresses(listing, keys, naming)
     if found:
+        if words := listing.words():
+            tell(f"manifest {redacted(manifest)}: {words}")
         return
     for file in files(manifest):
-        yield from _blocks_of(file, image_column)
+        yield from _blocks_of(file, naming)
 
 
 def is_file(manifest: str) -> bool:
@@ -73,52 +86,32 @@ def files(manifest: str) -> dict[str, ObjectInfo]:
     """
     found: dict[str, ObjectInfo] = {}
     with Source(manifest, None, "").translating():
-        store, items = _listed(manifest)
-        for item in items:
-            if item.key.lower().endswith(IMAGES):
+        listing = Listing(manifest)
+        for item in listing.items():
+            if is_image(item.key):
                 return {}
-            if is_file(address := _address(store, item.key)):
+            if is_file(address := listing.address(item.key)):
                 found[address] = item
+            else:
+                listing.skip(item)
     if not found:
+        left_out = f" ({words})" if (words := listing.words()) else ""
         raise UsageError(
-            f"manifest {redacted(manifest)}: no folder or prefix with images or manifests, and not a file named "
-            f"{', '.join(FORMATS)} (with .gz or .zst)"
+            f"manifest {redacted(manifest)}: no folder or prefix with images or manifests{left_out}, and not a file "
+            f"named {', '.join(FORMATS)} (with .gz or .zst)"
         )
     return dict(sorted(found.items()))
 
 
-def _listed(manifest: str) -> tuple[Store, Iterator[ObjectInfo]]:
-    """The objects of a folder or prefix, or those that match a pattern, and the store that their keys are in.
-
-    `*` stands for any text without a slash, `**` for any text, `**/` for any folders.
-    """
-    start, star, _ = manifest.partition("*")
-    if not star:
-        store = open_store(manifest)
-        return store, store.list()
-    folder = start[: start.rfind("/") + 1]
-    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
-    wanted = "".join(
-        words.get(word) or re.escape(word) for word in re.split(r"(\*\*/|\*\*|\*)", manifest[len(folder) :])
-    )
-    pattern = re.compile(wanted, re.DOTALL)
-    store = open_store(folder or ".")
-    return store, (item for item in store.list(start[len(folder) :]) if pattern.fullmatch(item.key))
-
-
-def _address(store: Store, key: str) -> str:
-    """The absolute address of a listed object."""
-    return "/".join(split(f"{store.uri.rstrip('/')}/{key}"))
-
-
-def _addresses(store: Store, keys: list[str], image_column: str, id_column: str) -> Block:
+def _addresses(listing: Listing, keys: list[str], naming: Naming) -> Block:
     """Listed images: their ids are their keys."""
-    return Columns(pa.table({id_column: keys} | {image_column: [_address(store, key) for key in keys]}))
+    addresses = pa.array(map(listing.address, keys), pa.string())
+    return Columns(pa.table({naming.id: pa.array(map(as_text, keys), pa.string())} | {naming.image: addresses}))
 
 
-def _blocks_of(manifest: str, image_column: str) -> Iterator[tuple[Source, Block]]:
+def _blocks_of(manifest: str, naming: Naming) -> Iterator[tuple[Source, Block]]:
     read, compression = _reader(manifest)
-    source = Source(manifest, compression, image_column)
+    source = Source(manifest, compression, naming.image, naming.dropped)
     assert read is not None
     with source.translating():
         for block in read(source):
@@ -131,8 +124,8 @@ def _reader(source: str) -> tuple[Callable[[Source], Iterator[Block]] | None, st
     if source.startswith(("http://", "https://")):
         name = source.partition("?")[0]  # a presigned URL has a query
     for suffix, codec in ((".gz", "gzip"), (".zst", "zstd")):
-        if name.endswith(suffix):
-            name, compression = name.removesuffix(suffix), codec
+        if name.lower().endswith(suffix):
+            name, compression = name[: -len(suffix)], codec
     return next((reader for suffix, reader in FORMATS.items() if name.lower().endswith(suffix)), None), compression
 
 
@@ -142,8 +135,34 @@ def _parquet(source: Source) -> Iterator[Block]:
     with open_store(folder).open(name) as file, tempfile.TemporaryFile(prefix="paliscribe-") as copy:
         if not file.seekable():
             shutil.copyfileobj(file, copy, 1 << 20)
-        for batch in pq.ParquetFile(file if file.seekable() else copy).iter_batches(batch_size=PARQUET_ROWS):
-            yield Columns(pa.Table.from_batches([batch]))
+        whole = pq.ParquetFile(file if file.seekable() else copy, buffer_size=PARQUET_BUFFER)
+        names = whole.schema_arrow.names
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UsageError(f"manifest {redacted(source.uri)}: there are two columns {listed(twice)}")
+        unread = source.dropped.intersection(names)
+        wanted = [name for name in names if name not in unread] if unread else None
+        batches: list[pa.RecordBatch] = []
+        for batch in _batches(whole, wanted):
+            batches.append(batch)
+            if sum(map(len, batches)) >= PARQUET_ROWS or sum(each.nbytes for each in batches) >= BLOCK:
+                yield Columns(pa.Table.from_batches(batches), unread)
+                batches = []
+        if batches:
+            yield Columns(pa.Table.from_batches(batches), unread)
+
+
+def _batches(file: pq.ParquetFile, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, decoded some `BLOCK` bytes at a time, as far as the rows before tell their size."""
+    size = 1.0  # bytes of a decoded row, which dictionaries make smaller in the file
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        if number == 0:
+            probe = next(file.iter_batches(batch_size=PROBE_ROWS, columns=columns, row_groups=[0]), None)
+            size = max(size, probe.nbytes / len(probe)) if probe else size
+        rows = max(1, min(PARQUET_BATCH, int(BLOCK / max(size, group.total_byte_size / max(1, group.num_rows)))))
+        for batch in file.iter_batches(batch_size=rows, columns=columns, row_groups=[number]):
+            yield batch
+            size = max(1.0, batch.nbytes / len(batch))
 
 
 # File name extension, without .gz or .zst -> reader, which yields blocks of rows.
@@ -154,4 +173,5 @@ FORMATS: dict[str, Callable[[Source], Iterator[Block]]] = {
     ".parquet": _parquet,
     ".txt": text_lines,
     ".lst": text_lines,
+    ".tsv": csv_records,
 }

@@ -5,8 +5,9 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import pyarrow as pa
 
@@ -14,6 +15,9 @@ from paliscribe.errors import UsageError
 from paliscribe.manifest import formats
 from paliscribe.manifest.checked import Checked, Count, Scan, text_bytes
 from paliscribe.manifest.frozen import BATCH_ROWS, FOLDER, INDEX, FrozenManifest, as_index, file_key
+from paliscribe.manifest.kinds import settled
+from paliscribe.manifest.naming import ColumnSettings, Naming
+from paliscribe.manifest.reading import Tell
 from paliscribe.storage import StorageError, Store, is_local, open_store, redacted, scheme, split
 from paliscribe.storage.arrow import encode
 from paliscribe.storage.local import is_recent
@@ -27,14 +31,17 @@ LEAST_ROWS, MOST_ROWS, SHARDS = 256, 8192, 4096  # rows per shard, and shards, o
 Addresses = str | Sequence[str]  # of a manifest
 
 
-def scan(
-    source: Addresses, *, image_column: str = "image", id_column: str = "id", progress: Count = lambda n: None
-) -> Scan:
-    """Validate a whole manifest in one pass. Raises UsageError, also for duplicate ids."""
-    reading = Checked(source, image_column, id_column, progress)
-    for _ in reading.files():
-        pass
-    return reading.result()
+def scan(source: Addresses, *, progress: Count = lambda n: None, **columns: Unpack[ColumnSettings]) -> Scan:
+    """Validate a whole manifest. Raises UsageError, also for duplicate ids."""
+    naming = Naming.of(**columns)
+
+    def attempt(types: Mapping[str, pa.DataType]) -> Scan:
+        reading = Checked(source, naming, types, progress)
+        for _ in reading.files():
+            pass
+        return reading.result()
+
+    return settled(attempt)
 
 
 def automatic_shard_rows(rows: int) -> int:
@@ -58,20 +65,24 @@ def freeze(
     store: Store,
     *,
     shard_rows: int | None,
-    image_column: str = "image",
-    id_column: str = "id",
     progress: Count = lambda n: None,
+    tell: Tell = lambda words: None,
+    **columns: Unpack[ColumnSettings],
 ) -> FrozenManifest:
     """Validate a manifest and write it into the run, its index last. Equal manifests give equal files.
 
-    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. Raises UsageError as `scan`, and if the
-    manifest changes meanwhile; StorageError if the store cannot be written.
+    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. `tell`: gets lines for the user. Raises
+    UsageError as `scan`, and if the manifest changes meanwhile; StorageError if the store cannot be written.
     """
     before, known = version(source, settled=False), identity(source)
-    reading = Checked(source, image_column, id_column, progress)
+    naming = Naming.of(**columns)
+
+    def attempt(types: Mapping[str, pa.DataType]) -> tuple[list[int], Scan]:
+        reading = Checked(source, naming, types, progress, tell)
+        return write_files(store, reading.files()), reading.result()
+
     try:
-        written = write_files(store, reading.files())
-        found = reading.result()
+        written, found = settled(attempt)
         if before != version(source, settled=False):
             raise UsageError(f"manifest {formats.shown(source)} changed while it was read; run the command again")
     except UsageError:
@@ -88,6 +99,7 @@ def freeze(
         schema=found.schema,
         identity=known,
         files=tuple(itertools.accumulate(written)),
+        nested=found.nested,
     )
     store.put(INDEX, as_index(frozen))
     return frozen

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paliscribe.errors import TemporaryError
-from paliscribe.manifest.reading import TYPES, as_rows
+from paliscribe.manifest.kinds import TYPES
+from paliscribe.manifest.reading import as_rows
 from paliscribe.records import ManifestRow
 from paliscribe.results import retried_generation
 from paliscribe.storage import StorageError, Store, redacted
@@ -48,7 +49,7 @@ class FrozenManifest:
     `shard_rows`: rows per shard. `digest`: see `Scan`. `schema`: the carried columns. `identity`: see
     `freezing.identity`. `files`: rows before the end of each file. `shard_files`: so many shards have a file each, as
     older versions wrote them; together these files count as one in `files`. `source`, `digest` and `identity` are those
-    of the manifest that the run began with.
+    of the manifest that the run began with. `nested`: carried columns with lists or structs, which are JSON text.
     """
 
     source: str | tuple[str, ...]
@@ -61,6 +62,7 @@ class FrozenManifest:
     files: tuple[int, ...] = ()
     shard_files: int = 0
     additions: tuple[Addition, ...] = ()
+    nested: tuple[str, ...] = ()
 
     @property
     def given(self) -> "tuple[FrozenManifest | Addition, ...]":
@@ -126,7 +128,7 @@ def as_index(frozen: FrozenManifest) -> bytes:
     for each in (values, *values["additions"]):
         given = each["source"]
         each["source"] = redacted(given) if isinstance(given, str) else list(map(redacted, given))
-    for name in ("shard_files", "additions"):  # so that an index without them is as it was before they were
+    for name in ("shard_files", "additions", "nested"):  # so that an index without them is as it was before they were
         if not values[name]:
             del values[name]
     columns = {field.name: str(field.type) for field in frozen.schema}
@@ -151,7 +153,9 @@ def _parsed(body: bytes) -> FrozenManifest:
     if not index.get("files"):
         index |= {"files": [index["rows"]], "shard_files": index["shards"]}
     return FrozenManifest(
-        **index | {"source": _source(index), "files": tuple(index["files"])}, schema=schema, additions=added
+        **index | {"source": _source(index), "files": tuple(index["files"]), "nested": tuple(index.get("nested", ()))},
+        schema=schema,
+        additions=added,
     )
 
 

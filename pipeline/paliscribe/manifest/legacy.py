@@ -3,13 +3,15 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Unpack
 
+from paliscribe.manifest.naming import ColumnSettings
 from paliscribe.manifest.reading import read
 
 
-def legacy_digest(source: str | Sequence[str], *, image_column: str, id_column: str) -> str:
+def legacy_digest(source: str | Sequence[str], **columns: Unpack[ColumnSettings]) -> str:
     """The digest of a manifest as older versions made it: SHA-256 of its rows as JSON. Raises UsageError."""
     whole = hashlib.sha256()
-    for row in read(source, image_column=image_column, id_column=id_column):
+    for row in read(source, **columns):
         whole.update(json.dumps([row.id, row.image, sorted(row.columns.items())]).encode() + b"\n")
     return whole.hexdigest()

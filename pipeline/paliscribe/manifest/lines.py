@@ -2,26 +2,27 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
 from paliscribe.errors import UsageError
-from paliscribe.manifest.blocks import SPACE, Block, Lines, Row, Source, Uncertain, chunks, line_ends
-from paliscribe.storage import redacted
-
-EXACT = 2.0**63  # JSON integers from here on are an error, which their value as a float does not show
+from paliscribe.manifest.blocks import SPACE, Block, Lines, Row, Source, Uncertain, pieces, whole_lines
+from paliscribe.manifest.kinds import EXACT
+from paliscribe.manifest.messages import quoted
 
 
 class JsonLines(Lines):
-    """JSON Lines. Values keep their types; nested values become JSON text."""
+    """JSON Lines. Values keep their types."""
 
     def table(self) -> pa.Table:
         """See Block."""
         data = self.data.rstrip()
-        self.checkline_ends()
+        self.check_line_ends()
         if not data.startswith(b"{") or re.search(rb"\n[^{]", data):
             raise Uncertain  # a blank line, or an object that is not on a line of its own
         found = _parsed(data, [])
@@ -32,7 +33,7 @@ class JsonLines(Lines):
         for field, column in zip(found.schema, found.columns, strict=True):
             if pa.types.is_float64(field.type):
                 if not pc.all(pc.less(pc.abs(column), EXACT)).as_py():
-                    raise Uncertain
+                    raise Uncertain  # there may be a whole number that lost digits
             elif not (
                 pa.types.is_string(field.type)
                 or pa.types.is_int64(field.type)
@@ -48,15 +49,24 @@ class JsonLines(Lines):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_Object)
             except (ValueError, RecursionError):
                 row = None
-            if not isinstance(row, dict):
-                raise UsageError(f"manifest {redacted(self.source.uri)}, line {number}: not a JSON object")
-            yield {
-                key: json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
-                for key, value in row.items()
-            }
+            if not isinstance(row, _Object):
+                raise UsageError(f"{self.source.at(number)}: not a JSON object")
+            if row.twice is not None:
+                raise UsageError(f"{self.source.at(number)}: the key {quoted(row.twice)} is there twice")
+            yield row
+
+
+class _Object(dict[str, Any]):
+    """A JSON object. `twice`: a key that it has twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.twice: str | None = None
+        if len(self) < len(pairs):
+            self.twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
 
 
 def _parsed(data: bytes, strings: list[str]) -> pa.Table:
@@ -72,7 +82,7 @@ class TextLines(Lines):
 
     def table(self) -> pa.Table:
         """See Block."""
-        self.checkline_ends()
+        self.check_line_ends()
         lines = pc.split_pattern(pa.array([self.data], pa.string()), "\n").flatten()
         lines.validate(full=True)
         lines = pc.utf8_trim(lines, characters=SPACE)
@@ -87,25 +97,15 @@ class TextLines(Lines):
 
 def json_lines(source: Source) -> Iterator[Block]:
     """The blocks of a JSON Lines file."""
-    yield from (JsonLines(source, data, line) for data, line in _whole_lines(source))
+    with source.open() as file:
+        offset, found = pieces(file)
+        for lines in whole_lines(source, found, 0, offset):
+            yield JsonLines(source, lines.data, lines.line, lines.offset)
 
 
 def text_lines(source: Source) -> Iterator[Block]:
     """The blocks of a text list."""
-    yield from (TextLines(source, data, line) for data, line in _whole_lines(source))
-
-
-def _whole_lines(source: Source) -> Iterator[tuple[bytes, int]]:
-    """Whole lines of a file, some `BLOCK` bytes at a time, and the number of lines before them."""
-    line, rest = 0, b""
     with source.open() as file:
-        for chunk in chunks(file):
-            cut = chunk.rfind(b"\n") + 1
-            if cut == 0:
-                rest += chunk
-                continue
-            data, rest = rest + chunk[:cut], chunk[cut:]
-            yield data, line
-            line += line_ends(data)
-        if rest:
-            yield rest, line
+        offset, found = pieces(file)
+        for lines in whole_lines(source, found, 0, offset):
+            yield TextLines(source, lines.data, lines.line, lines.offset)

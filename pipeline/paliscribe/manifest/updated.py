@@ -1,8 +1,10 @@
 """The rows of a retry, looked up in the manifests again in constant memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,10 @@ from paliscribe.manifest.extending import refuse_numbered
 from paliscribe.manifest.freezing import Addresses
 from paliscribe.manifest.frozen import FrozenManifest
 from paliscribe.manifest.ids import KnownIds, hashed
-from paliscribe.manifest.reading import TYPES, WORDS, Reading, as_rows
+from paliscribe.manifest.kinds import TYPES, WORDS, settled
+from paliscribe.manifest.messages import quoted
+from paliscribe.manifest.naming import ColumnSettings, Naming
+from paliscribe.manifest.reading import Reading, as_rows
 from paliscribe.records import ManifestRow
 
 ROW = "row"  # column with the row's number in the run; no carried column has this name
@@ -28,9 +33,8 @@ def updated_rows(
     failed: KnownIds,
     folder: Path,
     *,
-    image_column: str,
-    id_column: str,
     unreadable: Callable[[UsageError], None],
+    **columns: Unpack[ColumnSettings],
 ) -> Iterator[ManifestRow]:
     """The failed rows as they are in the run's manifests now, in the order of the run; those not found are left out.
 
@@ -38,13 +42,18 @@ def updated_rows(
     one given last counts. Columns that the run does not carry are dropped. `unreadable`: gets the error of a manifest
     that is no longer readable, or in which a carried column has another type; nothing of it is used.
     """
-    rows = _Sorted(folder, frozen.rows)
+    rows, naming = _Sorted(folder, frozen.rows), Naming.of(**columns)
+
+    def add(source: Addresses, kept: list[int], types: Mapping[str, pa.DataType]) -> None:
+        rows.truncate(kept)
+        for table in _found(source, frozen, failed, naming, types):
+            rows.add(table)
+
     newest_first = dict.fromkeys(given.source for given in reversed(frozen.given))
     for source in reversed(newest_first):
         kept = rows.size()
         try:
-            for table in _found(source, frozen, failed, image_column, id_column):
-                rows.add(table)
+            settled(partial(add, source, kept))
         except UsageError as error:
             rows.truncate(kept)
             unreadable(error)
@@ -52,15 +61,18 @@ def updated_rows(
 
 
 def _found(
-    source: Addresses, frozen: FrozenManifest, failed: KnownIds, image_column: str, id_column: str
+    source: Addresses, frozen: FrozenManifest, failed: KnownIds, naming: Naming, read_as: Mapping[str, pa.DataType]
 ) -> Iterator[pa.Table]:
-    """The failed rows of one manifest, with the columns of the run and `ROW`. Raises UsageError."""
+    """The failed rows of one manifest, with the columns of the run and `ROW`. Raises UsageError and Mixed.
+
+    `read_as`: the `types` of `Reading`.
+    """
     types = {ID: pa.string(), IMAGE: pa.string()} | {field.name: field.type for field in frozen.schema}
-    reading = Reading(source, image_column, id_column)
+    reading = Reading(source, naming, read_as)
     start = 0
     for whole in reading.tables():
         if source != frozen.source:
-            refuse_numbered(reading, id_column)
+            refuse_numbered(reading, naming.id)
         numbers = failed.find(hashed(whole[ID]))
         mask = pa.array(numbers >= 0)
         found = whole.filter(mask).select([name for name in whole.column_names if name in types])
@@ -69,7 +81,7 @@ def _found(
             if field.type != types[field.name] and not widens and found[field.name].null_count < len(found):
                 row = start + pc.index(pc.and_(mask, pc.is_valid(whole[field.name])), True).as_py()
                 raise UsageError(
-                    f"manifest {formats.shown(source)}: column {field.name!r} in row {row + 1} is "
+                    f"manifest {formats.shown(source)}: column {quoted(field.name)} in row {row + 1} is "
                     f"{WORDS[field.type]} now; the run carries it as {types[field.name]}"
                 )
         kinds = pa.schema([(name, types[name]) for name in found.column_names])

@@ -33,6 +33,8 @@ class Fingerprint:
     draft: bool = False  # from here on absent from run files of older versions
     double_quantization: bool = False
     options_column: str | None = None
+    drop_columns: tuple[str, ...] = ()
+    rename_columns: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, job: JobConfig, *, manifest: str, rows: int, revision: str, shard_rows: int) -> "Fingerprint":
@@ -54,6 +56,8 @@ class Fingerprint:
             draft=job.fetch.draft,
             double_quantization=job.model.double_quantization,
             options_column=job.options_column,
+            drop_columns=job.drop_columns,
+            rename_columns=job.rename_columns,
         )
 
     def differences(self, now: "Fingerprint") -> list[str]:

@@ -107,7 +107,7 @@ def _upload_changes(job: JobConfig) -> tuple[dict[str, Any], dict[str, Path]]:
 
 def _check_images(job: JobConfig, uri: str, path: Path) -> None:
     """Raise UsageError for an uploaded manifest that is invalid or names local images."""
-    rows = manifest.read(str(path), image_column=job.image_column, id_column=job.id_column)
+    rows = manifest.read(str(path), **job.columns)
     for row in itertools.islice(rows, CHECKED_ROWS):
         if row.image is not None and is_local(row.image):
             at = f"manifest {uri}, row {row.row + 1}"

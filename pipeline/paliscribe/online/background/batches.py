@@ -34,6 +34,8 @@ SETTABLE: Final = (
     "output",
     "image_column",
     "id_column",
+    "drop_columns",
+    "rename_columns",
     "options_column",
     "partition_by",
     "shard_rows",

@@ -28,11 +28,17 @@ def web() -> Iterator[int]:
             name = self.path.partition("?")[0].rpartition("/")[2]
             if name == "slow":
                 time.sleep(1.5)
-            status = {"gone": 404, "away": 302, "inside": 302, "loop": 302, "odd": 302}.get(name, 200)
+            statuses = {"gone": 404} | dict.fromkeys(("away", "inside", "loop", "odd", "astray"), 302)
+            status = statuses.get(name, 200)
             self.send_response(status)
             if status == 302:
                 ours = f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
-                targets = {"away": "http://localhost:1/x", "inside": "/open/picture", "loop": f"{ours}/open/loop"}
+                targets = {
+                    "away": "http://localhost:1/x",
+                    "inside": "/open/picture",
+                    "astray": "/open/..%2fshut/a",
+                    "loop": f"{ours}/open/loop",
+                }
                 self.send_header("Location", targets.get(name, "http://[bad"))
             body = b"x" * 5000 if name == "large" else f"{name} for {self.headers['Host']}".encode()
             self.send_header("Content-Length", str(len(body)))
@@ -77,6 +83,16 @@ def test_allowed_addresses_are_read(web: int) -> None:
         ("opened/a.png", 403, "not_allowed"),
         ("open/../shut/a.png", 403, "not_allowed"),
         ("open/%2e%2e/shut/a.png", 403, "not_allowed"),
+        ("open/..%2fshut/a.png", 403, "not_allowed"),
+        ("open/..%5cshut/a.png", 403, "not_allowed"),
+        ("open/x%2f..%2f..%2fshut/a.png", 403, "not_allowed"),
+        ("open/x%2F%2E%2e%2fa.png", 403, "not_allowed"),
+        ("open/%252e%252e/shut/a.png", 403, "not_allowed"),
+        ("open/%25252525252e%25252525252e/a.png", 403, "not_allowed"),
+        ("open/..;/shut/a.png", 403, "not_allowed"),
+        ("open/..%3bx/shut/a.png", 403, "not_allowed"),
+        ("open/./a.png", 403, "not_allowed"),
+        ("open/astray", 403, "not_allowed"),
     ],
 )
 def test_errors_have_a_status(web: int, path: str, status: int, code: str) -> None:
@@ -144,6 +160,19 @@ def test_an_allowed_bucket(bucket: str) -> None:
     assert rejection(f"s3://{bucket}/open/none.png", f"s3://{bucket}/open/") == (400, "missing")
     assert rejection(f"s3://{bucket}/shut/a.png", f"s3://{bucket}/open/") == (403, "not_allowed")
     assert rejection(f"s3://{bucket}-other/open/a.png", f"s3://{bucket}/open/") == (403, "not_allowed")
+
+
+def test_the_key_that_is_checked_is_the_key_that_is_read(bucket: str) -> None:
+    store, entry = open_store(f"s3://{bucket}"), f"s3://{bucket}/open/"
+    for key in ("open/a?b=c#d.png", "open/100%25.png", "open/a%2fb.png", "open/#", "open/?x", "open/a b"):
+        store.put(key, key.encode())
+        if " " not in key:
+            assert read(f"s3://{bucket}/{key}", entry) == key.encode()
+            assert read(f"S3A://{bucket}/{key}", entry) == key.encode()
+    for key in ("open/x?/../../shut/a", "open/../shut/a", "open/x#/../../shut/a", "open/%2e%2e/shut/a"):
+        assert rejection(f"s3://{bucket}/{key}", entry) == (403, "not_allowed")
+    for other in (f"{bucket}.", f"{bucket}:80", f"user@{bucket}", f"{bucket}%2f..", ""):
+        assert rejection(f"s3://{other}/open/a.png", entry) == (400, "bad_uri")
 
 
 @pytest.mark.parametrize("entry", ["host", "ftp://host/", "https://user@host/", "https://host/?a", ""])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from online.conftest import CONFIG, KEY, Endpoint, data_url
 
@@ -243,7 +244,8 @@ def test_malformed_json(endpoint: Endpoint, picture: bytes) -> None:
     ):
         rejected(send(endpoint, CHAT, content))
     rejected(send(endpoint, ANNOTATE, b'{"images": ["data:,"], "tasks": ["ocr"], "' + b"k" * 1_000_000 + b'": 1}'))
-    rejected(send(endpoint, ANNOTATE, {"images": ["data:,"], "tasks": ["ocr"] * 100_000}), "too_many_requests")
+    for count, code in ((50_000, "too_many_requests"), (200_000, "too_large")):
+        rejected(send(endpoint, ANNOTATE, {"images": ["data:,"], "tasks": ["ocr"] * count}), code)
 
 
 @pytest.mark.parametrize(
@@ -426,3 +428,24 @@ def test_slow_connections_do_not_block_others(endpoint: Endpoint, picture: bytes
             slow = stack.enter_context(socket.create_connection(address, timeout=10))
             slow.sendall(head.encode() + (b"\r\n{" if number % 2 else b"X-A: "))
         assert send(endpoint, CHAT, chat_body(picture)).status_code == 200
+
+
+@pytest.mark.parametrize("count", [90_000, 110_000, 500_000])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (ANNOTATE, '{"images": [%s], "tasks": ["ocr"]}'),
+        (ANNOTATE, '{"images": ["data:,"], "tasks": [%s]}'),
+        (CHAT, '{"model": "demo", "messages": [%s]}'),
+        (CHAT, '{"model": "demo", "messages": [{"role": "user", "content": [%s]}]}'),
+        (CHAT, '{"model": "demo", "messages": [], "stop": [%s]}'),
+        (CHAT, '{"model": "demo", "messages": [], "anything": [%s]}'),
+    ],
+)
+def test_small_bodies_of_many_values_cost_little(endpoint: Endpoint, path: str, body: str, count: int) -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    reply = send(endpoint, path, (body % ("0," * (count - 1) + "0")).encode())
+    assert reply.status_code == (400 if count == 90_000 else 413), reply.text
+    rejected(reply)
+    assert process.memory_info().rss - before < 100 * 2**20

@@ -20,7 +20,9 @@ MODEL = demo_model()
 ENGINE = Engine(MODEL)
 SERVED = Served("demo", MODEL.located.revision, MODEL.image_size, EngineBackend(ENGINE))
 FOLDER = tempfile.TemporaryDirectory()
-STORING = CONFIG.model_copy(update={"files": FOLDER.name, "outputs": (FOLDER.name,), "max_file": 1_000_000})
+STORING = CONFIG.model_copy(
+    update={"files": FOLDER.name, "outputs": (FOLDER.name,), "max_file": 1_000_000, "open": True}
+)
 APP = create_app(Service(STORING, [SERVED]), Keys([]), store=BackgroundStore(open_store(FOLDER.name)))
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 

@@ -66,6 +66,11 @@ class ServeConfig(Settings):
         description="Origins whose pages may call this endpoint from a browser, such as `https://chat.example.com`; "
         "`*`: any. Default: none.",
     )
+    hosts: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
+        (),
+        description="Further names in calls' `Host` header that this endpoint accepts where it needs no API key. "
+        "Default: loopback addresses, `localhost` and `host`.",
+    )
     rate: float | None = Field(
         None,
         gt=0,

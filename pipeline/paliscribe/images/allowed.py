@@ -1,6 +1,7 @@
 """SSRF protection: an allowlist for untrusted image addresses, and reads that cannot leave it.
 
-An address must match an entry of the operator's list. An HTTP host is resolved once, all of its IP addresses must be
+An address must match an entry of the operator's list. It is brought into one form, which is both matched and read; one
+that servers could read in several ways is refused. An HTTP host is resolved once, all of its IP addresses must be
 public, and the connection goes to the checked IP address, which prevents DNS rebinding. Each redirect is checked like
 the original address. Proxy settings of the environment are ignored.
 """
@@ -12,7 +13,7 @@ import re
 import socket
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 import httpx
 
@@ -26,6 +27,8 @@ MAX_REDIRECTS: Final = 3
 CONNECTIONS: Final = 32  # to an S3 store
 PORTS: Final = {"http": 80, "https": 443}
 AMBIGUOUS: Final = re.compile(r"[\x00-\x20\x7f\\]")  # characters that URL parsers treat differently
+BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]")
+ENCODINGS: Final = 5  # layers of percent-encoding in a path, at most
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 STATUS: Final = {"missing": 400, "forbidden": 400, "bad_uri": 400, "too_large": 413, "throttled": 503}
 
@@ -45,16 +48,16 @@ class AllowedEntry:
     def parse(cls, entry: str) -> "AllowedEntry":
         """Parse an entry. Raises UsageError."""
         parts = _split(entry)
-        if parts is None or parts.query or parts.fragment:
+        if parts is None or parts.query or parts.fragment or _may_leave(parts.path):
             raise UsageError(f"images.addresses: {entry!r}: expected https://host/path/ or s3://bucket/prefix/")
         path = parts.path or "/"
         return cls(parts.scheme, _host(parts), _port(parts), path if path.endswith("/") else f"{path}/")
 
     def matches(self, parts: SplitResult) -> bool:
         """Whether an address is below this entry."""
-        if (parts.scheme, _port(parts)) != (self.scheme, self.port) or ".." in parts.path.split("/"):
+        if (parts.scheme, _port(parts)) != (self.scheme, self.port) or not parts.path.startswith(self.path):
             return False
-        if "%2e" in parts.path.lower() or not parts.path.startswith(self.path):
+        if _may_leave(parts.path):
             return False
         if self.scheme == "s3" or "*" not in self.host:
             return _host(parts) == self.host
@@ -80,7 +83,7 @@ class AllowedAddresses:
                 for _ in range(MAX_REDIRECTS + 1):
                     parts = self._checked(address)
                     if parts.scheme == "s3":
-                        return await asyncio.to_thread(self._from_store, address)
+                        return await asyncio.to_thread(self._from_store, parts.geturl())
                     found = await self._from_web(parts)
                     if isinstance(found, bytes):
                         return found
@@ -170,16 +173,33 @@ def is_public(address: Address) -> bool:
 
 
 def _split(address: str) -> SplitResult | None:
-    """The parts of an address, or None if it is malformed or ambiguous."""
-    try:
-        parts = urlsplit(address)
-        parts.port  # noqa: B018 - raises for an invalid port
-    except ValueError:
-        return None
-    if parts.scheme in ("s3a", "s3n"):
-        parts = parts._replace(scheme="s3")
-    known = parts.scheme in ("http", "https", "s3") and bool(parts.hostname)
-    return parts if known and not AMBIGUOUS.search(address) and "@" not in parts.netloc else None
+    """The parts of an address, or None if it is malformed or ambiguous. All of an S3 key is in the path."""
+    scheme, _, rest = address.partition("://")
+    if scheme.lower() in ("s3", "s3a", "s3n"):
+        bucket, slash, key = rest.partition("/")
+        parts = SplitResult("s3", bucket, slash + key, "", "")
+        known = BUCKET.fullmatch(bucket) is not None
+    else:
+        try:
+            parts = urlsplit(address)
+            parts.port  # noqa: B018 - raises for an invalid port
+        except ValueError:
+            return None
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+    return parts if known and not AMBIGUOUS.search(address) else None
+
+
+def _may_leave(path: str) -> bool:
+    """Whether a server may read a path as one with `.` or `..` parts, which could lead out of an allowed folder.
+
+    Some servers decode more than once, some take backslashes for slashes, and some leave out what follows a semicolon.
+    """
+    for _ in range(ENCODINGS):
+        decoded = unquote(path)
+        if decoded == path:
+            return any(part.partition(";")[0] in (".", "..") for part in re.split(r"[/\\]", path))
+        path = decoded
+    return True
 
 
 def _joined(address: str, redirect: str) -> str:

@@ -25,13 +25,15 @@ from paliscribe.online import chat, native, page
 from paliscribe.online.background import batches, files
 from paliscribe.online.background.batches import Launcher
 from paliscribe.online.background.store import BackgroundStore
+from paliscribe.online.browsers import check_names
 from paliscribe.online.chat import ChatRequest
 from paliscribe.online.keys import Keys
 from paliscribe.online.native import AnnotateRequest, NamedImage
 from paliscribe.online.service import Service
 from paliscribe.storage import StorageError
 
-OPEN_PATHS = {"/", "/health", "/docs", "/openapi.json"}  # no API key required
+HEALTH = "/health"
+OPEN_PATHS = {"/", HEALTH, "/docs", "/openapi.json"}  # no API key required
 PATHS = ("/v1/chat/completions", "/v1/annotate", "/v1/models")  # named to a client that asks for another
 RETRY_AFTER = 1  # seconds; the default of Retry-After, after which a full queue has drained a little
 ID_HEADER = "x-request-id"
@@ -41,6 +43,7 @@ FAILED = RequestError(500, "internal_error", "internal error in the gateway")
 BODY_TIMEOUT = 60.0  # seconds in which a request body must arrive
 FILES_PATH, FILE_TIMEOUT = "/v1/files", 600.0  # uploads get more time
 FORM_OVERHEAD = 2**16  # bytes of the multipart form around a file
+MAX_VALUES = 100_000  # in a JSON body: parsing and checking them blocks all other calls
 MAX_BODIES, MAX_FILES = 16, 4  # buffered at a time, in bodies and files of the largest size; beyond that: 429
 Observe = Callable[[str, int, float], None]  # route, status (0: the client disconnected), seconds
 ObserveScope = Callable[[Scope, int, float], None]  # the same for an ASGI scope
@@ -191,6 +194,8 @@ class Guard:
             await send(message)
 
         try:
+            if not self.keys.are_required and scope["path"] != HEALTH:
+                check_names(self.config, scope["method"], _header(scope, "host"), _header(scope, "origin"))
             if scope["path"] not in OPEN_PATHS:
                 scope.setdefault("state", {})["owner"] = self.keys.admit(_header(scope, "authorization"))
             await self.app(scope, await self._read(body, scope, receive), labelled)
@@ -233,6 +238,11 @@ class Guard:
         except TimeoutError:
             words = f"the request body did not arrive within {seconds:g} seconds"
             raise RequestError(408, "too_slow", words) from None
+        if (
+            not (_header(scope, "content-type") or "").lower().startswith("multipart/")
+            and body.count(b",") > MAX_VALUES
+        ):
+            raise RequestError(413, "too_large", f"the request body has more than {MAX_VALUES:,} values")
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
         if last["type"] != "http.request":
             whole = [last]

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 from paliscribe.config.fields import MAX_STOPS, MaxTokens, Seed, Temperature, TopP
 from paliscribe.errors import RequestError
@@ -58,6 +58,7 @@ class Message(BaseModel):
     role: str
     content: Annotated[
         list[Part],
+        FailFast(),
         BeforeValidator(
             lambda value: [{"type": "text", "text": value}] if isinstance(value, str) else value, str | list[Part]
         ),
@@ -92,7 +93,7 @@ class ChatRequest(BaseModel):
     )
 
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
     max_tokens: MaxTokens | None = Field(None, description="Most tokens of the answer. Default: by the task's kind.")
     max_completion_tokens: MaxTokens | None = Field(None, description="Newer name of `max_tokens`.")
     temperature: Temperature | None = Field(None, description="Default 0: greedy.")

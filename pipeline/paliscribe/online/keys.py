@@ -57,6 +57,11 @@ class Keys:
         self._hashes, self._rate, self._clock = tuple(hashes), rate, clock
         self._buckets: dict[str, tuple[float, float]] = {}  # key hash -> calls left, time of that count
 
+    @property
+    def are_required(self) -> bool:
+        """Whether a call needs a key."""
+        return bool(self._hashes)
+
     def admit(self, authorization: str | None) -> str:
         """Check an `Authorization` header; returns the caller's id. Raises RequestError 401 or 429."""
         key = self._key(authorization)

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from paliscribe.config.fields import MaxTokens
 from paliscribe.errors import RequestError
@@ -22,10 +22,10 @@ class AnnotateRequest(BaseModel):
         extra="forbid", json_schema_extra={"example": {"images": [EXAMPLE_IMAGE], "tasks": ["caption en"]}}
     )
 
-    images: list[str] = Field(
+    images: Annotated[list[str], FailFast()] = Field(
         min_length=1, description="`data:image/...;base64,...`, or addresses that this endpoint allows."
     )
-    tasks: list[str] = Field(min_length=1, description="Prompts in PaliGemma's grammar.")
+    tasks: Annotated[list[str], FailFast()] = Field(min_length=1, description="Prompts in PaliGemma's grammar.")
     model: str | None = Field(None, description="One of `GET /v1/models`. Default: the first.")
     max_tokens: MaxTokens | None = Field(None, description="Most tokens of an answer. Default: by the task's kind.")
     stream: bool = Field(

@@ -81,6 +81,9 @@ class Service:
         self.models = {served.name: served for served in models}
         self.images = UntrustedImages(config.images)
         self._numbers = itertools.count()
+        # Few threads, so that the pixels of all calls together are bounded; images that take long have threads of their
+        # own and do not keep others waiting.
+        self._cheap = ThreadPoolExecutor(PROCESSES, thread_name_prefix="cheap")
         self._costly = ThreadPoolExecutor(PROCESSES, thread_name_prefix="costly")
 
     def model(self, name: str | None) -> Served:
@@ -113,10 +116,8 @@ class Service:
             limits=Limits(limits.decode_seconds, limits.decode_memory),
             timeout=until - time.monotonic(),
         )
-        if await asyncio.to_thread(is_cheap, data):
-            return await asyncio.to_thread(work)
-        # In threads of their own: images that take long must not keep others waiting.
-        return await asyncio.get_running_loop().run_in_executor(self._costly, work)
+        threads = self._cheap if await asyncio.to_thread(is_cheap, data) else self._costly
+        return await asyncio.get_running_loop().run_in_executor(threads, work)
 
     def check(
         self, loaded: LoadedImage, prompt: str, *, max_tokens: int | None = None, **options: Any

@@ -75,9 +75,9 @@ def test_missing_settings_are_all_named() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a\n- b\n", "is a mapping"),
+        ("- a\n- b\n", "job file, which is a mapping"),
         ("manifest: [unclosed\n", "not valid YAML at line"),
-        ("", "is a mapping"),
+        ("", "job file, which is a mapping"),
     ],
 )
 def test_bad_job_files(tmp_path: Path, text: str, message: str) -> None:

@@ -34,6 +34,19 @@ def change(job: Path, **values: object) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["demp"], ["model demp: neither a folder nor a Hugging Face id", "did you mean 'demo'?"]),
+        (["nothing.yaml"], ["nothing.yaml: no such endpoint file"]),
+        (["demo", "--model", "Demo"], ["model Demo: ", "did you mean 'demo'?"]),
+        (["demo", "--port", "99999"], ["serve: 'port'"]),
+    ],
+)
+def test_what_cannot_be_served(paliscribe: Paliscribe, words: list[str], said: list[str]) -> None:
+    refused(paliscribe("serve", *words), *said)
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"output": "s3://bucket/" + "long/" * 60}, ["output s3://bucket/long/", "more than 240 bytes"]),

@@ -181,9 +181,11 @@ def ask(
     print(json.dumps(found) if as_json else answer_words(found))
 
 
-@app.command(epilog="Examples:  paliscribe serve  |  paliscribe serve endpoint.yaml --port 8080")
+@app.command(epilog="Examples:  paliscribe serve demo  |  paliscribe serve endpoint.yaml --port 8080")
 def serve(
-    endpoint: Annotated[Path | None, typer.Argument(help="A YAML file of settings; flags override them.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Argument(help="A model's id, or a YAML file of settings, which flags override.")
+    ] = None,
     model: Annotated[list[str] | None, _option(ModelSpec, "id", " Repeat for more.")] = None,
     host: Annotated[str | None, _option(ServeConfig, "host")] = None,
     port: Annotated[int | None, _option(ServeConfig, "port")] = None,
@@ -194,11 +196,14 @@ def serve(
     """Answer live calls over HTTP until stopped: OpenAI's chat completions, and records as a run writes them."""
     from paliscribe.online.checks import check, check_port
 
-    values = config.load(endpoint) if endpoint is not None else {}
+    is_file = endpoint is not None and (endpoint.endswith((".yaml", ".yml", ".json")) or Path(endpoint).is_file())
+    if endpoint is not None and not is_file:
+        model = [endpoint, *(model or [])]
+    values = config.load(Path(endpoint), "endpoint file") if endpoint is not None and is_file else {}
     values |= _without_none({"host": host, "port": port, "keys": keys, "files": files, "open": open_})
     if model:
         values["models"] = [{"model": name} for name in model]
-    settings = config.parse_serve(values, source=str(endpoint or "serve"))
+    settings = config.parse_serve(values, source=endpoint if endpoint is not None and is_file else "serve")
     check(settings)
     check_port(settings.host, settings.port)
     from paliscribe.online.application import serve_forever

@@ -46,12 +46,12 @@ def validated(kind: type[Kind], values: dict[str, Any], source: str) -> Kind:
         raise UsageError(f"{source}: {problems}") from None
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a YAML file into raw values, without validation. Raises UsageError."""
+def load(path: Path, what: str = "job file") -> dict[str, Any]:
+    """Read a YAML file into raw values, without validation. `what`: its name in messages. Raises UsageError."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such job file") from None
+        raise UsageError(f"{path}: no such {what}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error.__class__.__name__})") from None
     except yaml.YAMLError as error:
@@ -59,7 +59,7 @@ def load(path: Path) -> dict[str, Any]:
         line = f" at line {where.line + 1}" if where else ""
         raise UsageError(f"{path}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"{path}: a job file is a mapping of settings such as `manifest:` and `tasks:`")
+        raise UsageError(f"{path}: not YAML of a {what}, which is a mapping of settings, `name: value`")
     return values
 
 

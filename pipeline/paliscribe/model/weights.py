@@ -4,6 +4,7 @@
 resolves its revision, so that errors are reported in one line before a cluster starts.
 """
 
+import difflib
 import hashlib
 import json
 import re
@@ -68,6 +69,10 @@ def locate(spec: ModelSpec) -> Located:
         return _locate_in_store(spec)
     if spec.id.startswith(("/", "./", "../", "~")):
         raise UsageError(f"model {spec.id}: no such folder")
+    if "/" not in spec.id:
+        close = difflib.get_close_matches(spec.id.lower(), [DEMO], n=1)
+        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UsageError(f"model {spec.id}: neither a folder nor a Hugging Face id (owner/name) nor {DEMO!r}{meant}")
     return _locate_on_hub(spec)
 
 

@@ -65,7 +65,15 @@ def test_what_cannot_be_served(paliscribe: Paliscribe, words: list[str], said: l
     ],
 )
 def test_bad_settings(job: Path, paliscribe: Paliscribe, values: dict[str, object], words: list[str]) -> None:
+    output = Path(job).parent / "o"
     refused(paliscribe("annotate", change(job, **values), "--quiet"), *words)
+    assert not output.exists()
+
+
+def test_a_refusal_leaves_a_folder_that_was_there(job: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:
+    (tmp_path / "o").mkdir()
+    refused(paliscribe("annotate", change(job, manifest="/nowhere.jsonl"), "--quiet"), "no such file")
+    assert (tmp_path / "o").exists()
 
 
 def test_an_output_that_cannot_be_written(job: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:

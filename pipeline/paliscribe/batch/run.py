@@ -1,5 +1,7 @@
 """A run: freeze the manifest, annotate its shards on a pool, publish the parts. Start at `run_batch`."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +31,7 @@ from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.ray_cluster import cluster
 from paliscribe.results.record import load_mask_decoder
 from paliscribe.results.run_file import Fingerprint, RunFile, refuse_changes
-from paliscribe.storage import StorageError, Store, check_writable, open_store
+from paliscribe.storage import StorageError, Store, check_writable, is_local, local_path, open_store
 
 OUTPUT_BYTES = 240  # longest address of an output in an object store
 
@@ -47,8 +49,7 @@ def run_batch(
     the run cannot continue, Stopped on SIGINT or SIGTERM.
     """
     tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
-    store = _writable(job.output)
-    with session(store, report) as progress:
+    with _without_empty_folders(job.output), session(store := _writable(job.output), report) as progress:
         file, frozen = _open_run(job, tasks, store, progress)
         if (summary := finished_summary(store, frozen)) is not None:
             return summary
@@ -155,6 +156,22 @@ def _run_generation(run: Run) -> dict[str, Any]:
     return summary | {"shards_annotated": annotated}
 
 
+@contextlib.contextmanager
+def _without_empty_folders(output: str) -> Iterator[None]:
+    """If a new local output is refused, remove the folders that were made to try it."""
+    path = local_path(output).expanduser() if is_local(output) else None
+    if path is None or path.exists():
+        yield
+        return
+    try:
+        yield
+    except UsageError:
+        for made in [*sorted(path.rglob("*"), reverse=True), path]:
+            with contextlib.suppress(OSError):  # a file, or not empty
+                made.rmdir()
+        raise
+
+
 def _writable(output: str) -> Store:
     if "://" in output and len(output.encode()) > OUTPUT_BYTES:
         raise UsageError(
@@ -190,9 +207,14 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
         return replace(file, job=job), frozen
     progress.stage = "freezing the manifest"
     frozen = manifest.freeze(
-        job.manifest, store, shard_rows=job.shard_rows, progress=progress.set_rows, tell=progress.note, **columns
+        job.manifest,
+        store,
+        shard_rows=job.shard_rows,
+        check=lambda schema: _check_columns(job, tasks, schema),
+        progress=progress.set_rows,
+        tell=progress.note,
+        **columns,
     )
-    _check_columns(job, tasks, frozen.schema)
     facts = {"manifest": frozen.digest, "revision": located.revision}
     fingerprint = Fingerprint.of(job, rows=frozen.rows, shard_rows=frozen.shard_rows, **facts)
     return RunFile(fingerprint, job, located.pin(job.model), located.image_size), frozen

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -65,14 +65,16 @@ def freeze(
     store: Store,
     *,
     shard_rows: int | None,
+    check: Callable[[pa.Schema], None] = lambda schema: None,
     progress: Count = lambda n: None,
     tell: Tell = lambda words: None,
     **columns: Unpack[ColumnSettings],
 ) -> FrozenManifest:
     """Validate a manifest and write it into the run, its index last. Equal manifests give equal files.
 
-    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. `tell`: gets lines for the user. Raises
-    UsageError as `scan`, and if the manifest changes meanwhile; StorageError if the store cannot be written.
+    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. `check`: gets the carried columns, and may
+    raise UsageError. `tell`: gets lines for the user. Raises UsageError as `scan`, and if the manifest changes
+    meanwhile; StorageError if the store cannot be written.
     """
     before, known = version(source, settled=False), identity(source)
     naming = Naming.of(**columns)
@@ -85,6 +87,7 @@ def freeze(
         written, found = settled(attempt)
         if before != version(source, settled=False):
             raise UsageError(f"manifest {formats.shown(source)} changed while it was read; run the command again")
+        check(found.schema)
     except UsageError:
         _delete_files(store, 0)
         raise

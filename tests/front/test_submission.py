@@ -184,9 +184,11 @@ def test_a_job_is_stopped_killed_and_resumed(
     killed = killed_with_its_pool(head, job, output)
     assert {name: killed[name] for name in stopped} == stopped and len(killed) < SHARDS
 
+    lease = output / "_run/lease.json"
+    left = lease.read_bytes()
     again = begin(head, "submit", job, "--shared-paths", "--follow")
     try:
-        wait_until(lambda: len(markers(output)) > len(killed) or again.poll() is not None, 120, "it does not go on")
+        wait_until(lambda: lease.read_bytes() != left or again.poll() is not None, 120, "the lease is not taken")
         second = run(head, "submit", job, "--shared-paths", "--follow")
         _, err = again.communicate(timeout=200)
     finally:

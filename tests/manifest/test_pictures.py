@@ -16,7 +16,7 @@ from paliscribe.errors import UsageError
 from paliscribe.images.fetch import Fetcher
 from paliscribe.manifest import freeze, read
 from paliscribe.records import ManifestRow
-from paliscribe.storage import open_store
+from paliscribe.storage import open_store, s3
 
 KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 BOTH = {"bytes": b"both", "path": " d/both.png "}
@@ -97,6 +97,27 @@ def test_bytes_are_not_read_until_they_are_fetched_and_then_once(tmp_path: Path)
         found = fetcher.fetch_many([str(row.image) for row in rows[start : start + 50]])
         assert found == [image["bytes"] for image in images[start : start + 50]]
     assert read_bytes() - before < 24_000_000, "20 MB, once"
+
+
+def test_ranges_of_s3_are_read_once(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, sizes, once = [os.urandom(60_000) for _ in range(300)], list[int](), s3._Ranges._range
+    structs = pa.array([{"bytes": image, "path": f"{n}.png"} for n, image in enumerate(images)], KIND)
+    write(tmp_path / "m.parquet", structs, group=50, n=range(300))
+    open_store(f"s3://{bucket}").put_file("m.parquet", tmp_path / "m.parquet")
+
+    def counted(stream: s3._Ranges, first: int, last: int) -> bytes:
+        sizes.append(last - first + 1)
+        return once(stream, first, last)
+
+    monkeypatch.setattr(s3._Ranges, "_range", counted)
+    rows = list(read(f"s3://{bucket}/m.parquet"))
+    assert sum(sizes) < 500_000, "of 18 MB"
+    sizes.clear()
+    fetcher = Fetcher()
+    for start in range(0, 300, 50):
+        found = fetcher.fetch_many([str(row.image) for row in rows[start : start + 50]])
+        assert found == images[start : start + 50]
+    assert sum(sizes) < 19_000_000, "18 MB, once"
 
 
 def test_files_of_web_servers_are_refused(tmp_path: Path) -> None:

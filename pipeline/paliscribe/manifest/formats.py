@@ -1,5 +1,6 @@
 """Manifest formats: each is read as blocks of rows, in constant memory. A folder or prefix is listed."""
 
+import io
 import shutil
 import tempfile
 from collections import Counter
@@ -142,6 +143,8 @@ def _parquet(source: Source) -> Iterator[Block]:
             raise UsageError(f"manifest {redacted(source.uri)}: there are two columns {listed(twice)}")
         unread = source.dropped.intersection(names)
         pictures = Pictures.of(source, whole)
+        if pictures is not None and isinstance(file, io.BufferedReader):  # what it reads ahead would be images
+            whole = pq.ParquetFile(file.raw, metadata=whole.metadata, buffer_size=PARQUET_BUFFER, pre_buffer=False)
         batches: list[pa.RecordBatch] = []
         ids: list[pa.Array] = []
         for batch, default in addressed(_batches(whole, unread, pictures), pictures):

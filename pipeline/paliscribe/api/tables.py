@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from paliscribe.errors import UsageError
 from paliscribe.storage import StorageError, open_store, scheme
 from paliscribe.storage.inline import is_inline
+from paliscribe.storage.parquet import BYTES, PATH, image_bytes, image_leaf
 
 GIVEN = "_run/given"
 
@@ -53,7 +55,8 @@ def manifest_addresses(manifest: Manifest, output: str, image_column: str) -> tu
             name = f"{GIVEN}/{hashlib.file_digest(body, 'sha256').hexdigest()[:16]}.{ending}"
         try:
             store = open_store(output)
-            store.put_file(name, file)
+            if not store.exists(name):  # a file that is written anew is another version, for images that are in it
+                store.put_file(name, file)
         except StorageError as error:
             raise UsageError(f"output {error}") from None
         return (f"{store.uri.rstrip('/')}/{name}",)
@@ -72,10 +75,20 @@ def _absolute(table: pa.Table, image_column: str) -> pa.Table:
     place = table.column_names.index(image_column)
     column = table.column(place)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_struct(kind) and image_leaf(image_column, kind) and kind.get_field_index(PATH) >= 0:
+        chunks = [_with_absolute_paths(chunk) for chunk in column.chunks]
+        return table.set_column(place, image_column, pa.chunked_array(chunks)) if chunks else table
     if not any(is_text(kind) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
         return table
     made = pa.array([_place(value) for value in column.to_pylist()], pa.string())
     return table.set_column(place, image_column, made)
+
+
+def _with_absolute_paths(images: pa.Array) -> pa.Array:
+    """Images with bytes or a path; the path of one with bytes is its name."""
+    held, paths = image_bytes(images), pc.struct_field(images, PATH).to_pylist()
+    made = [path if there else _place(path) for path, there in zip(paths, held.is_valid().to_pylist(), strict=True)]
+    return pa.StructArray.from_arrays([held, pa.array(made, pa.string())], [BYTES, PATH])
 
 
 def _lines(rows: Iterable[Any], image_column: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from paliscribe.errors import RowError
 from paliscribe.images.gate import Gates
-from paliscribe.storage import StorageError, inline, registered_scheme
+from paliscribe.storage import StorageError, inline, parquet, registered_scheme
 from paliscribe.storage.http import PLAIN, Headers
 from paliscribe.storage.retry import with_retries
 
@@ -31,6 +31,7 @@ class Fetcher:
         self.headers = headers
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
         self._gates = Gates(concurrency)
+        self._rows = parquet.Rows()
 
     def fetch(self, uri: str) -> bytes:
         """The bytes at this address. Raises RowError."""
@@ -50,21 +51,34 @@ class Fetcher:
 
     def _read(self, uri: str) -> bytes:
         """The bytes at this address, without retries. Raises StorageError, which may be temporary, or RowError."""
+        if parquet.is_row(uri):
+            try:
+                return self._rows.read(uri, self.max_bytes)
+            except StorageError as error:  # after the retries of the store
+                raise RowError(error.kind, error.message) from error
         found = registered_scheme(uri)
         more = {"headers": self.headers} if found.headers else {}
         return found.get_once(uri, self.max_bytes, self.concurrency, self.timeout, **more)
 
     def _store(self, uri: str) -> str:
         """The name of a store that is waited for: see `with_retries`."""
-        return registered_scheme(uri).store()
+        return "" if parquet.is_row(uri) else registered_scheme(uri).store()
 
     def fetch_many(self, uris: Sequence[str]) -> list[bytes | RowError]:
-        """The bytes at each address, or its error, in order."""
+        """The bytes at each address, or its error, in order. One thread reads the rows of a Parquet file, in order."""
+        groups: dict[str | int, list[int]] = {}
+        for place, uri in enumerate(uris):
+            groups.setdefault(parquet.file_of(uri) or place, []).append(place)
 
-        def one(uri: str) -> bytes | RowError:
-            try:
-                return self.fetch(uri)
-            except RowError as error:
-                return error
+        def some(places: Sequence[int]) -> list[bytes | RowError]:
+            return [self._fetched(uris[place]) for place in places]
 
-        return list(self._threads.map(one, uris))
+        found = zip(groups.values(), self._threads.map(some, groups.values()), strict=True)
+        by_place = {place: data for places, each in found for place, data in zip(places, each, strict=True)}
+        return [by_place[place] for place in range(len(uris))]
+
+    def _fetched(self, uri: str) -> bytes | RowError:
+        try:
+            return self.fetch(uri)
+        except RowError as error:
+            return error

@@ -92,10 +92,14 @@ class Block(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A block that is a table already, of columns with different names. `unread`: columns that it leaves out."""
+    """A block that is a table already, of columns with different names.
+
+    `unread`: columns that it leaves out. `ids`: the default ids of rows whose image's address does not give one.
+    """
 
     data: pa.Table
     unread: frozenset[str] = frozenset()
+    ids: pa.Array | None = None
 
     def table(self) -> pa.Table:
         """See Block."""

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paliscribe.errors import UsageError
-from paliscribe.manifest.blocks import SPACE, Block, Uncertain
+from paliscribe.manifest.blocks import SPACE, Block, Columns, Uncertain
 from paliscribe.manifest.kinds import Kinds, converted, kind_of_column
 from paliscribe.manifest.naming import Naming
 from paliscribe.manifest.values import holds_no_text, plain, python_values, text_of
@@ -45,7 +45,10 @@ def normalised(block: Block, naming: Naming, folder: str, types: Mapping[str, pa
         absent = pa.nulls(found.num_rows, pa.string())
         reference = _texts(columns.get(naming.image, absent))
         given = absent if naming.id in naming.dropped else _texts(columns.get(naming.id, absent))
-        values = {ID: pc.coalesce(given, pc.if_else(_is_inline(reference), None, reference))}
+        default = pc.if_else(_is_inline(reference), None, reference)
+        if isinstance(block, Columns) and block.ids is not None:
+            default = pc.coalesce(block.ids, default)
+        values = {ID: pc.coalesce(given, default)}
         values[IMAGE] = resolved(reference, folder)
         kinds: dict[str, Kinds] = {}
         nested: set[str] = set()

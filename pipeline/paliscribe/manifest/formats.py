@@ -1,5 +1,6 @@
 """Manifest formats: each is read as blocks of rows, in constant memory. A folder or prefix is listed."""
 
+import io
 import shutil
 import tempfile
 from collections import Counter
@@ -15,6 +16,7 @@ from paliscribe.manifest.lines import json_lines, text_lines
 from paliscribe.manifest.listing import Listing, as_text, is_image
 from paliscribe.manifest.messages import listed
 from paliscribe.manifest.naming import Naming
+from paliscribe.manifest.pictures import Pictures, addressed, selected
 from paliscribe.storage import open_store, redacted, split
 from paliscribe.storage.base import ObjectInfo
 
@@ -135,34 +137,53 @@ def _parquet(source: Source) -> Iterator[Block]:
     with open_store(folder).open(name) as file, tempfile.TemporaryFile(prefix="paliscribe-") as copy:
         if not file.seekable():
             shutil.copyfileobj(file, copy, 1 << 20)
-        whole = pq.ParquetFile(file if file.seekable() else copy, buffer_size=PARQUET_BUFFER)
+        whole = pq.ParquetFile(file if file.seekable() else copy, buffer_size=PARQUET_BUFFER, pre_buffer=False)
         names = whole.schema_arrow.names
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise UsageError(f"manifest {redacted(source.uri)}: there are two columns {listed(twice)}")
         unread = source.dropped.intersection(names)
-        wanted = [name for name in names if name not in unread] if unread else None
+        pictures = Pictures.of(source, whole)
+        if pictures is not None and isinstance(file, io.BufferedReader):  # what it reads ahead would be images
+            whole = pq.ParquetFile(file.raw, metadata=whole.metadata, buffer_size=PARQUET_BUFFER, pre_buffer=False)
         batches: list[pa.RecordBatch] = []
-        for batch in _batches(whole, wanted):
+        ids: list[pa.Array] = []
+        for batch, default in addressed(_batches(whole, unread, pictures), pictures):
             batches.append(batch)
+            ids += [default] if default is not None else []
             if sum(map(len, batches)) >= PARQUET_ROWS or sum(each.nbytes for each in batches) >= BLOCK:
-                yield Columns(pa.Table.from_batches(batches), unread)
-                batches = []
+                yield Columns(pa.Table.from_batches(batches), unread, pa.concat_arrays(ids) if ids else None)
+                batches, ids = [], []
         if batches:
-            yield Columns(pa.Table.from_batches(batches), unread)
+            yield Columns(pa.Table.from_batches(batches), unread, pa.concat_arrays(ids) if ids else None)
 
 
-def _batches(file: pq.ParquetFile, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file, decoded some `BLOCK` bytes at a time, as far as the rows before tell their size."""
+def _batches(
+    file: pq.ParquetFile, unread: frozenset[str], pictures: Pictures | None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of a Parquet file, decoded some `BLOCK` bytes at a time, as far as the rows before tell their size.
+
+    With the number of their row group.
+    """
     size = 1.0  # bytes of a decoded row, which dictionaries make smaller in the file
     for number in range(file.num_row_groups):
-        group = file.metadata.row_group(number)
+        columns = selected(file.schema_arrow.names, unread, pictures, number)
         if number == 0:
             probe = next(file.iter_batches(batch_size=PROBE_ROWS, columns=columns, row_groups=[0]), None)
             size = max(size, probe.nbytes / len(probe)) if probe else size
-        rows = max(1, min(PARQUET_BATCH, int(BLOCK / max(size, group.total_byte_size / max(1, group.num_rows)))))
+        rows = max(1, min(PARQUET_BATCH, int(BLOCK / max(size, _row_bytes(file.metadata.row_group(number), columns)))))
         for batch in file.iter_batches(batch_size=rows, columns=columns, row_groups=[number]):
-            yield batch
+            yield number, batch
             size = max(1.0, batch.nbytes / len(batch))
+
+
+def _row_bytes(group: pq.RowGroupMetaData, columns: list[str] | None) -> float:
+    """Bytes of a row in a row group, of those columns and leaves that are read."""
+    if columns is None:
+        return float(group.total_byte_size / max(1, group.num_rows))
+    chunks, wanted = map(group.column, range(group.num_columns)), frozenset(columns)
+    paths = ((chunk.path_in_schema, chunk.total_uncompressed_size) for chunk in chunks)
+    total = sum(size for path, size in paths if path in wanted or path.partition(".")[0] in wanted)
+    return float(total / max(1, group.num_rows))
 
 
 # File name extension, without .gz or .zst -> reader, which yields blocks of rows.

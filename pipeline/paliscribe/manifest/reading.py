@@ -160,6 +160,7 @@ class Reading:
     def _by_rows(self, source: Source, block: Block) -> Iterator[Part]:
         """The rows of a block, read one by one: `normalised` in other words, with the row in its errors."""
         rows = block.rows()
+        defaults = iter(block.ids.to_pylist() if isinstance(block, Columns) and block.ids is not None else ())
         known = {field.name: field.type for field in block.data.schema} if isinstance(block, Columns) else {}
         while found := some(rows):
             columns = dict(known)
@@ -168,7 +169,7 @@ class Reading:
             values: list[Row] = []
             for number, row in enumerate(found, start=self.rows):
                 columns |= {name: pa.null() for name in row if name not in columns}
-                values.append(self._plain(row, number, source, nested))
+                values.append(self._plain(row, number, source, nested, next(defaults, None)))
                 for name, value in values[-1].items():
                     if name not in (ID, IMAGE):
                         kinds[name] = kinds.get(name, Kinds()) | {kind_of(value)}
@@ -178,8 +179,11 @@ class Reading:
             table = table.set_column(1, IMAGE, resolved(table[IMAGE].combine_chunks(), split(source.uri)[0]))
             yield Part(table, columns, kinds, frozenset(nested))
 
-    def _plain(self, row: Row, number: int, source: Source, nested: set[str]) -> Row:
-        """A row's values as a table holds them, with a relative image; without nulls. Raises UsageError."""
+    def _plain(self, row: Row, number: int, source: Source, nested: set[str], default: str | None) -> Row:
+        """A row's values as a table holds them, with a relative image; without nulls. Raises UsageError.
+
+        `default`: its id if none is given; None: its image.
+        """
         at = f"manifest {redacted(source.uri)}"
         reference, given = row.get(self._naming.image), row.get(self._naming.id)
         given = None if self._naming.id in self._naming.dropped else given
@@ -189,7 +193,8 @@ class Reading:
                 flag = "--image-column" if value is reference else "--id-column"
                 raise UsageError(f"{at}: column {quoted(name)} is {kind} in row {number + 1}; {NO_TEXT.format(flag)}")
         reference, given = text_of(reference), text_of(given)
-        found: Row = {IMAGE: reference, ID: given or (reference if reference and not is_inline(reference) else None)}
+        default = default or (reference if reference and not is_inline(reference) else None)
+        found: Row = {IMAGE: reference, ID: given or default}
         for name, value in row.items():
             if value is None or (carried := self._naming.carried(name)) is None:
                 continue

@@ -7,7 +7,7 @@ from typing import BinaryIO, Literal, Protocol
 
 from paliscribe.errors import PaliscribeError
 
-StorageErrorKind = Literal["missing", "forbidden", "throttled", "unreachable", "bad_uri", "too_large"]
+StorageErrorKind = Literal["missing", "forbidden", "throttled", "unreachable", "bad_uri", "too_large", "changed"]
 RETRYABLE: frozenset[str] = frozenset({"throttled", "unreachable"})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paliscribe.errors import UsageError
@@ -72,6 +72,7 @@ numbers = st.one_of(
 
 
 @settings(max_examples=60, deadline=None)
+@example(["true", "0", "0.0"])
 @given(st.lists(numbers, min_size=1, max_size=6))
 def test_any_mixture_is_read_alike_in_blocks_of_any_size(values: list[str]) -> None:
     found = []

@@ -107,7 +107,9 @@ class Reading:
             self._tell(f"columns without a name are carried as {listed(made)}")
         mixed = {name: self._kinds[name] - {"nan"} for name in self._types if self._kinds.get(name, Kinds()) != {"str"}}
         if texts := [name for name, kinds in mixed.items() if self._types[name] == pa.string() and kinds != {"str"}]:
-            words = ", ".join(sorted({MIXED.get(kind, kind) for kind in mixed[texts[0]]}))
+            first = mixed[texts[0]]
+            first -= {"int"} if "float" in first else set()  # small numbers may be read as either
+            words = ", ".join(sorted({MIXED.get(kind, kind) for kind in first}))
             self._tell(
                 f"columns with values of several types are carried as text: {listed(texts)} (the first: {words})"
             )

@@ -114,6 +114,8 @@ def engine_alone(manifest: Path, model_id: str, tokens: int | None) -> float:
 
 def whole_run(manifest: Path, output: Path, threads: int, model: str, tokens: int | None) -> dict[str, float]:
     """Requests/s of `run_batch`, share of busy time of its engine, and growth of this process's memory in MiB."""
+    import ray
+
     from paliscribe.batch.progress import Progress
     from paliscribe.batch.run import run_batch
     from paliscribe.config import JobConfig, ModelSpec, PoolConfig
@@ -124,10 +126,11 @@ def whole_run(manifest: Path, output: Path, threads: int, model: str, tokens: in
     def watch(progress: Progress) -> None:
         if progress.annotating_since is not None:
             seen["since"] = progress.annotating_since
-            with contextlib.suppress(Exception):  # the pool is there no longer
-                looks.append((time.monotonic(), progress.requests, busy_seconds()))
         if progress.rows and progress.rows_before + progress.rows_committed == progress.rows and "until" not in seen:
             seen["until"] = time.monotonic()
+        if progress.annotating_since is not None and ray.is_initialized():  # else Serve would start it
+            with contextlib.suppress(Exception):  # the pool is there no longer
+                looks.append((time.monotonic(), progress.requests, busy_seconds()))
 
     job = JobConfig(
         manifest=(str(manifest),),

@@ -1,10 +1,11 @@
 """The same images and tasks through Paliscribe and through what one would write instead, from process start to end.
 
-    python -m bench.peers [--images 200 2000] [--rounds 3] [--threads 1 2] [--json]
+    python -m bench.peers [--images 200 2000] [--rounds 3] [--peers script:1 raydata:2] [--json]
 
 The peers are `bench.peer_script` (transformers, batches of 32) and `bench.peer_raydata` (Ray Data with `generate` in an
-actor), each with every number of torch threads of `--threads`; the best counts. All answer four tasks for each image,
-with the demo model in float32, and write to a local disk. One after another, in turns.
+actor), each with one torch thread and with as many as there are cores; the best counts. `--peers` chooses other pairs
+of a peer and its threads. All answer four tasks for each image, with the demo model in float32, and write to a local
+disk. One after another, in turns.
 """
 
 import argparse
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[200, 2000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
+    both = [f"{peer}:{threads}" for peer in ("script", "raydata") for threads in (1, os.cpu_count() or 1)]
+    parser.add_argument("--peers", nargs="+", default=both, metavar="PEER:THREADS")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
 
@@ -73,21 +75,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for images in options.images:
         with tempfile.TemporaryDirectory() as folder:
             manifest = write_collection(Path(folder) / "collection", images, seed=1)
-            rounds = [one_round(manifest, Path(folder) / str(n), options.threads) for n in range(options.rounds)]
+            rounds = [one_round(manifest, Path(folder) / str(n), options.peers) for n in range(options.rounds)]
         found[str(images)] = report(images, rounds)
     if options.json:
         print(json.dumps(found))
 
 
-def one_round(manifest: Path, folder: Path, threads: Sequence[int]) -> dict[str, tuple[float, float]]:
+def one_round(manifest: Path, folder: Path, peers: Sequence[str]) -> dict[str, tuple[float, float]]:
     """Seconds to the first answers and to the end, of each contender."""
     folder.mkdir()
     found = {}
-    for peer in ("script", "raydata"):
-        for count in threads:
-            output = folder / f"{peer}-{count}"
-            command = [f"bench.peer_{peer}", "--manifest", str(manifest), "--output", str(output)]
-            found[f"{peer}, {count} threads"] = timed([*command, "--threads", str(count)], output)
+    for peer, threads in (each.split(":") for each in peers):
+        output = folder / f"{peer}-{threads}"
+        command = [f"bench.peer_{peer}", "--manifest", str(manifest), "--output", str(output), "--threads", threads]
+        found[f"{peer}, {threads} threads"] = timed(command, output)
     output = folder / "paliscribe"
     tasks = [word for task in TASKS for word in ("--task", task)]
     command = ["paliscribe", "annotate", "--manifest", str(manifest), "--output", str(output), "--quiet", *tasks]

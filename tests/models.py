@@ -34,9 +34,9 @@ def demo_model() -> Model:
 
 @cache
 def random_model(
-    seed: int, family: str = "gemma", dtype: torch.dtype = torch.float32, **text_settings: Any
+    seed: int, family: str = "gemma", dtype: torch.dtype = torch.float32, layers: int = 4, **text_settings: Any
 ) -> tuple[Model, Any]:
-    """A model of random weights with the demo's tokenizer, and transformers' copy of it.
+    """A model of random weights with the demo's tokenizer, and transformers' copy of it. Both towers have `layers`.
 
     Its answers are long, odd and sensitive.
     """
@@ -49,8 +49,8 @@ def random_model(
         text |= {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "layer_types": None}
         text |= {"num_key_value_heads": 2}
     config = PaliGemmaConfig(
-        vision_config=config.vision_config.to_dict(),
-        text_config=text | text_settings,
+        vision_config=config.vision_config.to_dict() | {"num_hidden_layers": layers},
+        text_config=text | {"num_hidden_layers": layers} | text_settings,
         image_token_id=config.image_token_id,
         projection_dim=config.projection_dim,
     )

@@ -12,7 +12,13 @@ from paliscribe.storage.retry import hurried, waiting, with_retries
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("FIRST_WAIT", 0.001), ("MAX_WAIT", 0.01), ("PATIENCE", 0.5), ("TOLD_AFTER", 0.05)):
+    for name, seconds in (
+        ("FIRST_WAIT", 0.001),
+        ("MAX_WAIT", 0.01),
+        ("PATIENCE", 0.5),
+        ("HOST_PATIENCE", 0.3),
+        ("TOLD_AFTER", 0.05),
+    ):
         monkeypatch.setattr(retry, name, seconds)
     monkeypatch.setattr(retry, "_answered", {})
 
@@ -73,6 +79,35 @@ def test_an_object_that_fails_while_others_are_read_is_given_up() -> None:
 
     with pytest.raises(StorageError):
         with_retries(attempt, 3, "store")
+    assert len(attempts) == 4
+
+
+def test_a_web_server_is_waited_for_once_until_it_answers_again() -> None:
+    with_retries(lambda: "", 3, host="web")
+    attempt, attempts = failing(20)
+    assert with_retries(attempt, 3, host="web") == "found"
+    for least in (20, 4, 4):
+        attempt, attempts = failing(float("inf"), "throttled")
+        with pytest.raises(StorageError):
+            with_retries(attempt, 3, host="web")
+        assert len(attempts) == 4 if least == 4 else len(attempts) > least
+    attempt, attempts = failing(2)
+    with_retries(attempt, 3, host="web")
+    attempt, attempts = failing(20)
+    assert with_retries(attempt, 3, host="web") == "found", "it has answered"
+
+
+def test_an_object_that_a_web_server_throttles_while_others_are_read_is_given_up() -> None:
+    with_retries(lambda: "", 3, host="web")
+    attempts: list[int] = []
+
+    def attempt() -> str:
+        attempts.append(1)
+        with_retries(lambda: "", 3, host="web")
+        raise StorageError("throttled", "http://web/k", "HTTP 503")
+
+    with pytest.raises(StorageError):
+        with_retries(attempt, 3, host="web")
     assert len(attempts) == 4
 
 

@@ -13,15 +13,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
-from paliscribe.batch.open_rows import OpenRows, OpenRowsNotes
 from paliscribe.batch.progress import Progress
 from paliscribe.batch.session import repeating
 from paliscribe.batch.stage import Plan, Stage
+from paliscribe.batch.stage_notes import Notes, StageNotes
 from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import wait_until_ready
 from paliscribe.pool.ray_cluster import translating
 from paliscribe.results import Marker
+from paliscribe.storage.retry import waiting
 
 
 def annotate_shards(
@@ -36,24 +37,24 @@ def annotate_shards(
 ) -> Generator[Marker]:
     """Annotate shards on at most `workers` stage processes of `cpus` each; yields their markers as they are committed.
 
-    Updates `progress.rows_open` meanwhile. `stage`: instead of `StageActor`, for measurements. Raises TemporaryError if
-    a process keeps failing.
+    Updates what `progress` says of open shards meanwhile. `stage`: instead of `StageActor`, for measurements. Raises
+    TemporaryError if a process keeps failing.
     """
-    open_rows = OpenRows()
+    notes = StageNotes()
     blocks = ray.data.from_blocks([as_block(part) for part in divide(shards, workers)])
     markers = blocks.map_batches(
         stage or StageActor,
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-        fn_constructor_args=(plan, pool, open_rows.name),
+        fn_constructor_args=(plan, pool, notes.name),
         num_cpus=cpus,
         max_restarts=3,
         max_task_retries=3,
     )
     markers.context.target_max_block_size = 1  # bytes: every marker is an output block, sent at once
     markers.context._max_num_blocks_in_streaming_gen_buffer = 256
-    with _tracking(open_rows, progress), translating():
+    with _tracking(notes, progress), translating():
         for batch in markers.iter_batches(batch_size=None, prefetch_batches=0):
             yield from map(Marker.from_json, batch["marker"])
 
@@ -87,8 +88,8 @@ def shards_of(block: pa.Table) -> Iterator[int]:
 class StageActor:
     """A stage process as a Ray Data actor. It may be up before the pool is: its first block waits."""
 
-    def __init__(self, plan: Plan, pool: PoolAddress, open_rows: str) -> None:
-        self._stage, self._pool, self._notes = Stage(plan, PoolClient(pool)), pool, OpenRowsNotes(open_rows)
+    def __init__(self, plan: Plan, pool: PoolAddress, notes: str) -> None:
+        self._stage, self._pool, self._notes = Stage(plan, PoolClient(pool)), pool, Notes(notes, waiting)
 
     def __call__(self, block: pa.Table) -> Iterator[dict[str, Any]]:
         """Yield the marker of each shard of a block, an output block each."""
@@ -98,12 +99,12 @@ class StageActor:
 
 
 @contextlib.contextmanager
-def _tracking(open_rows: OpenRows, progress: Progress) -> Iterator[None]:
-    """Update `progress.rows_open` periodically."""
+def _tracking(notes: StageNotes, progress: Progress) -> Iterator[None]:
+    """Update what `progress` says of open shards periodically."""
 
     def look() -> None:
-        progress.rows_open = open_rows.total(progress.annotating_since)
+        progress.rows_open, progress.stages_wait = notes.read(progress.annotating_since)
 
     with repeating(look):
         yield
-    progress.rows_open = 0
+    progress.rows_open, progress.stages_wait = 0, ""

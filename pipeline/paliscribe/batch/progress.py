@@ -12,6 +12,7 @@ class Progress:
 
     stage: str = "checking"  # short text for display
     waiting: str = ""  # what this process waits for, if for long
+    stages_wait: str = ""  # what stage processes wait for, if for long
     notes: list[str] = field(default_factory=list)  # lines for the user, each to be shown once
     on_note: Callable[[], None] = lambda: None  # called after each
     rows: int = 0  # of the whole run

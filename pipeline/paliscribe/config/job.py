@@ -49,7 +49,12 @@ class FetchConfig(Settings):
         "the existing cluster. On a cluster that adds CPU nodes on demand, set 1, and set `workers`.",
     )
     concurrency: int = Field(32, ge=1, description="Objects that a stage process fetches concurrently.")
-    retries: int = Field(4, ge=0, description="Retries of a throttled or failed fetch, with backoff.")
+    retries: int = Field(
+        4,
+        ge=0,
+        description="Retries of a throttled or failed fetch, with backoff. A store (10 minutes) or web server (2) that "
+        "answers no longer is waited for.",
+    )
     timeout: float = Field(30.0, gt=0, description="Timeout of one attempt to connect or to read, in seconds.")
     max_bytes: MaxBytes = 256 * 2**20
     max_pixels: MaxPixels = 178_956_970

@@ -1,10 +1,10 @@
 """Fetches trusted image addresses: concurrently, with retries, with an error kind for each failure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from paliscribe.errors import RowError
-from paliscribe.images.gate import Gates
+from paliscribe.images.gate import Gates, host
 from paliscribe.storage import StorageError, inline, parquet, registered_scheme
 from paliscribe.storage.http import PLAIN, Headers
 from paliscribe.storage.retry import with_retries
@@ -14,8 +14,8 @@ class Fetcher:
     """Fetches whole objects. Thread-safe; one per process is enough.
 
     `concurrency`: of each host at most; less while it asks to slow down. `retries`: after the first attempt, for
-    temporary errors only; a store that has answered before is waited for longer. `timeout`: seconds to connect, and
-    between two reads. `max_bytes`: the largest object. `headers`: of requests to web servers.
+    temporary errors only; a store or a web server that has answered before is waited for longer. `timeout`: seconds to
+    connect, and between two reads. `max_bytes`: the largest object. `headers`: of requests to web servers.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Fetcher:
                 return self._read(uri)
 
         try:
-            data = inline.decoded(uri) if inline.is_inline(uri) else with_retries(once, self.retries, self._store(uri))
+            data = inline.decoded(uri) if inline.is_inline(uri) else self._with_retries(once, uri)
         except StorageError as error:
             raise RowError(error.kind, error.message) from error
         if not data:
@@ -60,9 +60,9 @@ class Fetcher:
         more = {"headers": self.headers} if found.headers else {}
         return found.get_once(uri, self.max_bytes, self.concurrency, self.timeout, **more)
 
-    def _store(self, uri: str) -> str:
-        """The name of a store that is waited for: see `with_retries`."""
-        return "" if parquet.is_row(uri) else registered_scheme(uri).store()
+    def _with_retries(self, once: Callable[[], bytes], uri: str) -> bytes:
+        store = "" if parquet.is_row(uri) else registered_scheme(uri).store()
+        return with_retries(once, self.retries, store, host(uri))
 
     def fetch_many(self, uris: Sequence[str]) -> list[bytes | RowError]:
         """The bytes at each address, or its error, in order. One thread reads the rows of a Parquet file, in order."""

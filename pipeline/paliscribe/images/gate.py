@@ -49,8 +49,13 @@ class Gates:
 
     def of(self, uri: str) -> Gate:
         """The gate of an address."""
-        host = scheme(uri) + uri.partition("://")[2].partition("/")[0] if "://" in uri else ""
+        name = host(uri)
         with self._lock:
-            if host not in self._gates:
-                self._gates[host] = Gate(self._most)
-            return self._gates[host]
+            if name not in self._gates:
+                self._gates[name] = Gate(self._most)
+            return self._gates[name]
+
+
+def host(uri: str) -> str:
+    """Scheme and host, or bucket, of an address; empty for a path."""
+    return scheme(uri) + uri.partition("://")[2].partition("/")[0] if "://" in uri else ""

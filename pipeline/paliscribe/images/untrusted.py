@@ -5,6 +5,7 @@ By default no address is allowed: see `allowed`. Live requests read through `Unt
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, get_args
 
 from paliscribe.config import ImagesConfig
@@ -12,6 +13,7 @@ from paliscribe.errors import RequestError, RowError, RowErrorKind
 from paliscribe.images.allowed import AllowedAddresses
 from paliscribe.images.fetch import Fetcher
 from paliscribe.storage import StorageError, StorageErrorKind, inline
+from paliscribe.storage.retry import with_retries
 
 TEMPORARY: Final = 500  # errors of this HTTP status or above may be temporary
 KINDS: Final[dict[str, RowErrorKind]] = {kind: kind for kind in get_args(RowErrorKind)} | {"not_allowed": "forbidden"}
@@ -76,5 +78,5 @@ class GuardedFetcher(Fetcher):
             throttled: StorageErrorKind = "throttled" if kind == "throttled" else "unreachable"
             raise StorageError(throttled, uri, error.message, error.retry_after) from None
 
-    def _store(self, uri: str) -> str:
-        return ""  # strangers' hosts are not waited for
+    def _with_retries(self, once: Callable[[], bytes], uri: str) -> bytes:
+        return with_retries(once, self.retries)  # strangers' hosts are not waited for

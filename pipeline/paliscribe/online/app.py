@@ -99,7 +99,7 @@ def create_app(  # long: the handlers of one application
     @app.post("/v1/chat/completions", summary="OpenAI-compatible chat completion", responses=ERRORS)
     async def completions(call: ChatRequest) -> Any:
         served = service.model(call.model)
-        image, prompt = call.check()
+        image, prompt = call.check(last_picture=service.config.last_picture)
         checked = service.check(await service.load(served, image), prompt, **call.options())
         if not call.stream:
             return await chat.complete(service, served, call, checked)

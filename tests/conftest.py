@@ -45,6 +45,7 @@ SLOW = (  # files that compute for more than some seconds, or open a browser
     "online/test_attacks.py",
     "online/test_openapi.py",
     "online/test_page*.py",
+    "online/test_reference.py",
     "results/test_publish.py",
 )
 

@@ -8,6 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
@@ -238,9 +239,10 @@ async def stream(service: Service, served: Served, call: ChatRequest, checked: C
     yield DONE
 
 
-def about_model(name: str) -> dict[str, Any]:
-    """OpenAI's `model` object."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "paliscribe"}
+def about_model(served: Served) -> dict[str, Any]:
+    """OpenAI's `model` object, with what the model can do: `tasks`, `languages` (empty: many), `about`."""
+    model = {"id": served.name, "object": "model", "created": 0, "owned_by": "paliscribe"}
+    return model | asdict(served.abilities)
 
 
 def event(body: dict[str, Any]) -> str:

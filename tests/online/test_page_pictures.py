@@ -158,7 +158,7 @@ def test_boxes_can_be_hidden_and_filtered_by_score(page: Page, endpoint: Endpoin
     page.choose(file)
     page.ask()
     assert not page["filter"].is_displayed() and not page["boxes-choice"].is_displayed()
-    page.fill("detect", things="blue circle ; yellow star")
+    page.fill("detect", things="blue square ; yellow star")
     page.ask()
     scores = sorted(box["score"] for box in page.run("return picture.current.record.boxes"))
     assert len(scores) == 2 and scores[0] + 0.02 < scores[1]
@@ -218,7 +218,7 @@ def test_answers_can_be_saved(page: Page, file: Path, scene: Any) -> None:
         page["save-png"].click()
         page.wait(lambda: page.run("return saved.length"))
         name, url = page.driver.execute_async_script(READ)
-        path = file.with_name(name)
+        path = file.with_name("saved.png")
         path.write_bytes(base64.b64decode(url.split(",")[1]))
         with Image.open(path) as image, Image.open(file) as plain:
             assert name == "scene.png" and image.size == plain.size == (scene.width, scene.height)

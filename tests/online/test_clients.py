@@ -98,7 +98,7 @@ def test_langchain(base: str, url: str, scene: Scene) -> None:
     from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
     from langchain_openai import ChatOpenAI
 
-    model = ChatOpenAI(base_url=base, api_key=KEY, model="demo", temperature=0, max_retries=0)  # type: ignore[arg-type]
+    model = ChatOpenAI(base_url=base, api_key=KEY, model="demo", temperature=0, max_retries=0)
     _, _, data = url.partition(",")
     for part in (
         {"type": "image_url", "image_url": {"url": url}},
@@ -197,9 +197,19 @@ def test_openai_in_node(base: str, url: str, scene: Scene, tmp_path: Path) -> No
 
 @pytest.mark.long
 def test_litellm(base: str, url: str, scene: Scene, tmp_path: Path) -> None:
-    python = tmp_path / "venv" / "bin" / "python"
+    python = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", tmp_path / "venv"], check=True, timeout=120)
-    install = [python, "-m", "pip", "install", "-q", "--constraint", ROOT / "infra/constraints.txt", LITELLM]
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-compile",
+        "--constraint",
+        str(ROOT / "infra/constraints.txt"),
+        LITELLM,
+    ]
     subprocess.run(install, check=True, capture_output=True, timeout=500)
     environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # it would read a list from the web
     command = [python, "-c", ASK_LITELLM, base, KEY, url]

@@ -1,7 +1,7 @@
 """The page `/docs`: the OpenAPI document as plain HTML, without a script."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
@@ -60,8 +60,8 @@ def _anchor(method: str, path: str) -> str:
 
 def _call(document: Mapping[str, Any], method: str, path: str, call: Mapping[str, Any]) -> str:
     """The section of one call."""
-    kind, body = next(iter(call.get("requestBody", {}).get("content", {}).items()), ("", {}))
-    schema = body.get("schema", {})
+    content: dict[str, dict[str, Any]] = call.get("requestBody", {}).get("content", {"": {}})
+    kind, body = next(iter(content.items()))
     parameters = [
         (each["name"], each["schema"], each.get("required", False), f"in the {each['in']}")
         for each in call.get("parameters", [])
@@ -71,10 +71,9 @@ def _call(document: Mapping[str, Any], method: str, path: str, call: Mapping[str
         f"<p>{escape(call.get('summary', ''))}</p>",
     ]
     if parameters:
-        rows = (_row(document, name, each, needed, place) for name, each, needed, place in parameters)
-        parts.append(_table("Parameters", rows))
-    if rows := list(_fields(document, schema)):
-        parts.append(_table(f"Body: {kind}", iter(rows)))
+        parts.append(_table("Parameters", [_row(document, *parameter) for parameter in parameters]))
+    if rows := list(_fields(document, body.get("schema", {}))):
+        parts.append(_table(f"Body: {kind}", rows))
     parts.append(f"<h3>With curl</h3><pre>{escape(_curl(document, method, path, kind, body))}</pre>")
     errors = [
         f"<tr><td>{escape(status)}</td><td>{escape(reply.get('description', ''))}</td></tr>"
@@ -86,7 +85,7 @@ def _call(document: Mapping[str, Any], method: str, path: str, call: Mapping[str
     return f'<section class="card" id="{_anchor(method, path)}">{"".join(parts)}</section>\n'
 
 
-def _table(title: str, rows: Iterator[str]) -> str:
+def _table(title: str, rows: Sequence[str]) -> str:
     head = "<tr><th>field</th><th>type</th><th>meaning</th></tr>"
     return f'<h3>{escape(title)}</h3><div class="wide"><table>{head}{"".join(rows)}</table></div>'
 

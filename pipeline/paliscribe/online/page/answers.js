@@ -45,7 +45,7 @@ function titleOfPrompt(prompt) {
   const [, kind, rest] = prompt.match(/^(\S*) ?(.*)$/s);
   if (kind === "caption") return rest === "en" ? "Caption" : `Caption (${rest})`;
   if (kind === "ocr") return "Text";
-  if (kind === "answer") return rest.replace(/^\S+ /, "");
+  if (kind === "answer") return rest.replace(/^\S+ (.)/s, (_, letter) => letter.toUpperCase());
   if (kind === "detect") return `Find ${rest.replaceAll(" ;", ",")}`;
   if (kind === "segment") return `Outline ${rest.replaceAll(" ;", ",")}`;
   return prompt;

@@ -28,11 +28,12 @@ def wanted(*extras: str) -> list[Requirement]:
 
 
 def requirements_of(package: str, extras: Iterable[str] = ()) -> list[Requirement]:
-    """Requirements of an installed package on this platform, with these extras."""
+    """Requirements of an installed package on this platform, with these extras; pip is each environment's own."""
     found = [Requirement(line) for line in importlib.metadata.requires(package) or []]
     chosen = ["", *extras]
     here = [r for r in found if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in chosen)]
-    return [r for r in here if not canonicalize_name(r.name).startswith(LEFT_TO_TORCH)]
+    names = [canonicalize_name(r.name) for r in here]
+    return [r for r, name in zip(here, names, strict=True) if not name.startswith(LEFT_TO_TORCH) and name != "pip"]
 
 
 def closure(waiting: list[Requirement]) -> dict[str, set[str]]:

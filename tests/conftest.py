@@ -43,8 +43,10 @@ SLOW = (  # files that compute for more than some seconds, or open a browser
     "model/test_model.py",
     "model/test_weights.py",
     "online/test_attacks.py",
+    "online/test_clients.py",
     "online/test_openapi.py",
     "online/test_page*.py",
+    "online/test_reference.py",
     "results/test_publish.py",
 )
 

@@ -17,7 +17,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,900"
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,900 "
+    "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 )
 FILE = """
     const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
@@ -55,7 +56,11 @@ class Page:
         self.driver.execute_script(store, key)
         self.requests(), self.complaints()
         self.driver.get(f"{address}/")
-        self.wait(lambda: self.texts("#model option") or self.text("error") or self["key"].is_displayed())
+        self.wait(lambda: self.models() or self.text("error") or self["key"].is_displayed())
+
+    def models(self) -> list[str]:
+        """The models that the page has read."""
+        return list(self.run("return [...document.querySelectorAll('#model option')].map((one) => one.textContent)"))
 
     def __getitem__(self, name: str) -> WebElement:
         return self.driver.find_element(By.ID, name)

@@ -21,6 +21,7 @@ from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_scene
 from paliscribe.demo.scenes import TEST_SEEDS, Scene
 from paliscribe.engine import Engine, aio
+from paliscribe.model.abilities import abilities
 from paliscribe.online.app import create_app
 from paliscribe.online.keys import Keys
 from paliscribe.online.service import Served, Service
@@ -72,7 +73,7 @@ def endpoint() -> Iterator[Endpoint]:
     model = demo_model()
     engine = Engine(model)
     engine.start()
-    served = Served("demo", model.located.revision, model.image_size, EngineBackend(engine))
+    served = Served("demo", model.located.revision, model.image_size, EngineBackend(engine), abilities(model.spec))
     keys = Keys([__import__("hashlib").sha256(KEY.encode()).hexdigest()])
     server, thread = listen(Service(CONFIG, [served]), keys)
     port = server.servers[0].sockets[0].getsockname()[1]

@@ -6,10 +6,14 @@ import httpx
 import openai
 import pytest
 from models import demo_model
-from online.conftest import KEY, Endpoint, data_url
+from online.conftest import CONFIG, KEY, Endpoint, EngineBackend, data_url, encoded, listen
 
 from paliscribe.demo.answers import scene_items
-from paliscribe.demo.scenes import Scene
+from paliscribe.demo.drawing import draw
+from paliscribe.demo.sampling import sample_scene
+from paliscribe.demo.scenes import TEST_SEEDS, Scene
+from paliscribe.online.keys import Keys
+from paliscribe.online.service import Served, Service
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
@@ -168,6 +172,56 @@ def test_turns_and_system_prompts_are_rejected(client: openai.OpenAI, picture: b
         conversation: Any = [{"role": role, "content": "Be brief."}, *messages(picture, "caption en")]
         with pytest.raises(openai.BadRequestError, match="neither turns nor a system prompt"):
             client.chat.completions.create(model="demo", messages=conversation)
+
+
+def test_the_last_picture_of_a_conversation(client: openai.OpenAI, endpoint: Endpoint, picture: bytes) -> None:
+    def ask(conversation: Any) -> str:
+        call: Any = {"model": "demo", "messages": conversation, "extra_body": {"last_picture": True}}
+        return str(client.chat.completions.create(**call).choices[0].message.content)
+
+    def said(role: str, content: Any) -> dict[str, Any]:
+        return {"role": role, "content": content}
+
+    other = encoded(draw(sample_scene(TEST_SEEDS + 14)))
+    first, second = messages(other, "caption en"), messages(picture, "ocr")
+    plain, of_other = (
+        str(
+            client.chat.completions.create(model="demo", messages=messages(each, "caption en"))
+            .choices[0]
+            .message.content
+        )
+        for each in (picture, other)
+    )
+    assert plain != of_other
+    system, turn = said("system", "Be brief."), said("assistant", of_other)
+    assert ask([system, *messages(picture, "caption en")]) == plain
+    assert ask([said("developer", [{"type": "text", "text": "Be brief."}]), *first]) == of_other
+    asked_again = said("user", "caption en")
+    assert ask([system, *first, turn, *second, said("assistant", None), asked_again]) == plain
+    assert ask([system, *second, turn, *first, turn, asked_again]) == of_other
+    both = [*second[0]["content"][:1], *first[0]["content"]]
+    assert ask([said("user", both)]) == of_other
+    for conversation, words in (
+        ([system, asked_again], "no user message has a picture"),
+        ([system], "no user message has a picture"),
+        ([*first, turn, said("user", second[0]["content"][:1])], "the last user message has no text"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=words):
+            ask(conversation)
+
+
+def test_an_endpoint_may_take_the_last_picture_by_default(endpoint: Endpoint, picture: bytes) -> None:
+    served = Served("demo", "r", 112, EngineBackend(endpoint.engine))
+    server, thread = listen(Service(CONFIG.model_copy(update={"last_picture": True}), [served]), Keys([]))
+    try:
+        address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1/chat/completions"
+        call = {"model": "demo", "messages": [{"role": "system", "content": "Be brief."}, *messages(picture, "ocr")]}
+        assert httpx.post(address, json=call, timeout=60).status_code == 200
+        refused = httpx.post(address, json=call | {"last_picture": False}).json()["error"]
+        assert refused["param"] == "messages" and "`last_picture: true`" in refused["message"]
+    finally:
+        server.should_exit = True
+        thread.join(10)
 
 
 def test_errors_map_to_the_clients_exceptions(client: openai.OpenAI, endpoint: Endpoint, picture: bytes) -> None:

@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import io
+import json
 import re
 import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -15,9 +17,10 @@ import numpy as np
 import pytest
 from grammar.test_masks import reference
 from online.browser import Page
-from online.conftest import KEY, Endpoint, data_url, encoded
+from online.conftest import CONFIG, KEY, Endpoint, EngineBackend, data_url, encoded, listen
 from online.scripted import Scripted, scripted
 from PIL import Image
+from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from paliscribe.demo.answers import scene_items
@@ -25,6 +28,7 @@ from paliscribe.demo.drawing import draw
 from paliscribe.demo.scenes import Scene
 from paliscribe.grammar.masks import MaskDecoder, decode_rle, encode_rle
 from paliscribe.grammar.tasks import parse_task
+from paliscribe.online.service import Served, Service
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 WATCH = """
@@ -66,7 +70,7 @@ def test_a_file_is_captioned_with_streamed_text(
     page: Page, endpoint: Endpoint, scene: Scene, picture: bytes, file: Path
 ) -> None:
     page.open(endpoint.address, KEY)
-    assert page.texts("#model option") == ["demo"] and not page["sign-in"].is_displayed()
+    assert page.models() == ["demo"] and not page["sign-in"].is_displayed()
     page.choose(file)
     page.run(WATCH)
     page.ask()
@@ -74,7 +78,7 @@ def test_a_file_is_captioned_with_streamed_text(
     states = page.run("return states")  # every text that was shown
     assert page.text("text") == states[-1] == caption == record(endpoint, picture, "caption en")["text"]
     assert len(set(states)) > 2 and all(caption.startswith(state) for state in states)
-    assert "tokens" in page.text("status") and "score" in page.text("status") and not page.text("error")
+    assert "tokens" in page.text("raw-facts") and "score" in page.text("status") and not page.text("error")
 
 
 def test_text_is_shown_while_the_answer_is_streaming(page: Page, file: Path) -> None:
@@ -101,7 +105,7 @@ def test_images_can_be_dropped_and_pasted(page: Page, endpoint: Endpoint, pictur
     assert page.text("text") == wanted
     page.paste(picture, "pasted.png")
     page.wait(lambda: page.text("name") == "pasted.png")
-    assert page.text("text") == "" and page.run("return picture.size") == len(picture)
+    assert page.text("text") == "" and page.run("return picture.file.size") == len(picture)
     page.ask()
     assert page.text("text") == wanted
 
@@ -128,7 +132,7 @@ def test_every_task_has_its_prompt(page: Page, file: Path, task: str, fields: di
         page.fill(task, **fields)
         shown = {name for name in ("language", "question", "things", "free") if page[name].is_displayed()}
         page.ask()
-        assert backend.prompts == [prompt] == [page.text("prompt")]
+        assert backend.prompts == [prompt] and page.text("raw-facts").startswith(f"Prompt: {prompt} · ")
         assert parse_task(prompt).kind == ("describe" if task == "free" else task)
         usual = {"caption": {"language"}, "answer": {"question", "language"}, "ocr": set(), "free": {"free"}}
         assert shown == usual.get(task, {"things"})
@@ -176,6 +180,7 @@ def test_a_box_is_visible(page: Page, tmp_path: Path) -> None:
         page.choose(path)
         page.fill("detect", things="cat")
         page.ask()
+        page.run("document.getElementById('stage').style.margin = 0")  # centred it may lie at half a pixel
         shot = np.asarray(Image.open(io.BytesIO(page["stage"].screenshot_as_png)).convert("RGB"))
     blue = (shot == (0x0B, 0x5C, 0xAD)).all(axis=2)
     assert shot.shape == (200, 300, 3) and not blue[:25].any() and not blue[155:].any()  # the label is above it
@@ -245,19 +250,24 @@ def test_model_output_is_not_interpreted_as_html(page: Page, file: Path) -> None
         page.choose(file)
         page.fill("free", free="<u>prompt</u>")
         page.ask()
-        assert page.text("text") == evil and page.texts("#model option") == ["<i>model</i>"]
-        assert page.text("prompt") == "<u>prompt</u>" and page.run("return document.title") == "Paliscribe"
+        assert page.text("text") == evil and page.models() == ["<i>model</i>"]
+        assert "task=<u>prompt</u>'" in page.text("curl") and page.run("return document.title") == "Paliscribe"
         assert page.run("return document.querySelectorAll('#answer img, #answer b, main u, main i').length") == 0
         markup = "try { document.getElementById('text').innerHTML = '<b>'; return 'set' } catch { return 'blocked' }"
         assert page.run(markup) == "blocked"
 
 
-def test_the_curl_command_gives_the_same_answer(
-    page: Page, endpoint: Endpoint, scene: Scene, picture: bytes, tmp_path: Path
+@pytest.mark.parametrize("lines", ["curl", "python"])
+def test_the_lines_for_curl_and_python_give_the_same_answer(
+    page: Page, endpoint: Endpoint, scene: Scene, picture: bytes, tmp_path: Path, lines: str
 ) -> None:
-    page.open(endpoint.address, KEY)
-    page.command("Browser.grantPermissions", origin=endpoint.address, permissions=["clipboardReadWrite"])
     question = next(item for item in scene_items(scene) if item.task == "answer")
+    everything = Served("demo", "r", 112, EngineBackend(endpoint.engine))  # free prompts too
+    server, thread = listen(Service(CONFIG, [everything]), endpoint.keys)
+    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    page.open(address, KEY)
+    page.command("Browser.grantPermissions", origin=address, permissions=["clipboardReadWrite"])
+    page.driver.find_element(By.CSS_SELECTOR, f"input[name=lines][value={lines}]").click()
     for name, prompt in (("scene.png", question.prompt), ('it\'s; a "cat", \\ $HOME 1.png', "@it's `no` file;type=x")):
         path = tmp_path / name
         path.write_bytes(picture)
@@ -265,21 +275,40 @@ def test_the_curl_command_gives_the_same_answer(
         page.wait(partial(lambda name: page.text("name") == name, name))
         page.fill("free", free=prompt)
         page.ask()
-        page["copy"].click()
-        page.wait(lambda: page.text("copied").startswith("Copied."))
-        line = page.run("return navigator.clipboard.readText()")
-        assert line == page.text("curl") and KEY not in line
-        done = subprocess.run(
-            ["bash", "-c", line],
-            cwd=tmp_path,
-            env={"KEY": KEY, "PATH": "/usr/bin:/bin"},
-            capture_output=True,
-            timeout=60,
-        )
-        [answer] = httpx.Response(200, content=done.stdout).json()["annotations"]
-        assert (answer["prompt"], answer["text"]) == (prompt, page.text("text"))
-        assert answer["id"] == name.replace('"', "%22")  # as curl encodes it in a form
+        line = copied(page, lines)
+        answer = run_lines(line, lines, tmp_path)
+        assert (answer["prompt"], answer["text"]) == (prompt, page.text("raw-text"))
+        assert answer["id"] == name.replace('"', "%22")  # as both encode it in a form
         assert answer["image_sha256"] == hashlib.sha256(picture).hexdigest()
+    page.run("document.querySelector('#examples button').click()")
+    page.wait(lambda: page.text("name") == "shapes.jpg")
+    page.wait_for_end()
+    found = run_lines(copied(page, lines), lines, tmp_path)  # which fetches the picture first
+    assert [box["label"] for box in found["boxes"]] == ["blue star", "red triangle"]
+    server.should_exit = True
+    thread.join(10)
+
+
+def copied(page: Page, lines: str) -> str:
+    page["copy"].click()
+    page.wait(lambda: page.text("copied").startswith("Copied."))
+    line = str(page.run("return navigator.clipboard.readText()"))
+    assert line == page.text(lines) and KEY not in line and page[lines].is_displayed()
+    return line
+
+
+def run_lines(line: str, lines: str, folder: Path) -> dict[str, Any]:
+    """The record that pasted lines print."""
+    done = subprocess.run(
+        ["bash", "-c", line] if lines == "curl" else [sys.executable, "-c", line],
+        cwd=folder,
+        env={"KEY": KEY, "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    [answer] = json.loads(done.stdout)["annotations"]
+    return dict(answer)
 
 
 def test_keyboard_navigation(page: Page, endpoint: Endpoint, picture: bytes, file: Path) -> None:
@@ -302,16 +331,18 @@ def test_keyboard_navigation(page: Page, endpoint: Endpoint, picture: bytes, fil
     press(Keys.ENTER), press(Keys.SPACE)
     assert page.run("return dialogues") == 2
     page.choose(file)  # instead of the system's file dialogue
-    assert press(Keys.TAB) == "caption"
+    assert [press(Keys.TAB) for _ in range(7)] == ["camera", *["button"] * 3, "clear", "button", "caption"]
     assert [press(Keys.ARROW_RIGHT) for _ in range(3)] == ["answer", "ocr", "detect"]
-    assert [press(Keys.TAB) for _ in range(3)] == ["things", "model", "ask"]
-    press(Keys.SHIFT + Keys.TAB + Keys.TAB), press(Keys.SHIFT)
+    assert [press(Keys.TAB) for _ in range(2)] == ["things", "ask"]
+    press(Keys.SHIFT + Keys.TAB), press(Keys.SHIFT)
     assert page.run("return document.activeElement.id") == "things"
-    press("green star")
+    press("yellow star")
     press(Keys.ENTER)
     page.wait_for_end()
-    assert page.text("text") == record(endpoint, picture, "detect green star")["text"]
-    assert [press(Keys.TAB) for _ in range(3)] == ["model", "ask", "copy"]
+    assert page.text("raw-text") == record(endpoint, picture, "detect yellow star")["text"]
+    order = ["ask", "show-boxes", "smaller", "fit", "larger", "tab-0", "threshold", "save-png", "save-json"]
+    order += ["summary", "curl"]  # of the lines, the chosen kind
+    assert [press(Keys.TAB) for _ in range(len(order))] == order
     for name in ("error", "key-words"):
         assert page[name].get_attribute("role") == "alert"
     assert page["answer"].get_attribute("aria-live") == "polite" and page["status"].get_attribute("role") == "status"

@@ -79,6 +79,11 @@ class ServeConfig(Settings):
     timeout: float = Field(60.0, gt=0, description="Time limit for a call, in seconds; then it gets a 504.")
     max_body: int = Field(64 * 2**20, ge=1, description="Maximum body size of a call, in bytes.")
     max_prompt: int = Field(2000, ge=1, description="Maximum prompt length, in characters.")
+    last_picture: bool = Field(
+        False,
+        description="Chat completions take a longer conversation: they answer the text of its last user message about "
+        "its last picture, and ignore all else. A call may set it too.",
+    )
     max_requests: int = Field(64, ge=1, description="Maximum of images times tasks in one call to /v1/annotate.")
     files: str | None = Field(
         None,

@@ -5,4 +5,16 @@ from pathlib import Path
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 """Folder of the demo checkpoint. It loads like any other PaliGemma checkpoint."""
 
-__all__ = ["CHECKPOINT"]
+TASKS = ("caption", "ocr", "answer", "detect")
+"""Kinds of task that the checkpoint is trained on."""
+
+LANGUAGES = ("en",)
+"""Languages that the checkpoint answers in."""
+
+KNOWS = (
+    "The demo model knows drawn circles, squares, stars and triangles, their colours, and a few large digits or "
+    "capitals. It does not know photographs."
+)
+"""What the checkpoint knows, told to those who ask it."""
+
+__all__ = ["CHECKPOINT", "KNOWS", "LANGUAGES", "TASKS"]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 
-from paliscribe.engine.sampling import Draw
+from paliscribe.engine.sampling import MIN_TEMPERATURE, Draw
 from paliscribe.records import FinishReason, Piece, Prediction, Request
 
 OnPiece = Callable[[Piece], None]
@@ -39,7 +39,7 @@ class Generation:
 
     def draw(self) -> Draw | None:
         """Sampling parameters of the next token; None: greedy. Idempotent until the token is launched."""
-        if self.request.temperature <= 0:
+        if self.request.temperature <= MIN_TEMPERATURE:  # some clients send 1e-38 for greedy
             return None
         return Draw(self.request.temperature, self.request.top_p, _uniform(self.request.seed, self.launched))
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
@@ -29,11 +29,16 @@ from paliscribe.online.browsers import check_names
 from paliscribe.online.chat import ChatRequest
 from paliscribe.online.keys import Keys
 from paliscribe.online.native import AnnotateRequest, NamedImage
+from paliscribe.online.reference import HEADERS as REFERENCE_HEADERS
+from paliscribe.online.reference import reference
 from paliscribe.online.service import Service
 from paliscribe.storage import StorageError
 
 HEALTH = "/health"
-OPEN_PATHS = {"/", HEALTH, "/docs", "/openapi.json"}  # no API key required
+EXAMPLES = "/examples/"  # pictures of the page
+OPEN_PATHS = {"/", HEALTH, "/docs", "/openapi.json"} | {
+    EXAMPLES + name for name in page.EXAMPLES
+}  # no API key required
 PATHS = ("/v1/chat/completions", "/v1/annotate", "/v1/models")  # named to a client that asks for another
 RETRY_AFTER = 1  # seconds; the default of Retry-After, after which a full queue has drained a little
 ID_HEADER = "x-request-id"
@@ -75,13 +80,23 @@ def create_app(  # long: the handlers of one application
     `launcher` runs the background jobs.
     """
     about: dict[str, Any] = {"title": "Paliscribe", "version": __version__, "description": "PaliGemma, online."}
-    app = FastAPI(**about, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(**about, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     _handle_errors(app)
 
     @app.get("/", include_in_schema=False)
     async def front() -> HTMLResponse:
-        return HTMLResponse(page.HTML, headers=page.HEADERS)
+        return HTMLResponse(page.HTML, headers=page.headers(service.config.images.addresses))
+
+    @app.get(f"{EXAMPLES}{{name}}", include_in_schema=False)
+    async def example(name: str) -> Response:
+        if name not in page.EXAMPLES:
+            raise HTTPException(404)
+        return Response(page.EXAMPLES[name], media_type="image/jpeg", headers=page.restricted({}))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(reference(app.openapi()), headers=REFERENCE_HEADERS)
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Health check of the gateway")
@@ -90,16 +105,17 @@ def create_app(  # long: the handlers of one application
 
     @app.get("/v1/models", summary="List the served models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": list(map(chat.about_model, service.models))}
+        listed = [chat.about_model(served) for served in service.models.values()]
+        return {"object": "list", "data": listed, "image_addresses": service.config.images.addresses}
 
     @app.get("/v1/models/{name:path}", summary="A served model", responses=ERRORS)
     async def model(name: str) -> dict[str, Any]:
-        return chat.about_model(service.model(name).name)
+        return chat.about_model(service.model(name))
 
     @app.post("/v1/chat/completions", summary="OpenAI-compatible chat completion", responses=ERRORS)
     async def completions(call: ChatRequest) -> Any:
         served = service.model(call.model)
-        image, prompt = call.check()
+        image, prompt = call.check(last_picture=service.config.last_picture)
         checked = service.check(await service.load(served, image), prompt, **call.options())
         if not call.stream:
             return await chat.complete(service, served, call, checked)

@@ -12,6 +12,7 @@ from ray import serve
 from paliscribe.batch.session import signals
 from paliscribe.config import ServeConfig, parse_serve
 from paliscribe.errors import Stopped, UsageError
+from paliscribe.model.abilities import abilities
 from paliscribe.model.weights import locate
 from paliscribe.online.background.drivers import Drivers
 from paliscribe.online.background.work import ServedPool
@@ -33,7 +34,7 @@ def application(config: ServeConfig) -> serve.Application:
     for served in config.models:
         spec = served.model.resolved(gpu=served.pool.gpus(available=gpu) > 0)
         located = locate(spec)
-        infos.append(ModelInfo(served.called, located.revision, located.image_size))
+        infos.append(ModelInfo(served.called, located.revision, located.image_size, abilities(spec)))
         name = deployment_name(located.pin(spec), served.pool.name)
         if name in pools:
             raise UsageError(f"model {served.called}: duplicate of another entry; give its pool another `name`")

@@ -8,6 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
@@ -57,12 +58,13 @@ class Message(BaseModel):
 
     role: str
     content: Annotated[
-        list[Part],
+        list[Part] | None,
         FailFast(),
         BeforeValidator(
-            lambda value: [{"type": "text", "text": value}] if isinstance(value, str) else value, str | list[Part]
+            lambda value: [{"type": "text", "text": value}] if isinstance(value, str) else value,
+            str | list[Part] | None,
         ),
-    ]
+    ] = None
 
 
 class StreamOptions(BaseModel):
@@ -108,27 +110,48 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = False
     n: int | None = None
+    last_picture: bool | None = Field(
+        None,
+        description="Take a longer conversation: answer the text of its last user message about its last picture, "
+        "whatever else it contains. Default: the endpoint's setting.",
+    )
 
-    def check(self) -> tuple[str, str]:
-        """The image and the prompt. Raises RequestError for unsupported parameters, with the field's name."""
+    def check(self, *, last_picture: bool = False) -> tuple[str, str]:
+        """The image and the prompt. Raises RequestError for unsupported parameters, with the field's name.
+
+        `last_picture`: used if the call does not set it.
+        """
         for name, value in (self.model_extra or {}).items():
             neutral: tuple[Any, ...] = (None, [], {}, 0, "auto", "none", "text", {"type": "text"}, NEUTRAL.get(name))
             if name not in IGNORED and value not in neutral:
                 raise unsupported(name, f"{name} is not supported: PaliGemma answers one prompt about one image")
         if self.n not in (None, 1):
             raise unsupported("n", "n must be 1")
-        if len(self.messages) != 1 or self.messages[0].role != "user":
-            words = "messages must be one user message: PaliGemma supports neither turns nor a system prompt"
-            raise unsupported("messages", words)
-        parts = self.messages[0].content
-        images = [part.image_url.url for part in parts if part.image_url is not None]
-        prompts = [part.text for part in parts if part.type == "text" and part.text is not None]
-        if len(images) != 1 or len(prompts) != 1 or len(parts) != 2:
-            raise unsupported("messages[0].content", "content must be one image_url part and one text part")
         if any(len(word) > MAX_STOP for word in self.stop or ()):
             words = f"a stop string has at most {MAX_STOP} characters"
             raise RequestError(400, "invalid_request", words, "stop")
-        return images[0], prompts[0]
+        return self._last() if (last_picture if self.last_picture is None else self.last_picture) else self._only()
+
+    def _only(self) -> tuple[str, str]:
+        """The image and the text of the only message."""
+        if len(self.messages) != 1 or self.messages[0].role != "user":
+            words = "messages must be one user message: PaliGemma supports neither turns nor a system prompt"
+            raise unsupported("messages", f"{words}; `last_picture: true` takes only the last text and picture of them")
+        images, texts = _images_and_texts(self.messages)
+        if len(images) != 1 or len(texts) != 1 or len(self.messages[0].content or ()) != 2:
+            raise unsupported("messages[0].content", "content must be one image_url part and one text part")
+        return images[0], texts[0]
+
+    def _last(self) -> tuple[str, str]:
+        """The last image of a conversation, and the text of its last user message."""
+        users = [message for message in self.messages if message.role == "user"]
+        images, _ = _images_and_texts(users)
+        _, texts = _images_and_texts(users[-1:])
+        if not images:
+            raise unsupported("messages", "no user message has a picture: PaliGemma answers prompts about a picture")
+        if not (prompt := " ".join(text for text in texts if text.strip())):
+            raise unsupported("messages", "the last user message has no text")
+        return images[-1], prompt
 
     def options(self) -> dict[str, Any]:
         """The fields of the engine's `Request` that it sets."""
@@ -140,6 +163,12 @@ class ChatRequest(BaseModel):
             "stop": tuple(word for word in self.stop or () if word),
             "spelled": bool(self.logprobs),
         }
+
+
+def _images_and_texts(messages: Sequence[Message]) -> tuple[list[str], list[str]]:
+    parts = [part for message in messages for part in message.content or ()]
+    images = [part.image_url.url for part in parts if part.image_url is not None]
+    return images, [part.text for part in parts if part.type == "text" and part.text is not None]
 
 
 def invalid(error: Mapping[str, Any], body: str = "") -> RequestError:
@@ -210,9 +239,10 @@ async def stream(service: Service, served: Served, call: ChatRequest, checked: C
     yield DONE
 
 
-def about_model(name: str) -> dict[str, Any]:
-    """OpenAI's `model` object."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "paliscribe"}
+def about_model(served: Served) -> dict[str, Any]:
+    """OpenAI's `model` object, with what the model can do: `tasks`, `languages` (empty: many), `about`."""
+    model = {"id": served.name, "object": "model", "created": 0, "owned_by": "paliscribe"}
+    return model | asdict(served.abilities)
 
 
 def event(body: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from ray.serve.exceptions import RayServeException
 
 from paliscribe.config import ServeConfig
 from paliscribe.grammar.masks import MaskDecoder
+from paliscribe.model.abilities import Abilities
 from paliscribe.online.app import create_app
 from paliscribe.online.background.store import BackgroundJob, BackgroundStore
 from paliscribe.online.keys import Keys
@@ -28,6 +29,7 @@ class ModelInfo:
     name: str
     revision: str
     image_size: int
+    abilities: Abilities
 
 
 class DriversLauncher:
@@ -67,7 +69,7 @@ class Gateway:
         for handler in logging.getLogger("ray.serve").handlers:  # the log file of this Serve replica
             access.addHandler(handler)
         models = [
-            Served(info.name, info.revision, info.image_size, PoolBackend(handle, config.timeout))
+            Served(info.name, info.revision, info.image_size, PoolBackend(handle, config.timeout), info.abilities)
             for info, handle in zip(infos, handles, strict=True)
         ]
         self._service, self._keys = Service(config, models, masks), Keys(keys, config.rate)

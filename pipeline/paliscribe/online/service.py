@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from paliscribe.config import ServeConfig
@@ -18,6 +18,7 @@ from paliscribe.images.apart import PROCESSES
 from paliscribe.images.cheap import is_cheap
 from paliscribe.images.decode import Decoded, Limits, decode
 from paliscribe.images.untrusted import UntrustedImages
+from paliscribe.model.abilities import Abilities
 from paliscribe.records import ONLINE, ManifestRow, Piece, Prediction, Request
 from paliscribe.results import record_values
 from paliscribe.results.record import record
@@ -48,12 +49,13 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A served model: client-facing name, revision, image size in pixels a side, and replicas."""
+    """A served model: client-facing name, revision, image size in pixels a side, replicas, and what it can do."""
 
     name: str
     revision: str
     image_size: int
     backend: Backend
+    abilities: Abilities = field(default_factory=Abilities)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,11 @@ def resized(image: Image.Image, size: int, box: tuple[float, float, float, float
     to_srgb = _transform(profile, flat.mode) if isinstance(profile, bytes) and profile else None
     if to_srgb is None and flat.mode not in ("L", "RGB"):
         flat = flat.convert("RGB")
-    small = flat.resize((size, size), Image.Resampling.BICUBIC, box)
+    is_small = flat.size == (size, size) and box is None  # then `resize` would copy it
+    small = flat if is_small else flat.resize((size, size), Image.Resampling.BICUBIC, box)
     if to_srgb is not None:
         return ImageCms.applyTransform(small, to_srgb) or small
-    return small.convert("RGB")
+    return small if small.mode == "RGB" else small.convert("RGB")
 
 
 def _flat(image: Image.Image) -> Image.Image:

@@ -1,7 +1,8 @@
 """Depths, transparency and colour profiles: what is seen, not what is stored."""
 
-import io
 import struct
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -170,8 +171,8 @@ def test_lab() -> None:
         tiff(full(0, "f8")),
         tiff(full(0, "u8")),
         tiff(full(0, "f2")),
-        tiff(full(0), photometric=0, order=">"),
-        tiff(full(0, "u4"), order=">"),
+        tiff(full(0, "f4"), photometric=5),
+        tiff(full(0, "u2"), photometric=8),
         tiff(full(0, "u1"), tags={259: [34712]}),
         tiff(full(0, "u1", 4), photometric=1),
     ],
@@ -227,6 +228,7 @@ def test_libraries_write_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) ->
     for data in (bytes(broken), encoded(photo(200, 150), "TIFF", compression="jpeg")[:3000]):
         with pytest.raises(RowError):
             decode(data, SIZE)
-    with io.BytesIO(bytes(broken)) as source, pytest.raises(OSError), Image.open(source) as image:  # what is kept away
-        image.load()
-    assert "LZW" in (said := capfd.readouterr().err) and said.count("\n") <= 3
+    assert not capfd.readouterr().err
+    code = "import io, sys; from PIL import Image; Image.open(io.BytesIO(sys.stdin.buffer.read())).load()"
+    plain = subprocess.run([sys.executable, "-c", code], input=bytes(broken), capture_output=True)
+    assert b"LZW" in plain.stderr  # what is kept away

@@ -101,7 +101,8 @@ def _highest(image: Image.Image, values: npt.NDArray[Any], tags: Any) -> float:
         return 65535.0
     most = float(values.max(initial=0))
     if image.mode == "I":
-        ranges = (255.0, 65535.0, 2.0**32 - 1 if values.dtype == np.uint32 else 2.0**31 - 1)
+        middle = 32767.0 if tags.get(BITS) == (16,) else 65535.0  # signed ones
+        ranges = (255.0, middle, 2.0**32 - 1 if values.dtype == np.uint32 else 2.0**31 - 1)
         return next(end for end in ranges if most <= end)
     said = float(np.max(tags.get(LARGEST, 0)))
     return said if said > 0 and most <= said else 2.0 ** tags.get(BITS, (16,))[0] - 1

@@ -19,7 +19,8 @@ READ: Final = {  # Pillow's name: what is read of it, and what is not
     "GIF": "the first frame",
     "BMP": "1 to 32 bits, RLE. Not: JPEG and PNG inside",
     "TIFF": "the first page. Grey: 1, 2, 4, 8, 12, 16 and 32 bits, floats. RGB and CMYK: 8 and 16 bits. Palettes, "
-    "YCbCr, Lab. Strips and tiles, and the compressions of libtiff; BigTIFF. Not: more bands, RGB of floats",
+    "YCbCr, Lab. Strips and tiles, and the compressions of libtiff; BigTIFF. Not: more bands, RGB of floats, "
+    "big-endian BigTIFF",
     "PPM": "PBM, PGM, PPM (P1 to P6, any depth) and grey PFM. Not: PAM, coloured PFM",
     "JPEG2000": "files (.jp2) and codestreams (.j2k); grey and RGB, with or without transparency",
     "AVIF": "8 to 12 bits, transparent; of a sequence the first frame",
@@ -118,6 +119,8 @@ def refusal(data: bytes, error: Exception) -> RowError:
 
 def _variety(name: str, data: bytes, error: Exception) -> str | None:
     """The variety of a whole file that no decoder reads, in words; None if the file is damaged."""
+    if data.startswith(b"MM\0+"):
+        return "a big-endian BigTIFF"
     if name == "TIFF":
         return _tiff_variety(data, isinstance(error, UnidentifiedImageError))
     if name == "JPEG":

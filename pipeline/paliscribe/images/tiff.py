@@ -1,4 +1,4 @@
-"""TIFF directories: how costly an ordinary file is. Nothing is decoded here."""
+"""TIFF: how costly an ordinary file is, by its directory, and corrections of how Pillow reads deep ones."""
 
 import ctypes
 import functools
@@ -6,7 +6,7 @@ import math
 import struct
 from typing import Final
 
-from PIL import _imaging
+from PIL import Image, ImageFile, TiffImagePlugin, _imaging
 
 from paliscribe.images import jpeg
 
@@ -21,7 +21,40 @@ YCBCR: Final = 6
 BANDS: Final = 8
 PIXEL: Final = 32  # bits of a pixel once decoded; one with more counts more
 
+NATIVE: Final = {"I;32BS": "I;32NS", "I;16BS": "I;16NS", "F;32BF": "F;32NF"}  # libtiff swaps the bytes
+APART: Final = {
+    "RGB": "RGB;16N",
+    "RGBA": "RGBA;16N",
+    "RGBX": "RGBX;16N",
+    "CMYK": "CMYK;16N",
+}  # mode: as libtiff gives it
+
 Tags = dict[int, tuple[int, ...]]
+
+II, MM = b"II", b"MM"
+TiffImagePlugin.OPEN_INFO.update(  # varieties whose other byte order or photometric Pillow knows
+    {
+        (MM, 0, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
+        (MM, 1, (1,), 1, (32,), ()): ("I", "I;32BS"),
+        (MM, 0, (1,), 1, (32,), ()): ("I", "I;32BS"),
+        (II, 0, (1,), 1, (32,), ()): ("I", "I;32N"),
+        (MM, 1, (1,), 1, (12,), ()): ("I;16", "I;12"),
+    }
+)
+
+
+def correct(image: Image.Image) -> None:
+    """Correct how Pillow has set up an opened TIFF whose samples have several bytes. It would read wrong values."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or not image.tile:
+        return
+    tags, first = image.tag_v2, image.tile[0]
+    if first.codec_name == "libtiff":
+        raw, *rest = first.args if isinstance(first.args, tuple) else (first.args,)
+        image.tile = [first._replace(args=(NATIVE.get(raw, raw), *rest))]
+    elif tags.get(284) == 2 and max(tags.get(258, (1,))) == 16 and image.mode in APART:  # it takes them for bytes
+        args = (APART[image.mode], False, tags.offset)
+        image.tile = [ImageFile._Tile("libtiff", (0, 0, tags[256], tags[257]), 0, args)]
+        image.use_load_libtiff = True
 
 
 def pixels(data: bytes, most_pieces: int, most_metadata: int) -> float:

@@ -48,7 +48,7 @@ def local_path(uri: str) -> Path:
     host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", *rest.partition("/")[1:])
     if host.lower() not in ("", "localhost"):
         raise StorageError("bad_uri", uri, "file:// addresses have no host: file:///folder/name")
-    return Path(slash + unquote(path))
+    return Path(slash + unquote(path, errors="surrogateescape"))  # as Python spells names that are not UTF-8
 
 
 def is_recent(modified: float) -> bool:

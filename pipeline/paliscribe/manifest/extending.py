@@ -54,8 +54,7 @@ def extend(
 
     `retries`: how often the run has been retried. `check`: gets the manifest's columns, and may raise UsageError.
     `tell`: gets lines for the user. Raises UsageError as `scan`; if the manifest changes meanwhile; if it has columns
-    that the run does not carry, or of another type; if a row has nothing to be told by. StorageError if the store
-    cannot be read or written.
+    that the run does not carry, or of another type; if a row has nothing to be told by. StorageError.
     """
     before, known = version(source, settled=False), identity(source)
     if known is not None and any(given.identity == known for given in frozen.given):

@@ -1,5 +1,6 @@
 """Depths, transparency and colour profiles: what is seen, not what is stored."""
 
+import gzip
 import struct
 import subprocess
 import sys
@@ -213,6 +214,8 @@ def bitmap(compression: int) -> bytes:
         (b"P7\nWIDTH 2\nHEIGHT 2\n", "PAM"),
         (b"PF\n2 2\n-1.0\n" + bytes(48), "PFM"),
         (bytes(128) + b"DICM" + bytes(20), "DICOM"),
+        (encoded(photo(), "PCX"), "PCX"),
+        (encoded(photo().convert("1"), "XBM"), "XBM"),
         (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
     ],
 )
@@ -220,6 +223,26 @@ def test_known_formats_that_are_not_read(data: bytes, words: str) -> None:
     with pytest.raises(RowError) as caught:
         decode(data, SIZE)
     assert caught.value.kind == "unsupported" and words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (encoded(photo(), "EPS"), "EPS"),
+        (encoded(photo(), "PDF"), "PDF"),
+        (b"<!DOCTYPE html>\n<html><head>", "a web page"),
+        (b"\n<HTML><body>404", "a web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "XML"),
+        (b'{"error": "not found"}', "JSON"),
+        (b"\0\0\0\x18ftypmp42" + bytes(20), "a video"),
+        (gzip.compress(bytes(99)), "gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+    ],
+)
+def test_what_comes_in_the_place_of_an_image_is_named(data: bytes, words: str) -> None:
+    with pytest.raises(RowError) as caught:
+        decode(data, SIZE)
+    assert caught.value.kind == "not_an_image" and caught.value.message.endswith(f"look like {words}")
 
 
 def test_libraries_write_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,10 +5,13 @@
 Each image is decoded in all three ways before the next one, in rotating order, so that drift of the machine affects all
 alike. Pillow alone is the minimal code with the same pixels for a plain photograph. It also measures how much `draft`
 changes pixels, and how many of the demo model's answers about enlarged held-out scenes stay the same.
+
+A second table compares `decode` with Pillow and a hash of the file, in processor time, for other formats.
 """
 
 import argparse
 import functools
+import hashlib
 import io
 import json
 import statistics
@@ -28,6 +31,16 @@ TASKS = ("caption", "answer", "ocr", "detect", "all")
 SIDES = ((640, 480), (1280, 960), (1920, 1440))
 QUALITY = 90
 GRAIN = 4.0  # standard deviation of the noise added to enlarged images, of 255
+FORMS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": QUALITY},
+    "PNG": {"compress_level": 1},
+    "WEBP": {"method": 0},
+    "TIFF": {},
+    "TIFF LZW": {"compression": "tiff_lzw"},
+    "TIFF deflate": {"compression": "tiff_adobe_deflate"},
+    "AVIF": {"speed": 10},
+}
+FORM_SIDES = ((224, 224), (640, 480))
 SCENE_SIDE = 1920  # longer side of an enlarged scene, in pixels
 
 Figures = dict[str, float]
@@ -45,6 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
     figures, ratios = speed(arguments.images, arguments.rounds, arguments.size)
     figures |= agreement(arguments.scenes)
+    ratios |= formats(arguments.images, arguments.rounds, arguments.size)
     described = machine()
     print(f"{described['processor']}, {described['cores']} cores, commit {described['commit']}")
     source = "enlarged from two of scikit-learn's" if _photographs() else "synthetic"
@@ -58,6 +72,10 @@ def main(words: Sequence[str] | None = None) -> None:
             f"{figures['draft' + at]:8.1f}    {ratios['ours/pillow' + at]:11.2f}{ratios['draft/ours' + at]:12.2f}"
             f"    {figures['mean_difference' + at]:6.2f}{figures['max_difference' + at]:6.0f}"
         )
+    print("ours/pillow with a hash of the file, processor time:")
+    for name in FORMS:
+        shown = "".join(f"{ratios[f'{name}@{width}x{height}']:11.2f}" for width, height in FORM_SIDES)
+        print(f"  {name:12} at {' and '.join(f'{width} x {height}' for width, height in FORM_SIDES)}:{shown}")
     print(f"the demo model's answers about {arguments.scenes} scenes of {SCENE_SIDE} px that draft does not change:")
     for task in TASKS:
         if (asked := figures[f"asked@{task}"]) > 0:
@@ -85,6 +103,23 @@ def speed(count: int, rounds: int, size: int) -> tuple[Figures, Figures]:
         for one, other in (("ours", "pillow"), ("draft", "ours")):
             ratios[f"{one}/{other}{at}"] = statistics.median(rate[one] / rate[other] for rate in rates)
     return figures, ratios
+
+
+def formats(count: int, rounds: int, size: int) -> Figures:
+    """Ratios of the rates with those of Pillow and a hash, by format and size."""
+    ways: dict[str, Callable[[bytes], Any]] = {
+        "pillow": lambda data: (pillow(data, size), hashlib.sha256(data).hexdigest()),
+        "ours": lambda data: decode(data, size),
+    }
+    ratios: Figures = {}
+    for width, height in FORM_SIDES:
+        plain = [Image.open(io.BytesIO(photograph(number, width, height))) for number in range(count)]
+        for name, options in FORMS.items():
+            pictures = [_encoded(image, name.split()[0], **options) for image in plain]
+            _round(pictures, ways, 0)  # warms up
+            rates = [_round(pictures, ways, number, time.process_time) for number in range(rounds)]
+            ratios[f"{name}@{width}x{height}"] = statistics.median(rate["ours"] / rate["pillow"] for rate in rates)
+    return ratios
 
 
 def pillow(data: bytes, size: int) -> np.ndarray[Any, Any]:
@@ -166,21 +201,30 @@ def _jpeg(picture: Image.Image, width: int, height: int, seed: int) -> bytes:
     """Enlarge an image, add grain, and encode it as a JPEG."""
     large = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
     grainy = large + np.random.default_rng(seed).normal(0, GRAIN, (height, width, 1))
+    return _encoded(Image.fromarray(grainy.round().clip(0, 255).astype(np.uint8)), "JPEG", quality=QUALITY)
+
+
+def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(grainy.round().clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
-def _round(pictures: list[bytes], ways: dict[str, Callable[[bytes], Any]], turn: int) -> Figures:
+def _round(
+    pictures: list[bytes],
+    ways: dict[str, Callable[[bytes], Any]],
+    turn: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Figures:
     """Images/s of each way over all pictures; the order of the ways rotates."""
     names = list(ways)
     spent = dict.fromkeys(names, 0.0)
     for number, data in enumerate(pictures):
         first = (turn + number) % len(names)
         for name in names[first:] + names[:first]:
-            begun = time.perf_counter()
+            begun = clock()
             ways[name](data)
-            spent[name] += time.perf_counter() - begun
+            spent[name] += clock() - begun
     return {name: len(pictures) / seconds for name, seconds in spent.items()}
 
 

@@ -344,6 +344,27 @@ def test_a_column_that_new_rows_do_not_have_is_null_and_integers_widen(tmp_path:
     assert [(record["s"], record["n"]) for record in records(config.output)[-2:]] == [(None, 4.0), (None, 4.0)]
 
 
+def test_columns_that_only_the_new_rows_have_are_dropped(tmp_path: Path) -> None:
+    """Also one that the run carries in another type, and one that has a name of ours; a retry reads them so too."""
+    run_batch(job(tmp_path, rows(tmp_path, range(3)), drop_columns=[]))
+    given = [row | {"Text": "x", "more": 1, "n": "many"} for row in rows(tmp_path, range(3, 6), lost=(4,))]
+    dropped = ("Text", "more", "n")
+    for few in (dropped[:1], dropped[:2]):
+        with pytest.raises(UsageError, match=f"column '{dropped[len(few)]}' is .*--drop-column {dropped[len(few)]}"):
+            run_append(job(tmp_path, given, name="new", drop_columns=few))
+    config = job(tmp_path, given, name="new", drop_columns=dropped)
+    assert run_append(config)["rows_appended"] == 3 and run_append(config)["rows_appended"] == 0
+    check(config.output, names(range(6)), failed=("id-4",))
+    assert [record["n"] for record in records(config.output)[::2]] == [0, 1, 2, None, None, None]
+    draw(tmp_path / "images/moved.png", 4)
+    given[1]["image"] = "images/moved.png"
+    job(tmp_path, given, name="new")  # the manifest alone
+    run_retry(config.output)
+    check(config.output, names(range(6)))
+    with pytest.raises(UsageError, match="needs a column 'ask'"):
+        run_append(job(tmp_path, rows(tmp_path, range(7, 8)), name="other", drop_columns=["ask"]))
+
+
 def test_another_driver_that_appends_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lease keeps it away; if it is lost unnoticed, one append wins, and the other is not begun."""
     run_batch(first := job(tmp_path, rows(tmp_path, range(3)), name="one"))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench import decode
-from bench.decode import SIDES, TASKS
+from bench.decode import FORM_SIDES, FORMS, SIDES, TASKS
 
 
 def test_the_last_line_is_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,7 +16,8 @@ def test_the_last_line_is_the_figures(capsys: pytest.CaptureFixture[str]) -> Non
     assert set(found) == {"machine", "figures", "ratios"} and "commit" in found["machine"]
     figures, ratios = found["figures"], found["ratios"]
     sides = [f"{width}x{height}" for width, height in SIDES]
-    assert set(ratios) == {f"{pair}@{side}" for pair in ("ours/pillow", "draft/ours") for side in sides}
+    forms = {f"{name}@{width}x{height}" for name in FORMS for width, height in FORM_SIDES}
+    assert set(ratios) == {f"{pair}@{side}" for pair in ("ours/pillow", "draft/ours") for side in sides} | forms
     ways = ("pillow", "ours", "draft", "mean_difference", "max_difference")
     shares = {f"{name}@{task}" for name in ("asked", "agreement") for task in TASKS}
     assert set(figures) == {f"{way}@{side}" for way in ways for side in sides} | shares

@@ -8,6 +8,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from front.conftest import TASKS, Paliscribe, published, read_rows, task_flags, write_rows
 
@@ -104,6 +105,24 @@ def test_status_tells_what_is_there(output: Path, paliscribe: Paliscribe) -> Non
     found = paliscribe("status", output, "--json").json
     assert (found["state"], found["rows"], found["rows_done"], found["errors"]) == ("finished", 24, 24, 0)
     assert "finished" in paliscribe("status", output).out
+
+
+def test_images_inside_a_parquet_manifest(
+    output: Path, collection: Path, tmp_path: Path, paliscribe: Paliscribe
+) -> None:
+    rows = read_rows(collection)[:8]
+    for row in rows:
+        row["image"] = {"bytes": (collection.parent / row["image"]).read_bytes(), "path": None}
+    pq.write_table(pa.Table.from_pylist(rows), source := tmp_path / "m.parquet", row_group_size=3)
+    said = paliscribe(
+        "annotate", "--manifest", source, *task_flags(*TASKS), "--output", tmp_path / "o", "--shard-rows", "3", "-q"
+    )
+    assert said.code == 0, said.err
+    query = "select id, task, text, score from read_parquet('{}/**/*.parquet') where id in ({}) order by all"
+    ids = ", ".join(f"'{row['id']}'" for row in rows)
+    with duckdb.connect() as reader:
+        found, wanted = (reader.execute(query.format(place, ids)).fetchall() for place in (tmp_path / "o", output))
+    assert found == wanted and len(found) == 8 * len(TASKS)
 
 
 def test_partitions_by_kind_and_a_carried_column(collection: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:

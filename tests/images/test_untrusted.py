@@ -5,14 +5,18 @@ import http.server
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from images.conftest import Web
 
 from paliscribe.config import ImagesConfig
 from paliscribe.errors import RowError
 from paliscribe.images.untrusted import GuardedFetcher
-from paliscribe.storage import retry
+from paliscribe.manifest import read
+from paliscribe.storage import open_store, retry
 
 
 def fetcher(address: str, retries: int = 4, **settings: object) -> GuardedFetcher:
@@ -56,6 +60,23 @@ def test_only_what_is_allowed_is_asked_for(web: Web) -> None:
     assert not web.asked
     large = base64.b64encode(bytes(3001)).decode()
     assert kind(some.fetch_many([f"data:image/png;base64,{large}"])[0]) == "too_large"
+
+
+def test_images_inside_parquet_files_of_allowed_addresses(web: Web, bucket: str, tmp_path: Path) -> None:
+    table = pa.table({"image": [b"one", b"x" * 4000]})
+    pq.write_table(table, tmp_path / "m.parquet")
+    for key in ("open/m.parquet", "secret/m.parquet"):
+        open_store(f"s3://{bucket}").put(key, (tmp_path / "m.parquet").read_bytes())
+    some = fetcher(f"s3://{bucket}/open/")
+    rows = [str(row.image) for row in read(f"s3://{bucket}/open/m.parquet")]
+    one, large = some.fetch_many(rows)
+    assert one == b"one" and kind(large) == "too_large"
+    [address, _] = [str(row.image) for row in read(f"s3://{bucket}/secret/m.parquet")]
+    local = [str(row.image) for row in read(str(tmp_path / "m.parquet"))]
+    others = [address, rows[0].replace("/open/", "/open/../secret/"), local[0], f"parquet+{web.address}/m#image/0/0"]
+    kinds = [kind(each) for each in some.fetch_many(others)]
+    assert kinds[0] == "forbidden" and kinds[1] in ("forbidden", "bad_uri") and kinds[2:] == ["bad_uri"] * 2
+    assert not web.asked
 
 
 @pytest.fixture

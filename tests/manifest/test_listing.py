@@ -4,6 +4,8 @@ import gzip
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -96,8 +98,26 @@ def test_a_name_that_is_no_text_is_one_row(tmp_path: Path) -> None:
     assert (escaped.id, plain.id) == ("caf\\xe9.png", "b.png")
     assert escaped.image == f"file://{tmp_path}/caf%E9.png"
     [found] = Fetcher(concurrency=1, retries=0, timeout=9, max_bytes=10**6).fetch_many([escaped.image])
-    assert getattr(found, "kind", None) == "missing" or decode(bytes(found), 28).width == 9  # type: ignore[arg-type]
+    assert isinstance(found, bytes) and decode(found, 28).width == 9
     assert scan(str(tmp_path)).rows == 2
+
+
+@pytest.mark.parametrize("name", ["m.jsonl", "m.csv", "m.txt", "m.parquet", "caf\udce9.jsonl", ""])
+def test_a_manifest_in_a_folder_whose_name_is_no_text(name: str, tmp_path: Path) -> None:
+    """Its images are found, also by relative addresses, and its rows can be frozen."""
+    (folder := tmp_path / "caf\udce9").mkdir()
+    Image.new("RGB", (9, 9), "red").save(folder / "100%41 a.png")
+    source = folder / name if name else folder
+    if name == "m.parquet":
+        with source.open("wb") as file:
+            pq.write_table(pa.table({"image": ["100%41 a.png"]}), file)
+    elif name:
+        rows = {"jsonl": '{"image": "./100%41 a.png"}\n', "csv": "image\n100%41 a.png\n", "txt": "100%41 a.png\n"}
+        source.write_text(rows[name.rpartition(".")[2]])
+    [row] = read(str(source))
+    [found] = Fetcher(retries=0).fetch_many([str(row.image)])
+    assert isinstance(found, bytes) and decode(found, 28).width == 9
+    assert freeze(str(source), open_store(str(tmp_path / "run")), shard_rows=9).rows == 1
 
 
 def test_suffixes_of_any_case(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def run_batch(
 def run_append(job: JobConfig, report: Report = lambda progress: None) -> dict[str, Any]:
     """Annotate the rows of a manifest whose ids a finished run does not have, or resume an interrupted append.
 
+    Its `drop_columns` may be others than the run's: columns that only this manifest has can be left out.
+
     Returns the run's new summary; `rows_appended` counts the rows that are new in it, `rows_changed` those of the
     manifest that the run has with another image, which are left as they are. Raises UsageError if there is no finished
     run with these settings, or if the manifest does not go into it; RunError or Stopped as `run_batch` does.
@@ -70,7 +72,7 @@ def run_append(job: JobConfig, report: Report = lambda progress: None) -> dict[s
     load_mask_decoder(job.mask_decoder)
     facts = {"manifest": file.fingerprint.manifest, "revision": located.revision}
     now = Fingerprint.of(job, rows=file.fingerprint.rows, shard_rows=frozen.shard_rows, **facts)
-    refuse_changes(store, file.fingerprint, now)
+    refuse_changes(store, file.fingerprint, replace(now, drop_columns=file.fingerprint.drop_columns))
     with session(store, report) as progress:
         summary = results.read_summary(store)
         if summary is None:

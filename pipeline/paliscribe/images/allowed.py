@@ -72,9 +72,12 @@ class AllowedAddresses:
         self._config = config
         self._allowed = [AllowedEntry.parse(entry) for entry in config.addresses]
 
-    def check(self, address: str) -> None:
-        """Raise RequestError if the list does not allow the address. `read` also checks its IP and redirects."""
-        self._checked(address)
+    def check(self, address: str) -> str:
+        """The address as it is read. Raises RequestError if the list does not allow it.
+
+        `read` also checks its IP and redirects.
+        """
+        return self._checked(address).geturl()
 
     async def read(self, address: str) -> bytes:
         """The bytes at an address. Raises RequestError: not allowed, missing, too large, timeout."""

@@ -4,13 +4,13 @@ import math
 import struct
 from typing import Final
 
-from paliscribe.images import jpeg, png, ppm, webp
+from paliscribe.images import avif, jpeg, png, ppm, tiff, webp
 from paliscribe.images.formats import recognised
 
-PIXELS: Final = 32_000_000  # at most; half of that in WebP and GIF, which take more memory
+PIXELS: Final = 32_000_000  # at most; half of that in WebP, GIF and AVIF, which take more memory
 SCANS: Final = 20  # of a JPEG; progressive ones have about ten
 METADATA: Final = 2**20  # bytes before the picture
-PIECES: Final = 5000  # segments, chunks or blocks
+PIECES: Final = 5000  # chunks, blocks, strips or tiles
 BITMAPS: Final = {0, 3}  # compressions of a BMP: none, and masks of colours
 
 
@@ -27,12 +27,16 @@ def is_cheap(data: bytes) -> bool:
         return _gif_pixels(data) <= PIXELS / 2
     if kind == "BMP":
         return _bmp_pixels(data) <= PIXELS
+    if kind == "TIFF":
+        return tiff.is_quiet() and tiff.pixels(data, PIECES, METADATA) <= PIXELS
+    if kind == "AVIF":
+        return avif.pixels(data, METADATA) <= PIXELS / 2
     return kind == "PPM" and ppm.pixels(data) <= PIXELS
 
 
 def _is_cheap_jpeg(data: bytes) -> bool:
     head = jpeg.head(data)
-    if head is None or head.segments > PIECES or head.exif > 1 or head.length > METADATA:
+    if head is None or head.exif > 1 or head.length > METADATA:
         return False
     return head.width * head.height <= PIXELS and jpeg.scans(data, head) <= SCANS
 

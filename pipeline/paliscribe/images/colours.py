@@ -26,10 +26,11 @@ def resized(image: Image.Image, size: int, box: tuple[float, float, float, float
     to_srgb = _transform(profile, flat.mode) if isinstance(profile, bytes) and profile else None
     if to_srgb is None and flat.mode not in ("L", "RGB"):
         flat = flat.convert("RGB")
-    small = flat.resize((size, size), Image.Resampling.BICUBIC, box)
+    is_small = flat.size == (size, size) and box is None  # then `resize` would copy it
+    small = flat if is_small else flat.resize((size, size), Image.Resampling.BICUBIC, box)
     if to_srgb is not None:
         return ImageCms.applyTransform(small, to_srgb) or small
-    return small.convert("RGB")
+    return small if small.mode == "RGB" else small.convert("RGB")
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -100,7 +101,8 @@ def _highest(image: Image.Image, values: npt.NDArray[Any], tags: Any) -> float:
         return 65535.0
     most = float(values.max(initial=0))
     if image.mode == "I":
-        ranges = (255.0, 65535.0, 2.0**32 - 1 if values.dtype == np.uint32 else 2.0**31 - 1)
+        middle = 32767.0 if tags.get(BITS) == (16,) else 65535.0  # signed ones
+        ranges = (255.0, middle, 2.0**32 - 1 if values.dtype == np.uint32 else 2.0**31 - 1)
         return next(end for end in ranges if most <= end)
     said = float(np.max(tags.get(LARGEST, 0)))
     return said if said > 0 and most <= said else 2.0 ** tags.get(BITS, (16,))[0] - 1

@@ -19,7 +19,8 @@ READ: Final = {  # Pillow's name: what is read of it, and what is not
     "GIF": "the first frame",
     "BMP": "1 to 32 bits, RLE. Not: JPEG and PNG inside",
     "TIFF": "the first page. Grey: 1, 2, 4, 8, 12, 16 and 32 bits, floats. RGB and CMYK: 8 and 16 bits. Palettes, "
-    "YCbCr, Lab. Strips and tiles, and the compressions of libtiff; BigTIFF. Not: more bands, RGB of floats",
+    "YCbCr, Lab. Strips and tiles, and the compressions of libtiff; BigTIFF. Not: more bands, RGB of floats, "
+    "big-endian BigTIFF",
     "PPM": "PBM, PGM, PPM (P1 to P6, any depth) and grey PFM. Not: PAM, coloured PFM",
     "JPEG2000": "files (.jp2) and codestreams (.j2k); grey and RGB, with or without transparency",
     "AVIF": "8 to 12 bits, transparent; of a sequence the first frame",
@@ -60,11 +61,25 @@ SIGNATURES: Final = [  # name, pattern of the first bytes
     ("BPG", rb"BPG\xfb"),
     ("Fuji raw (RAF)", rb"FUJIFILMCCD-RAW"),
     ("Canon raw (CR3)", rb"....ftypcrx "),
+    ("PCX", rb"\x0a[\x00-\x05]\x01[\x01\x02\x04\x08]"),
+    ("XBM", rb"#define \w+_width "),
     ("WMF", rb"\xd7\xcd\xc6\x9a"),
     ("EMF", rb"\x01\x00\x00\x00.{36} EMF"),
     ("XPM", rb"/\* XPM \*/"),
     ("SVG", rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--[^>]*-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg[\s>]"),
 ]
+OTHERS: Final = {  # what is no image, and comes in the place of one
+    "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "PDF": rb"%PDF-",
+    "a web page": rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)",
+    "XML": rb"(\xef\xbb\xbf)?\s*<\?xml",
+    "JSON": rb"\s*(\{\s*\"|\[\s*[\[{])",
+    "a video": rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ",
+    "a ZIP archive": rb"PK\x03\x04",
+    "gzip": rb"\x1f\x8b\x08",
+    "a pointer of Git LFS": rb"version https://git-lfs",
+}
+OTHER_PATTERNS: Final = [(words, re.compile(pattern, re.DOTALL | re.IGNORECASE)) for words, pattern in OTHERS.items()]
 PATTERNS: Final = [(name, re.compile(pattern, re.DOTALL)) for name, pattern in SIGNATURES]
 UNSUPPORTED: Final = re.compile(r"unsupported|not supported|cannot handle|unable to determine|unrecognized", re.I)
 
@@ -105,7 +120,9 @@ def refusal(data: bytes, error: Exception) -> RowError:
     """What is said of data that a decoder refused: `not_an_image`, `unsupported` or `corrupt`."""
     name = recognised(data)
     if name is None or len(data) < 16:
-        return RowError("not_an_image", "no image format is recognised in these bytes")
+        other = next((words for words, pattern in OTHER_PATTERNS if pattern.match(data[:1024])), None)
+        hint = f"; they look like {other}" if other else ""
+        return RowError("not_an_image", f"no image format is recognised in these bytes{hint}")
     if name not in FORMATS and not (name in PLUGINS and is_installed(name)):
         hint = "; install paliscribe[formats]" if name in PLUGINS else ""
         return RowError("unsupported", f"the format {name} is not supported{hint}")
@@ -118,6 +135,8 @@ def refusal(data: bytes, error: Exception) -> RowError:
 
 def _variety(name: str, data: bytes, error: Exception) -> str | None:
     """The variety of a whole file that no decoder reads, in words; None if the file is damaged."""
+    if data.startswith(b"MM\0+"):
+        return "a big-endian BigTIFF"
     if name == "TIFF":
         return _tiff_variety(data, isinstance(error, UnidentifiedImageError))
     if name == "JPEG":

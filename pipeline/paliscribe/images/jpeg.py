@@ -1,5 +1,6 @@
 """JPEG markers: how costly a file is, and what it lacks. Nothing is decoded here."""
 
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,19 +12,19 @@ FRAMES: Final = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xC
 BASELINE: Final = (0xC0, 0xC1)
 LOSSLESS: Final = {0xC3: "lossless", 0xC7: "lossless", 0xCB: "lossless", 0xCF: "lossless", 0xF7: "JPEG-LS"}
 METADATA: Final = {*range(0xE1, 0xEE), 0xEF, 0xFE}  # application segments and comments
+MOST: Final = 5000  # segments before the first scan
 SHORTEST: Final = {0xE0: 18, 0xEE: 16}  # bytes of the segments of JFIF and Adobe, which say what the colours are
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What stands before the first scan. `segments`: their number. `length`: bytes up to the scan's header."""
+    """What stands before the first scan. `length`: bytes up to the scan's header."""
 
     kind: int  # the frame's marker
     bits: int
     width: int
     height: int
     components: int
-    segments: int
     exif: int  # number of Exif segments
     length: int
 
@@ -46,7 +47,7 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if marker == 0xFF:  # padding
             at += 1
             continue
-        end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
         yield marker, at, end
         if marker == START_OF_SCAN:
             return
@@ -54,13 +55,13 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def head(data: bytes) -> Head | None:
-    """What stands before the first scan; None if that is not regular."""
+    """What stands before the first scan; None if that is not regular, or more than MOST segments."""
     frame: tuple[int, ...] = ()
     exif = 0
-    for number, (marker, at, _) in enumerate(segments(data)):
+    for marker, at, _ in itertools.islice(segments(data), MOST):
         if marker == START_OF_SCAN and frame:
             kind, bits, height, width, components = frame
-            return Head(kind, bits, width, height, components, number, exif, at)
+            return Head(kind, bits, width, height, components, exif, at)
         exif += marker == 0xE1 and data.startswith(b"Exif\0\0", at + 4)
         if marker in FRAMES and at + 10 <= len(data):
             frame = (marker, *struct.unpack_from(">BHHB", data, at + 4))

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from paliscribe.errors import RowError
-from paliscribe.images import colours, jpeg, png, ppm, webp
+from paliscribe.images import colours, jpeg, png, ppm, tiff, webp
 from paliscribe.images.formats import first_line, readable, recognised, refusal
 
 MAX_SIDE: Final = 1_000_000  # pixels: to resize one side takes memory in proportion to it, whatever the other is
@@ -150,6 +150,7 @@ def _opened(data: bytes, name: str | None, options: Options) -> _Opened:
         raise RowError("too_many_pixels", f"{width} x {height} pixels; a side has at most {MAX_SIDE:,}")
     if name == "PNG":
         colours.scale_key(image, bits=data[24])
+    tiff.correct(image)
     return _Opened(image, width, height, _reduce(image, options.size) if options.draft else None)
 
 

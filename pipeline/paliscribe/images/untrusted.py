@@ -12,10 +12,11 @@ from paliscribe.config import ImagesConfig
 from paliscribe.errors import RequestError, RowError, RowErrorKind
 from paliscribe.images.allowed import AllowedAddresses
 from paliscribe.images.fetch import Fetcher
-from paliscribe.storage import StorageError, StorageErrorKind, inline
+from paliscribe.storage import StorageError, StorageErrorKind, inline, parquet
 from paliscribe.storage.retry import with_retries
 
 TEMPORARY: Final = 500  # errors of this HTTP status or above may be temporary
+S3: Final = ("s3://", "s3a://", "s3n://")  # where Parquet files with images are read, as manifests are
 KINDS: Final[dict[str, RowErrorKind]] = {kind: kind for kind in get_args(RowErrorKind)} | {"not_allowed": "forbidden"}
 
 
@@ -23,13 +24,13 @@ class UntrustedImages:
     """Reads untrusted images within the limits and the allowlist of the configuration."""
 
     def __init__(self, config: ImagesConfig) -> None:
-        self.config, self._addresses = config, AllowedAddresses(config)
+        self.config, self.addresses = config, AllowedAddresses(config)
 
     def check(self, image: str) -> None:
         """Raise RequestError if the address is not allowed. Reads nothing."""
         if not inline.is_inline(image):
             self._check_scheme(image)
-            self._addresses.check(image)
+            self.addresses.check(image)
 
     async def read(self, image: str | bytes) -> bytes:
         """The encoded image. Raises RequestError: malformed, too large, not allowed, missing, timeout."""
@@ -41,7 +42,7 @@ class UntrustedImages:
             except RowError as error:
                 raise RequestError(400, error.kind, error.message) from None
         self._check_scheme(image)
-        return await self._addresses.read(image)
+        return await self.addresses.read(image)
 
     @staticmethod
     def _check_scheme(image: str) -> None:
@@ -58,10 +59,13 @@ class UntrustedImages:
 
 
 class GuardedFetcher(Fetcher):
-    """Like `images.fetch.Fetcher`, but reads through `UntrustedImages`. One per process is enough."""
+    """Like `images.fetch.Fetcher`, but reads through `UntrustedImages`. One per process is enough.
+
+    Images inside a Parquet file are read if the file has an allowed address on S3.
+    """
 
     def __init__(self, config: ImagesConfig, *, concurrency: int, retries: int) -> None:
-        super().__init__(concurrency=concurrency, retries=retries)
+        super().__init__(concurrency=concurrency, retries=retries, max_bytes=config.max_bytes)
         self._images = UntrustedImages(config)
 
     def fetch(self, uri: str) -> bytes:
@@ -70,6 +74,10 @@ class GuardedFetcher(Fetcher):
 
     def _read(self, uri: str) -> bytes:
         try:
+            if (file := parquet.file_of(uri) or "").startswith(S3):
+                if self._images.addresses.check(file) != file:
+                    raise RequestError(400, "bad_uri", "the address of the image's Parquet file is malformed")
+                return super()._read(uri)
             return asyncio.run(self._images.read(uri))
         except RequestError as error:
             kind = KINDS.get(error.code, "unreachable")

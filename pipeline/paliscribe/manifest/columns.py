@@ -11,7 +11,7 @@ from paliscribe.manifest.blocks import SPACE, Block, Columns, Uncertain
 from paliscribe.manifest.kinds import Kinds, converted, kind_of_column
 from paliscribe.manifest.naming import Naming
 from paliscribe.manifest.values import holds_no_text, plain, python_values, text_of
-from paliscribe.storage import resolve, scheme
+from paliscribe.storage import is_text, resolve, scheme
 from paliscribe.storage.inline import START
 
 ID, IMAGE = "id", "image"  # columns of a normalised table; carried columns have other names
@@ -73,7 +73,8 @@ def resolved(references: pa.Array, folder: str) -> pa.Array:
     absolute = pc.or_(absolute, _is_inline(references))
     if pc.all(absolute, skip_nulls=True, min_count=0).as_py():
         return references
-    if scheme(folder) and pc.any(pc.match_substring_regex(references, r"(^|/)\.\.?/")).as_py():
+    has_dots = scheme(folder) and pc.any(pc.match_substring_regex(references, r"(^|/)\.\.?/")).as_py()
+    if has_dots or not is_text(folder):
         return pa.array([None if ref is None else resolve(ref, folder) for ref in references.to_pylist()], pa.string())
     whole = resolve("x", folder).removesuffix("x")
     relative = references if scheme(folder) else pc.replace_substring_regex(references, r"^\./", "")

@@ -1,6 +1,7 @@
 """Extends a frozen manifest by the rows of another manifest whose ids it does not have, in constant memory."""
 
 import itertools
+import shlex
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from paliscribe.manifest.freezing import WRITES, Addresses, absolute, identity, 
 from paliscribe.manifest.frozen import FOLDER, Addition, FrozenManifest, replace_index, shard_file_key
 from paliscribe.manifest.ids import KnownIds, hashed
 from paliscribe.manifest.kinds import TYPES, WORDS, settled
-from paliscribe.manifest.messages import quoted
+from paliscribe.manifest.messages import cut, quoted
 from paliscribe.manifest.naming import ColumnSettings, Naming
 from paliscribe.manifest.reading import Reading, Tell
 from paliscribe.storage import Store
@@ -53,8 +54,7 @@ def extend(
 
     `retries`: how often the run has been retried. `check`: gets the manifest's columns, and may raise UsageError.
     `tell`: gets lines for the user. Raises UsageError as `scan`; if the manifest changes meanwhile; if it has columns
-    that the run does not carry, or of another type; if a row has nothing to be told by. StorageError if the store
-    cannot be read or written.
+    that the run does not carry, or of another type; if a row has nothing to be told by. StorageError.
     """
     before, known = version(source, settled=False), identity(source)
     if known is not None and any(given.identity == known for given in frozen.given):
@@ -88,6 +88,7 @@ def extend(
         digest=found.digest,
         identity=known,
         attempt=attempt,
+        dropped=tuple(columns.get("drop_columns", ())),
     )
     extended = replace(
         frozen,
@@ -153,14 +154,14 @@ def _refusing(table: pa.Table, reading: Reading, frozen: FrozenManifest, id_colu
     for name, kind in sorted(reading.types.items()):
         if name not in frozen.schema.names:
             raise UsageError(
-                f"{manifest}: column {quoted(name)} is not in the run, whose files all have the same columns. Leave "
-                "it out, or use another output"
+                f"{manifest}: column {quoted(name)} is not in the run, whose files all have the same columns. "
+                f"--drop-column {shlex.quote(cut(name))} leaves it out; or use another output"
             )
         carried = frozen.schema.field(name).type
         if kind != carried and (kind, carried) != (TYPES[int], TYPES[float]):
             raise UsageError(
                 f"{manifest}: column {quoted(name)} is {WORDS[kind]}, and the run carries it as {WORDS[carried]}. "
-                "Change it, or use another output"
+                f"Change it, leave it out (--drop-column {shlex.quote(cut(name))}), or use another output"
             )
     return table
 

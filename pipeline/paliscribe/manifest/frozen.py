@@ -29,7 +29,8 @@ class Addition:
     """Rows that an append has added to a run: its first row, shard and file; they begin where those before it end.
 
     `retries`: how often the run had been retried before. `source`, `digest`, `identity`: of the whole manifest that was
-    given. `attempt`: in the names of its files, so that another driver's are not mistaken for them.
+    given. `attempt`: in the names of its files, so that another driver's are not mistaken for them. `dropped`: columns
+    that it did not carry; None: those of the run.
     """
 
     row: int
@@ -40,6 +41,7 @@ class Addition:
     digest: str
     identity: str | None
     attempt: str
+    dropped: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def _parsed(body: bytes) -> FrozenManifest:
     index = json.loads(body)
     by_name = {str(kind): kind for kind in TYPES.values()}
     schema = pa.schema([pa.field(name, by_name[kind]) for name, kind in index.pop("columns").items()])
-    added = tuple(Addition(**each | {"source": _source(each)}) for each in index.pop("additions", ()))
+    added = tuple(map(_addition, index.pop("additions", ())))
     if not index.get("files"):
         index |= {"files": [index["rows"]], "shard_files": index["shards"]}
     return FrozenManifest(
@@ -157,6 +159,11 @@ def _parsed(body: bytes) -> FrozenManifest:
         schema=schema,
         additions=added,
     )
+
+
+def _addition(values: dict[str, Any]) -> Addition:
+    dropped = values.get("dropped")
+    return Addition(**values | {"source": _source(values), "dropped": None if dropped is None else tuple(dropped)})
 
 
 def _source(values: dict[str, Any]) -> str | tuple[str, ...]:

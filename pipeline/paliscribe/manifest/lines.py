@@ -53,7 +53,7 @@ class JsonLines(Lines):
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, _Object):
-                raise UsageError(f"{self.source.at(number)}: not a JSON object")
+                raise UsageError(f"{self.source.at(number)}: not a JSON object; each line holds one")
             if row.twice is not None:
                 raise UsageError(f"{self.source.at(number)}: the key {quoted(row.twice)} is there twice")
             yield row

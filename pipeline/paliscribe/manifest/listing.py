@@ -3,9 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from urllib.parse import quote
 
-from paliscribe.storage import Store, is_local, open_store, split
+from paliscribe.storage import Store, is_local, is_text, local_address, open_store, split
 from paliscribe.storage.base import ObjectInfo
 
 # Names of the formats that `images.decode` reads; a test compares them with those of its decoders.
@@ -51,7 +50,7 @@ class Listing:
     def address(self, key: str) -> str:
         """The absolute address of an object. It is text also for a local name that is not."""
         uri = "/".join(split(f"{self.store.uri.rstrip('/')}/{key}"))
-        return uri if is_text(uri) or not is_local(uri) else f"file://{quote(uri, errors='surrogateescape')}"
+        return local_address(uri) if is_local(uri) else uri
 
     def words(self) -> str | None:
         """What is left out; None if nothing is."""
@@ -71,11 +70,6 @@ def is_image(key: str) -> bool:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or belongs to another program."""
     return (name.startswith(".") and name not in (".", "..")) or name in SYSTEM
-
-
-def is_text(key: str) -> bool:
-    """Whether a name is text: a local one may be any bytes."""
-    return key.isascii() or not re.search("[\ud800-\udfff]", key)
 
 
 def as_text(key: str) -> str:

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 
 from paliscribe.errors import UsageError
 from paliscribe.manifest.blocks import SPACE, Source
-from paliscribe.manifest.listing import is_text
 from paliscribe.manifest.messages import quoted
-from paliscribe.storage import is_local, parquet, redacted, split
+from paliscribe.storage import is_local, is_text, parquet, redacted, split
 from paliscribe.storage.parquet import PATH, image_bytes, image_leaf
 
 

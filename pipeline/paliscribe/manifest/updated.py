@@ -43,10 +43,14 @@ def updated_rows(
     that is no longer readable, or in which a carried column has another type; nothing of it is used.
     """
     rows, naming = _Sorted(folder, frozen.rows), Naming.of(**columns)
+    dropped: dict[Addresses, tuple[str, ...]] = {
+        added.source: added.dropped for added in frozen.additions if added.dropped is not None
+    }
 
     def add(source: Addresses, kept: list[int], types: Mapping[str, pa.DataType]) -> None:
         rows.truncate(kept)
-        for table in _found(source, frozen, failed, naming, types):
+        named = replace(naming, dropped=frozenset(dropped.get(source, naming.dropped)))
+        for table in _found(source, frozen, failed, named, types):
             rows.add(table)
 
     newest_first = dict.fromkeys(given.source for given in reversed(frozen.given))

@@ -15,7 +15,7 @@ from paliscribe.storage.base import (
     scheme,
 )
 from paliscribe.storage.inline import is_inline
-from paliscribe.storage.local import local_path
+from paliscribe.storage.local import is_text, local_address, local_path
 
 __all__ = [
     "SCHEMES",
@@ -26,6 +26,8 @@ __all__ = [
     "check_writable",
     "get_once",
     "is_local",
+    "is_text",
+    "local_address",
     "local_path",
     "open_store",
     "redacted",
@@ -103,7 +105,9 @@ def resolve(reference: str, folder: str) -> str:
     if scheme(folder) == "file" and "://" not in folder:  # file:/folder
         folder = f"file://{folder[len('file:') :]}"
     if not scheme(folder):
-        return f"{folder.rstrip('/')}/{reference.removeprefix('./')}"  # `..` is kept: it may follow a symlink
+        return local_address(
+            f"{folder.rstrip('/')}/{reference.removeprefix('./')}"
+        )  # `..` is kept: it may follow a symlink
     start = folder.index("://") + 3
     authority, _, path = folder[start:].rstrip("/").partition("/")
     if not reference.startswith(("./", "../")) and "/./" not in reference and "/../" not in reference:

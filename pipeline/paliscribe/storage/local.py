@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import stat
 import time
 import uuid
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind, scheme
 
@@ -48,7 +49,17 @@ def local_path(uri: str) -> Path:
     host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", *rest.partition("/")[1:])
     if host.lower() not in ("", "localhost"):
         raise StorageError("bad_uri", uri, "file:// addresses have no host: file:///folder/name")
-    return Path(slash + unquote(path))
+    return Path(slash + unquote(path, errors="surrogateescape"))  # as Python spells names that are not UTF-8
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is text: a local one may be any bytes."""
+    return name.isascii() or not re.search("[\ud800-\udfff]", name)
+
+
+def local_address(path: str) -> str:
+    """The path, or its file:// address where it is not text."""
+    return path if is_text(path) else f"file://{quote(path, errors='surrogateescape')}"
 
 
 def is_recent(modified: float) -> bool:

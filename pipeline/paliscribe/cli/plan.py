@@ -15,7 +15,9 @@ def plan_words(plan: dict[str, Any]) -> str:
     model, columns = plan["model"], [f"{name} ({kind})" for name, kind in plan["columns"].items()]
     named = ", ".join(columns[:20]) + (f" and {len(columns) - 20:,} more" if len(columns) > 20 else "")
     tasks = [f"{each['task']}  ({each['kind']}, at most {each['max_tokens']} tokens)" for each in plan["tasks"]]
-    counts = f"{plan['rows_to_annotate']:,} rows x {len(tasks)} tasks = {plan['requests']:,} requests"
+    counts = (
+        f"{plan['rows_to_annotate']:,} rows x {len(tasks)} task{'s' * (len(tasks) > 1)} = {plan['requests']:,} requests"
+    )
     before = plan["rows"] - plan["rows_to_annotate"]
     lines = [
         f"{counts}{f' ({before:,} rows are annotated already)' if before else ''}",
@@ -24,9 +26,9 @@ def plan_words(plan: dict[str, Any]) -> str:
         f"  columns  {named or 'none besides id and image'}",
         *(f"  {'' if number else 'tasks':<8} {words}" for number, words in enumerate(tasks)),
         f"  model    {model['id']} at {model['revision']}, {model['image_size']} px",
-        f"  writes   {plan['output']} ({STATES[plan['state']]}), {plan['shards']:,} shards of up to "
-        f"{plan['shard_rows']:,} rows",
-        f"  runs     by {plan['ray']}",
+        f"  writes   {plan['output']} ({STATES[plan['state']]}), shards of up to "
+        f"{plan['shard_rows']:,} rows: {plan['shards']:,}",
+        f"  begins   by {plan['ray']}",
         "nothing was written or started",
     ]
     return "\n".join(lines)

@@ -29,12 +29,12 @@ ROOMS: list[tuple[str, str]] = [
     ("demo", "PIL numpy safetensors sklearn tokenizers torch transformers"),
     ("model", "PIL filelock huggingface_hub numpy pydantic safetensors tokenizers torch transformers"),
     ("engine", "numpy torch"),
-    ("pool", "numpy ray torch"),
+    ("pool", "grpc numpy ray torch"),
     ("batch", "numpy pyarrow pydantic ray"),
     ("online", "fastapi httpx pyarrow pydantic ray starlette"),
     ("submit", "aiohttp ray yaml"),
     ("api", "IPython PIL duckdb numpy pandas polars pyarrow rich"),
-    ("cli", "PIL boto3 botocore huggingface_hub pydantic torch typer"),
+    ("cli", "PIL boto3 botocore huggingface_hub numpy pydantic torch typer"),
 ]
 
 

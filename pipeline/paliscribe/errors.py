@@ -14,7 +14,9 @@ Errors of storage, Pillow, torch and Ray are translated into these in one place 
 (`storage`, `images`, `model`, `pool`). `kind` is a fixed word that programs can match; the message is for people.
 """
 
+import difflib
 import signal
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 RowErrorKind = Literal[
@@ -107,3 +109,10 @@ class UsageError(RunError):
     """Invalid input: a config key, a missing model, a changed manifest, an unwritable output. Exit code 2."""
 
     exit_code = 2
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` with the known name that is closest to a word, whatever their case; else empty."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), names, n=1)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""

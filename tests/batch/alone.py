@@ -64,11 +64,11 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
 def alone(monkeypatch: pytest.MonkeyPatch, store: Store | None = None) -> Iterator[None]:
     """Let runs work in this process. `store`: in the place of their output's."""
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "cluster", contextlib.nullcontext)
+        patch.setattr("paliscribe.pool.ray_cluster.cluster", contextlib.nullcontext)
         patch.setattr("paliscribe.batch.annotate.annotate", annotate)
         patch.setattr(parts_module, "started_here", lambda: True)
         if store is not None:
-            patch.setattr(run_module, "_writable", lambda output: store)
+            patch.setattr(run_module, "writable", lambda output: store)
         yield
 
 

@@ -28,20 +28,31 @@ def ask(
     *,
     model: str | dict[str, Any] | ModelSpec = "demo",
     max_tokens: int | None = None,
+    mask_decoder: str | None = None,
 ) -> Record:
     """Answer one prompt about one image. Returns the same record as a run.
 
     `image`: a path or address (s3://, http(s)://, data:), encoded bytes, a PIL image, or a uint8 array
     [height, width, 3] or [height, width] (grey). `prompt`: in PaliGemma's grammar, such as `caption en` or
     `detect cat ; dog`. `model`: an id, a folder, or a dict of model settings as in a job file; the model of the last
-    call stays loaded.
+    call stays loaded. `mask_decoder`: address of PaliGemma's `vae-oid.npz`, which decodes the masks of `segment`.
 
     Boxes are in pixels of the image after Exif rotation. Raises UsageError for an unreadable image or an invalid
     prompt, RunError if the model fails.
     """
+    return answered(image, prompt, model=model, max_tokens=max_tokens, mask_decoder=mask_decoder)[0]
+
+
+def answered(
+    image: Any,
+    prompt: str,
+    *,
+    model: str | dict[str, Any] | ModelSpec = "demo",
+    max_tokens: int | None = None,
+    mask_decoder: str | None = None,
+) -> tuple[Record, bytes]:
+    """The record that `ask` returns, and the encoded image. Raises the same errors, before torch is imported."""
     from paliscribe.grammar.tasks import parse_task
-    from paliscribe.images.decode import Limits, decode
-    from paliscribe.results.record import record
 
     if not isinstance(model, ModelSpec):
         model = validated(ModelSpec, {"id": model} if isinstance(model, str) else dict(model), "model")
@@ -50,16 +61,28 @@ def ask(
     try:
         rendered = task.render({})
         data = _encoded(image)
-        engine = _engine(model)
+        size = _image_size(model)
+        from paliscribe.images.decode import Limits, decode
+        from paliscribe.results.record import load_mask_decoder, record
+
+        masks = load_mask_decoder(mask_decoder)
         most = Limits(LIMITS.decode_seconds, LIMITS.decode_memory)
-        decoded = decode(data, engine.model.image_size, max_pixels=LIMITS.max_pixels, limits=most)
+        decoded = decode(data, size, max_pixels=LIMITS.max_pixels, limits=most)
+        engine = _engine(model)
     except RowError as error:
         raise UsageError(f"{name}: {error}") from None
     request = Request("0", rendered, decoded.pixels, decoded.sha256, task.max_tokens, ONLINE)
     prediction = engine.run([request])[0]
     if prediction.error_kind is not None:
         raise RunError(f"{name}: {prediction.error_message}")
-    return record(ManifestRow(0, name, name), task, rendered, decoded, prediction, None, 0, None)
+    return record(ManifestRow(0, name, name), task, rendered, decoded, prediction, None, 0, masks), data
+
+
+@functools.lru_cache(maxsize=1)
+def _image_size(spec: ModelSpec) -> int:
+    from paliscribe.model.weights import locate
+
+    return locate(spec).image_size
 
 
 @functools.lru_cache(maxsize=1)

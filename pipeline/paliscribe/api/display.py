@@ -30,7 +30,7 @@ def progress_display(quiet: bool = False) -> Iterator[Callable[[Progress], None]
 
             def show(progress: Progress) -> None:
                 told(progress)
-                live.update(Text(line(progress), overflow="ellipsis", no_wrap=True))
+                live.update(Text(line(progress), overflow="ellipsis", no_wrap=True), refresh=True)
 
             yield show
     else:

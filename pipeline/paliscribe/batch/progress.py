@@ -30,6 +30,11 @@ class Progress:
             self.notes.append(words)
             self.on_note()
 
+    def tell(self, stage: str) -> None:
+        """Set the stage, and show it at once."""
+        self.stage = stage
+        self.on_note()
+
     def set_rows(self, rows: int) -> None:
         """Set the rows of the run, while they are counted."""
         self.rows = rows

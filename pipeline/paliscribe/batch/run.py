@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from paliscribe import manifest, results
+from paliscribe.batch.checks import check, check_columns, notes, writable
 from paliscribe.batch.generation import (
     Run,
     finished_summary,
@@ -17,7 +17,6 @@ from paliscribe.batch.generation import (
     refuse_interrupted_append,
     refuse_interrupted_retry,
 )
-from paliscribe.batch.parts import Parts
 from paliscribe.batch.progress import Progress, Report
 from paliscribe.batch.retrying import begin_retry
 from paliscribe.batch.session import session
@@ -25,15 +24,12 @@ from paliscribe.config import ImagesConfig, JobConfig
 from paliscribe.errors import UsageError
 from paliscribe.grammar.tasks import Task, parse_tasks
 from paliscribe.manifest import Extension, FrozenManifest
-from paliscribe.manifest.messages import listed
-from paliscribe.model.weights import locate
+from paliscribe.model.weights import Located, locate
 from paliscribe.pool.address import PoolAddress
-from paliscribe.pool.ray_cluster import cluster
+from paliscribe.pool.joining import check_cluster, destination
 from paliscribe.results.record import load_mask_decoder
 from paliscribe.results.run_file import Fingerprint, RunFile, refuse_changes
-from paliscribe.storage import StorageError, Store, check_writable, is_local, local_path, open_store
-
-OUTPUT_BYTES = 240  # longest address of an output in an object store
+from paliscribe.storage import Store, is_local, local_path
 
 
 def run_batch(
@@ -48,8 +44,10 @@ def run_batch(
     job's model in a fixed precision. Default: as the job's `pool` says. Raises UsageError before any work, RunError if
     the run cannot continue, Stopped on SIGINT or SIGTERM.
     """
-    tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
-    with _without_empty_folders(job.output), session(store := _writable(job.output), report) as progress:
+    tasks = check(job)
+    with _without_empty_folders(job.output), session(store := writable(job.output), report) as progress:
+        for words in notes(tasks):
+            progress.note(words)
         file, frozen = _open_run(job, tasks, store, progress)
         if (summary := finished_summary(store, frozen)) is not None:
             return summary
@@ -65,22 +63,11 @@ def run_append(job: JobConfig, report: Report = lambda progress: None) -> dict[s
     manifest that the run has with another image, which are left as they are. Raises UsageError if there is no finished
     run with these settings, or if the manifest does not go into it; RunError or Stopped as `run_batch` does.
     """
-    tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
-    store = _writable(job.output)
-    file, frozen = _existing(store, "no run is here to append to; leave out --append to begin one")
-    located = locate(in_settled_precision(job.model, file))
-    load_mask_decoder(job.mask_decoder)
-    facts = {"manifest": file.fingerprint.manifest, "revision": located.revision}
-    now = Fingerprint.of(job, rows=file.fingerprint.rows, shard_rows=frozen.shard_rows, **facts)
-    refuse_changes(store, file.fingerprint, replace(now, drop_columns=file.fingerprint.drop_columns))
+    tasks = check(job)
+    store = writable(job.output)
+    file, frozen = run_to_extend(job, store)
     with session(store, report) as progress:
-        summary = results.read_summary(store)
-        if summary is None:
-            raise UsageError(
-                f"{job.output}: the run is not finished; finish it with the command that began it, without --append "
-                "and with the manifest as it was, then append"
-            )
-        refuse_interrupted_retry(store, summary)
+        summary = finished_before(job, store)
         frozen = manifest.load(store) or frozen  # another append may have ended meanwhile
         extension = _extend(job, tasks, store, frozen, summary["retries"], progress)
         frozen = extension.frozen
@@ -91,12 +78,36 @@ def run_append(job: JobConfig, report: Report = lambda progress: None) -> dict[s
         return _run_generation(Run(job, store, frozen, replace(file, job=job), tasks, 0, progress)) | counts
 
 
+def run_to_extend(job: JobConfig, store: Store) -> tuple[RunFile, FrozenManifest]:
+    """The run in an output, to which a job may append. Raises UsageError if there is none, or one of other settings."""
+    file, frozen = _existing(store, "no run is here to append to; leave out --append to begin one")
+    located = locate(in_settled_precision(job.model, file))
+    load_mask_decoder(job.mask_decoder)
+    facts = {"manifest": file.fingerprint.manifest, "revision": located.revision}
+    now = Fingerprint.of(job, rows=file.fingerprint.rows, shard_rows=frozen.shard_rows, **facts)
+    refuse_changes(store, file.fingerprint, replace(now, drop_columns=file.fingerprint.drop_columns))
+    return file, frozen
+
+
+def finished_before(job: JobConfig, store: Store) -> dict[str, Any]:
+    """The summary of a run to append to. Raises UsageError if it is not finished, or if a retry was interrupted."""
+    summary = results.read_summary(store)
+    if summary is None:
+        raise UsageError(
+            f"{job.output}: the run is not finished; finish it with the command that began it, without --append "
+            "and with the manifest as it was, then append"
+        )
+    refuse_interrupted_retry(store, summary)
+    return summary
+
+
 def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, Any]:
     """Retry a finished run's dead letters, or resume an interrupted retry. Returns the run's new summary.
 
     Raises UsageError if there is no finished run, RunError or Stopped as `run_batch` does.
     """
-    store = _writable(output)
+    check_cluster()
+    store = writable(output)
     file, frozen = _existing(store, "no run is here; `paliscribe annotate` starts one")
     job = file.job.model_copy(update={"output": output})
     revision = locate(in_settled_precision(job.model, file)).revision
@@ -137,6 +148,11 @@ def _run_generation(run: Run) -> dict[str, Any]:
     run.progress.rows = run.frozen.rows
     run.progress.rows_before = run.frozen.rows - run.frozen.rows_in(todo)
     annotated = int(todo.sum())
+    if annotated:
+        run.progress.tell(destination())
+    from paliscribe.batch.parts import Parts  # it imports Ray
+    from paliscribe.pool.ray_cluster import cluster
+
     parts = Parts(run, published, todo)
     if annotated:
         with cluster():
@@ -174,52 +190,45 @@ def _without_empty_folders(output: str) -> Iterator[None]:
         raise
 
 
-def _writable(output: str) -> Store:
-    if "://" in output and len(output.encode()) > OUTPUT_BYTES:
-        raise UsageError(
-            f"output {output[:60]}…: more than {OUTPUT_BYTES} bytes; S3 allows 1,024 in a key, and names of files need "
-            "the others"
-        )
-    try:
-        store = open_store(output)
-        check_writable(store)
-    except StorageError as error:
-        raise UsageError(f"output {error}") from None
-    return store
-
-
 def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progress) -> tuple[RunFile, FrozenManifest]:
     """Freeze the manifest for a new run, or check that the existing run has the same fingerprint."""
     file, frozen = RunFile.read(store), manifest.load(store)
     located = locate(in_settled_precision(job.model, file))
     load_mask_decoder(job.mask_decoder)
-    columns = job.columns
     if file is not None and frozen is not None:
-        digest, rows = file.fingerprint.manifest, frozen.rows
-        known = manifest.identity(job.manifest)
-        if known is None or all(given.identity != known for given in frozen.given):
-            progress.stage = "comparing the manifest with the run's"
-            found = manifest.scan(job.manifest, progress=progress.set_rows, **columns)
-            if all(added.digest != found.digest for added in frozen.additions):
-                is_legacy = not digest.startswith(manifest.COLUMNS)
-                digest = manifest.legacy_digest(job.manifest, **columns) if is_legacy else found.digest
-                rows = found.rows
-        now = Fingerprint.of(job, manifest=digest, rows=rows, revision=located.revision, shard_rows=frozen.shard_rows)
-        refuse_changes(store, replace(file.fingerprint, rows=frozen.rows), now)
+        refuse_other_run(job, store, file, frozen, located, progress)
         return replace(file, job=job), frozen
     progress.stage = "freezing the manifest"
     frozen = manifest.freeze(
         job.manifest,
         store,
         shard_rows=job.shard_rows,
-        check=lambda schema: _check_columns(job, tasks, schema),
+        limit=job.limit,
+        check=lambda schema: check_columns(job, tasks, schema.names),
         progress=progress.set_rows,
         tell=progress.note,
-        **columns,
+        **job.columns,
     )
     facts = {"manifest": frozen.digest, "revision": located.revision}
     fingerprint = Fingerprint.of(job, rows=frozen.rows, shard_rows=frozen.shard_rows, **facts)
     return RunFile(fingerprint, job, located.pin(job.model), located.image_size), frozen
+
+
+def refuse_other_run(
+    job: JobConfig, store: Store, file: RunFile, frozen: FrozenManifest, located: Located, progress: Progress
+) -> None:
+    """Raise UsageError, with the differences, if the run in an output is not that of a job."""
+    digest, rows = file.fingerprint.manifest, frozen.rows
+    known = manifest.identity(job.manifest, job.limit)
+    if known is None or all(given.identity != known for given in frozen.given):
+        progress.stage = "comparing the manifest with the run's"
+        found = manifest.scan(job.manifest, limit=job.limit, progress=progress.set_rows, **job.columns)
+        if all(added.digest != found.digest for added in frozen.additions):
+            is_legacy = not digest.startswith(manifest.COLUMNS)
+            digest = manifest.legacy_digest(job.manifest, **job.columns) if is_legacy else found.digest
+            rows = found.rows
+    now = Fingerprint.of(job, manifest=digest, rows=rows, revision=located.revision, shard_rows=frozen.shard_rows)
+    refuse_changes(store, replace(file.fingerprint, rows=frozen.rows), now, file.job.limit)
 
 
 def _extend(
@@ -232,7 +241,8 @@ def _extend(
         store,
         frozen,
         retries=retries,
-        check=lambda schema: _check_columns(job, tasks, schema),
+        limit=job.limit,
+        check=lambda schema: check_columns(job, tasks, schema.names),
         progress=progress.set_rows,
         tell=progress.note,
         **job.columns,
@@ -241,13 +251,3 @@ def _extend(
         store.delete(results.SUCCESS)
         manifest.commit_extension(store, frozen, extension)
     return extension
-
-
-def _check_columns(job: JobConfig, tasks: list[Task], schema: pa.Schema) -> None:
-    """Raise UsageError if a manifest with these columns does not have one that a task or a partition names."""
-    for task in tasks:
-        if absent := [name for name in task.columns if name not in schema.names]:
-            raise UsageError(f"task {task.template!r} needs a column {absent[0]!r}, which the manifest does not have")
-    known = {"task", "kind", *schema.names}
-    if unknown := [name for name in job.partition_by if name not in known]:
-        raise UsageError(f"partition_by names {unknown[0]!r}; available columns: {listed(sorted(known))}")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paliscribe import config
+from paliscribe.cli.options import Append, Json, Quiet
 from paliscribe.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from paliscribe.submit import Jobs, SubmittedJob
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Address = Annotated[
     str | None, typer.Option(help="The cluster's dashboard, http://HOST:8265. Default: RAY_API_SERVER_ADDRESS.")
 ]
@@ -28,9 +28,7 @@ def submit(
     env: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, or NAME for its local value; repeat for more. No secrets.")
     ] = None,
-    append: Annotated[
-        bool, typer.Option("--append", help="Add the rows whose ids are new to the finished run in the output.")
-    ] = False,
+    append: Append = False,
     code: Annotated[bool, typer.Option("--code", help="Upload the local paliscribe package too.")] = False,
     shared_paths: Annotated[
         bool, typer.Option("--shared-paths", help="The job file's local paths exist on every node.")
@@ -44,10 +42,13 @@ def submit(
     The file is checked locally first. Pass credentials by reference (AWS_PROFILE, HF_TOKEN_PATH), never by value. The
     dashboard's token is read from RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN.
     """
+    config.parse(config.load_job(job), source=str(job))  # before the imports that packaging needs
     from paliscribe.submit import Jobs, pack, variables
 
     package = pack(job, shared_paths=shared_paths)
     given = variables(env or [])
+    if not quiet:
+        print(f"submitting {job}", file=sys.stderr, flush=True)
     cluster = Jobs(address)
     job_id = cluster.submit(package, given, code=code, append=append)
     facts = {"id": job_id, "address": cluster.address, "output": package.job.output}
@@ -141,7 +142,8 @@ def _follow(cluster: "Jobs", job_id: str, out: Any) -> None:
     if job.state == "STOPPED":
         raise RunError(f"job {job_id} was stopped; submit the same job file again to resume")
     if job.state != "SUCCEEDED":
-        raise RunError(f"job {job_id} failed: {job.message or 'no message from Ray'}")
+        words = job.message or "no message from Ray"
+        raise RunError(f"job {job_id} failed: {words}; `paliscribe jobs logs {job_id}` prints its log")
 
 
 def _run_status(job: "SubmittedJob") -> dict[str, Any] | None:

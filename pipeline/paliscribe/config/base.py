@@ -1,13 +1,12 @@
 """Base of all settings: an immutable model that rejects unknown keys, YAML loading, and error messages."""
 
-import difflib
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from paliscribe.errors import UsageError
+from paliscribe.errors import UsageError, did_you_mean
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -88,8 +87,7 @@ def _problem(model: type[BaseModel], location: tuple[int | str, ...], kind: str,
             if get_origin(annotation) is tuple:
                 annotation = get_args(annotation)[0]
             model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
-        close = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1)
-        return f"unknown key {key!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+        return f"unknown key {key!r}{did_you_mean(str(location[-1]), model.model_fields)}"
     if kind == "missing":
         return f"{key!r} is missing"
     message = message.removeprefix("Value error, ")

@@ -56,7 +56,9 @@ class ServeConfig(Settings):
     host: str = Field(
         "127.0.0.1", min_length=1, description="Address to listen on; beyond loopback, API keys are required."
     )
-    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    port: int = Field(
+        8000, ge=0, le=65535, description="Port to listen on. 0: a free one, which `paliscribe serve` prints."
+    )
     keys: str | None = Field(
         None, description="File of API keys, one per line, plain or as `sha256:HEX`; PALISCRIBE_API_KEYS adds keys."
     )

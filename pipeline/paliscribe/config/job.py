@@ -93,6 +93,12 @@ class JobConfig(Settings):
     model: Annotated[ModelSpec, BeforeValidator(model_shorthand)] = Field(
         default_factory=ModelSpec, description="The model: an id, or a mapping of its settings."
     )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="Rows: annotate the first so many of the manifest only. To annotate the others later, run again "
+        "without it and with `--append`.",
+    )
     image_column: str = Field("image", min_length=1, description="Manifest column with the image's address.")
     id_column: str = Field("id", min_length=1, description="Manifest column with the row's unique id; optional.")
     drop_columns: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(

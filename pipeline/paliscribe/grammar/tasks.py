@@ -48,8 +48,17 @@ LANGUAGES = (
     "za zh zu"
 )
 _PLACEHOLDER = r"\{[^{}]+\}"  # may be in place of a language
-_LANGUAGE = rf"(?:(?:{LANGUAGES.replace(' ', '|')})(?:-[A-Za-z]{{2,4}})?|{_PLACEHOLDER})"
+_CODE = rf"(?:{LANGUAGES.replace(' ', '|')})(?:-[A-Za-z]{{2,4}})?"
+_LANGUAGE = rf"(?:{_CODE}|{_PLACEHOLDER})"
 _PLACE = r"(?:<loc[0-9]{4}>){4}"
+
+_UNFINISHED = re.compile(rf"(?:(?P<of>detect|segment)|(?P<en>answer|question)(?: {_CODE})?)", re.IGNORECASE)
+UNFINISHED = {  # first word -> how such a task is written
+    "detect": "say what to detect, as in `detect cat ; dog`",
+    "segment": "say what to segment, as in `segment cat`",
+    "answer": "ask something, as in `answer en what is in the picture?`",
+    "question": "say what the answer is, as in `question en a red bicycle`",
+}
 
 Confidence = Callable[[int, int], float | None]  # (start, end) in the text -> score
 Parse = Callable[[str, int, int, Confidence], Annotation]
@@ -140,6 +149,8 @@ def parse_task(template: str, *, max_tokens: int | None = None) -> Task:
         raise UsageError(f"task {template!r}: {token} is a special token; remove it")
     if max_tokens is not None and max_tokens < 1:
         raise UsageError(f"task {template!r}: max_tokens is {max_tokens}; the minimum is 1")
+    if found := _UNFINISHED.fullmatch(template):
+        raise UsageError(f"task {template!r} is not finished: {UNFINISHED[(found['of'] or found['en']).lower()]}")
     return Task(template, kind_of(template), _columns(template), max_tokens)
 
 

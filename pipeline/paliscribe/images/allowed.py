@@ -12,16 +12,17 @@ import ipaddress
 import re
 import socket
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
-
-import httpx
 
 from paliscribe.config import ImagesConfig
 from paliscribe.errors import RequestError, UsageError
 from paliscribe.storage import StorageError, get_once, http
 from paliscribe.storage.retry import with_retries
 from paliscribe.storage.s3_client import RETRIES, endpoint
+
+if TYPE_CHECKING:
+    import httpx
 
 MAX_REDIRECTS: Final = 3
 CONNECTIONS: Final = 32  # to an S3 store
@@ -113,6 +114,8 @@ class AllowedAddresses:
 
     async def _from_web(self, parts: SplitResult) -> bytes | str:
         """The body of the response, or the address that it redirects to."""
+        import httpx
+
         host = _host(parts)
         address = await self._resolve(host, _port(parts) or 0)
         at = f"[{address}]" if address.version == 6 else str(address)
@@ -131,7 +134,7 @@ class AllowedAddresses:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError):
             raise RequestError(502, "unreachable", "cannot read from the image's host") from None
 
-    async def _bounded(self, reply: httpx.Response) -> bytes:
+    async def _bounded(self, reply: "httpx.Response") -> bytes:
         body = bytearray()
         async for part in reply.aiter_raw():
             body += part
@@ -153,7 +156,7 @@ class AllowedAddresses:
         return found[0]
 
 
-def _refused(reply: httpx.Response) -> RequestError:
+def _refused(reply: "httpx.Response") -> RequestError:
     """The error of a response without an image: the host's own failures may be temporary."""
     words = f"the image's host answered {reply.status_code}"
     kind = http.STATUS.get(reply.status_code, "unreachable" if reply.status_code >= 500 else "missing")

@@ -6,6 +6,7 @@ from paliscribe.manifest.freezing import freeze, identity, scan
 from paliscribe.manifest.frozen import FrozenManifest, Shards, load
 from paliscribe.manifest.ids import KnownIds, hashed
 from paliscribe.manifest.legacy import legacy_digest
+from paliscribe.manifest.peeking import fixed_columns
 from paliscribe.manifest.reading import read
 from paliscribe.manifest.updated import updated_rows
 
@@ -18,6 +19,7 @@ __all__ = [
     "Shards",
     "commit_extension",
     "extend",
+    "fixed_columns",
     "freeze",
     "hashed",
     "identity",

@@ -48,10 +48,11 @@ class Checked:
         types: Mapping[str, pa.DataType],
         progress: Count = lambda rows: None,
         tell: Tell = lambda words: None,
+        limit: int | None = None,
     ) -> None:
-        """`types`: see `Reading`."""
-        self._names = source, naming, types
-        self._reading, self._progress = Reading(*self._names, tell), progress
+        """`types`, `limit`: see `Reading`."""
+        self._names, self._limit = (source, naming, types), limit
+        self._reading, self._progress = Reading(*self._names, tell, limit), progress
         self._digest = hashlib.sha256()
 
     def files(self) -> Iterator[pa.Table]:
@@ -86,7 +87,7 @@ class Checked:
     def _duplicates(self, twice: Hashes) -> UsageError:
         """An error with the ids of these hashes."""
         names: dict[str, None] = {}
-        reading = Reading(*self._names)
+        reading = Reading(*self._names, limit=self._limit)
         for table in reading.tables():
             names |= dict.fromkeys(table[ID].filter(pa.array(np.isin(hashed(table[ID]), twice))).to_pylist())
             if len(names) >= MAX_NAMED:

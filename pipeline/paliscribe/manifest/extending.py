@@ -45,6 +45,8 @@ def extend(
     frozen: FrozenManifest,
     *,
     retries: int,
+    limit: int | None = None,
+    dry: bool = False,
     check: Callable[[pa.Schema], None],
     progress: Count = lambda n: None,
     tell: Tell = lambda words: None,
@@ -52,21 +54,23 @@ def extend(
 ) -> Extension:
     """Write the rows of a manifest whose ids a run does not have as further files; the index is left to be replaced.
 
-    `retries`: how often the run has been retried. `check`: gets the manifest's columns, and may raise UsageError.
-    `tell`: gets lines for the user. Raises UsageError as `scan`; if the manifest changes meanwhile; if it has columns
-    that the run does not carry, or of another type; if a row has nothing to be told by. StorageError.
+    `retries`: how often the run has been retried. `limit`: of the manifest's first rows. `dry`: write nothing.
+    `check`: gets the manifest's columns, and may raise UsageError. `tell`: gets lines for the user. Raises
+    UsageError as `scan`; if the manifest changes meanwhile; if it has columns that the run does not carry, or of
+    another type; if a row has nothing to be told by. StorageError if the store cannot be read or written.
     """
-    before, known = version(source, settled=False), identity(source)
+    before, known = version(source, settled=False), identity(source, limit)
     if known is not None and any(given.identity == known for given in frozen.given):
         return Extension(frozen)
     attempt, naming = uuid.uuid4().hex[:8], Naming.of(**columns)
 
     def write(types: Mapping[str, pa.DataType]) -> tuple[list[int], int, Scan]:
-        checked = Checked(source, naming, types, progress, tell)
+        checked = Checked(source, naming, types, progress, tell, limit)
         with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
             new = _New(store, frozen, Path(folder))
             tables = new.rows(_refusing(table, checked.reading, frozen, naming.id) for table in checked.files())
-            written = write_files(store, in_files(tables), len(frozen.files), attempt)
+            files = in_files(tables)
+            written = list(map(len, files)) if dry else write_files(store, files, len(frozen.files), attempt)
         return written, new.changed, checked.result()
 
     try:

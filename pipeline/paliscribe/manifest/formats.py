@@ -120,6 +120,11 @@ def _blocks_of(manifest: str, naming: Naming) -> Iterator[tuple[Source, Block]]:
             yield source, block
 
 
+def plain_name(source: str) -> str:
+    """A manifest's name without its compression, in lower case."""
+    return source.lower().removesuffix(".gz").removesuffix(".zst")
+
+
 def _reader(source: str) -> tuple[Callable[[Source], Iterator[Block]] | None, str | None]:
     """The reader of a manifest's format, None if its name has none, and its compression."""
     name, compression = source, None

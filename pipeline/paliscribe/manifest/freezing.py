@@ -31,12 +31,19 @@ LEAST_ROWS, MOST_ROWS, SHARDS = 256, 8192, 4096  # rows per shard, and shards, o
 Addresses = str | Sequence[str]  # of a manifest
 
 
-def scan(source: Addresses, *, progress: Count = lambda n: None, **columns: Unpack[ColumnSettings]) -> Scan:
-    """Validate a whole manifest. Raises UsageError, also for duplicate ids."""
+def scan(
+    source: Addresses,
+    *,
+    limit: int | None = None,
+    progress: Count = lambda n: None,
+    tell: Tell = lambda words: None,
+    **columns: Unpack[ColumnSettings],
+) -> Scan:
+    """Validate a whole manifest, or its first rows. Raises UsageError, also for duplicate ids."""
     naming = Naming.of(**columns)
 
     def attempt(types: Mapping[str, pa.DataType]) -> Scan:
-        reading = Checked(source, naming, types, progress)
+        reading = Checked(source, naming, types, progress, tell, limit)
         for _ in reading.files():
             pass
         return reading.result()
@@ -52,12 +59,13 @@ def automatic_shard_rows(rows: int) -> int:
     return min(MOST_ROWS, max(LEAST_ROWS, 1 << math.ceil(math.log2(max(1, rows / SHARDS)))))
 
 
-def identity(source: Addresses) -> str | None:
-    """Text that changes whenever a file of a manifest does, found without reading it.
+def identity(source: Addresses, limit: int | None = None) -> str | None:
+    """Text that changes whenever a file of a manifest does, found without reading it. `limit`: of its first rows.
 
     None if nothing tells: for a list of images, on a web server, or for a file that was written a moment ago.
     """
-    return version(source, settled=True)
+    known = version(source, settled=True)
+    return known if known is None or limit is None else f"first {limit} rows of {known}"
 
 
 def freeze(
@@ -65,6 +73,7 @@ def freeze(
     store: Store,
     *,
     shard_rows: int | None,
+    limit: int | None = None,
     check: Callable[[pa.Schema], None] = lambda schema: None,
     progress: Count = lambda n: None,
     tell: Tell = lambda words: None,
@@ -72,15 +81,15 @@ def freeze(
 ) -> FrozenManifest:
     """Validate a manifest and write it into the run, its index last. Equal manifests give equal files.
 
-    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. `check`: gets the carried columns, and may
-    raise UsageError. `tell`: gets lines for the user. Raises UsageError as `scan`, and if the manifest changes
-    meanwhile; StorageError if the store cannot be written.
+    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. `limit`: the first rows only. `check`: gets
+    the carried columns, and may raise UsageError. `tell`: gets lines for the user. Raises UsageError as `scan`, and if
+    the manifest changes meanwhile; StorageError if the store cannot be written.
     """
-    before, known = version(source, settled=False), identity(source)
+    before, known = version(source, settled=False), identity(source, limit)
     naming = Naming.of(**columns)
 
     def attempt(types: Mapping[str, pa.DataType]) -> tuple[list[int], Scan]:
-        reading = Checked(source, naming, types, progress, tell)
+        reading = Checked(source, naming, types, progress, tell, limit)
         return write_files(store, reading.files()), reading.result()
 
     try:

@@ -1,7 +1,9 @@
 """Reads a manifest in order, validated, as tables or as rows: in constant memory, by columns in threads."""
 
+import itertools
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Unpack
 
@@ -33,7 +35,8 @@ class Reading:
     `numbered`: the first row whose id is its number, or None so far.
 
     The id of a row defaults to its image reference, or to `row-N` for an inline or missing image. `types`: of carried
-    columns that are not as their values are, see `kinds`.
+    columns that are not as their values are, see `kinds`. `limit`: rows to read, as if there were no
+    others.
     """
 
     def __init__(
@@ -42,8 +45,10 @@ class Reading:
         naming: Naming,
         types: Mapping[str, pa.DataType] | None = None,
         tell: Tell = lambda words: None,
+        limit: int | None = None,
     ) -> None:
         self.source, self._naming, self._types, self._tell = source, naming, types or {}, tell
+        self._limit = sys.maxsize if limit is None else limit
         self.rows = 0
         self.nested: set[str] = set()
         self.numbered: int | None = None
@@ -75,7 +80,9 @@ class Reading:
                 if isinstance(block, Columns):
                     self._check_types(block.data, source)
                     self._unread |= block.unread
-                for each in [part] if part is not None else self._by_rows(source, block):
+                left = self._limit - self.rows
+                is_whole = part is not None and len(part.table) <= left  # else its columns may be those of later rows
+                for each in [part] if is_whole and part is not None else self._by_rows(source, block, left):
                     if not each.table.num_rows:
                         continue
                     self._register(each, source)
@@ -86,11 +93,14 @@ class Reading:
                         yield table
                     if self.rows >= UNNAMED and self._naming.image not in self._seen:
                         raise self._no_image()
+            if self.rows == self._limit:
+                break
         if not self._seen:
             raise UsageError(f"manifest {formats.shown(self.source)}: no rows")
         if self._naming.image not in self._seen:
             raise self._no_image()
-        self._naming.check_all_found([*self._seen, *self._unread], formats.shown(self.source))
+        if self.rows < self._limit:
+            self._naming.check_all_found([*self._seen, *self._unread], formats.shown(self.source))
         if mixed:
             raise Mixed({name: common(kinds) for name, kinds in self._mixed().items()})
         self._tell_names()
@@ -159,9 +169,9 @@ class Reading:
                     f"with --drop-column {shlex.quote(cut(field.name))}"
                 )
 
-    def _by_rows(self, source: Source, block: Block) -> Iterator[Part]:
-        """The rows of a block, read one by one: `normalised` in other words, with the row in its errors."""
-        rows = block.rows()
+    def _by_rows(self, source: Source, block: Block, most: int = sys.maxsize) -> Iterator[Part]:
+        """The first rows of a block, read one by one: `normalised` in other words, with the row in its errors."""
+        rows = itertools.islice(block.rows(), most)
         defaults = iter(block.ids.to_pylist() if isinstance(block, Columns) and block.ids is not None else ())
         known = {field.name: field.type for field in block.data.schema} if isinstance(block, Columns) else {}
         while found := some(rows):

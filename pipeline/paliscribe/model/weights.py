@@ -4,7 +4,6 @@
 resolves its revision, so that errors are reported in one line before a cluster starts.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paliscribe.config import ModelSpec
-from paliscribe.errors import UsageError
+from paliscribe.errors import UsageError, did_you_mean
 from paliscribe.model.download import HASH_PREFIX, MODEL_SUFFIXES, download, model_objects, revision_of
 from paliscribe.storage import StorageError, open_store
 
@@ -70,8 +69,9 @@ def locate(spec: ModelSpec) -> Located:
     if spec.id.startswith(("/", "./", "../", "~")):
         raise UsageError(f"model {spec.id}: no such folder")
     if "/" not in spec.id:
-        close = difflib.get_close_matches(spec.id.lower(), [DEMO], n=1)
-        meant = f" (did you mean {close[0]!r}?)" if close else ""
+        meant = did_you_mean(spec.id, [DEMO])
+        if not meant and spec.id.lower().startswith("paligemma"):
+            meant = f" (did you mean 'google/{spec.id.lower()}'?)"
         raise UsageError(f"model {spec.id}: neither a folder nor a Hugging Face id (owner/name) nor {DEMO!r}{meant}")
     return _locate_on_hub(spec)
 

@@ -71,13 +71,17 @@ def build(settings: dict[str, Any]) -> serve.Application:
     return application(parse_serve(settings, source="args"))
 
 
-def serve_forever(config: ServeConfig, ready: Callable[[str], None]) -> None:
+def serve_forever(
+    config: ServeConfig, ready: Callable[[str], None], tell: Callable[[str], None] = lambda words: None
+) -> None:
     """Run the endpoint until SIGINT or SIGTERM. Calls `ready` with its URL. Raises UsageError, RunError.
 
+    `tell`: gets a line about what is waited for.
     `checks.check` and `checks.check_port` say earlier, without Ray, what is wrong.
     """
     with cluster():
         made = application(config)
+        tell("loading the models; waiting for the first answer of each replica")
         options = {"host": config.host, "port": config.port, "request_timeout_s": None}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"log_level": "WARNING"})
         try:

@@ -8,7 +8,6 @@ from paliscribe.errors import RunError, UsageError
 from paliscribe.images.allowed import AllowedAddresses
 from paliscribe.model.weights import locate
 from paliscribe.online.keys import read_keys
-from paliscribe.results.record import load_mask_decoder
 from paliscribe.storage import StorageError, check_writable, open_store
 
 
@@ -21,7 +20,10 @@ def check(config: ServeConfig) -> tuple[str, ...]:
         raise UsageError(f"listening on {config.host} {words}")
     for served in config.models:
         locate(served.model.resolved(gpu=False))
-    load_mask_decoder(config.mask_decoder)
+    if config.mask_decoder is not None:
+        from paliscribe.results.record import load_mask_decoder  # it imports pyarrow
+
+        load_mask_decoder(config.mask_decoder)
     if config.files is not None:
         try:
             check_writable(open_store(config.files))
@@ -37,12 +39,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise RunError if the endpoint cannot listen there."""
+def check_port(host: str, port: int) -> int:
+    """The port to listen on; for 0 a free one. Raises RunError if the endpoint cannot listen there."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
+            return int(probe.getsockname()[1])
     except OSError as error:
         raise RunError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None

@@ -5,7 +5,6 @@ import io
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import warnings
@@ -16,7 +15,8 @@ from typing import Any
 
 import ray
 
-from paliscribe.errors import PaliscribeError, RunError, TemporaryError
+from paliscribe.errors import PaliscribeError, RunError, TemporaryError, UsageError
+from paliscribe.pool.joining import check_cluster
 
 log = logging.getLogger(__name__)
 _started = threading.Event()  # set while a Ray started by this process runs
@@ -43,7 +43,7 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         return
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address := os.environ.get("RAY_ADDRESS"):
-        _check_listening(address)
+        check_cluster()
         own = {}
     else:  # "local": never join another Ray on this machine
         own = {"address": "local", "num_cpus": num_cpus or os.cpu_count(), "include_dashboard": False}
@@ -53,17 +53,29 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     except Exception as error:  # Ray raises `Exception` itself if a node takes too long to start
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address := os.environ.get("RAY_ADDRESS"):
-            raise RunError(f"no Ray cluster at {address}: {line} (is RAY_AUTH_TOKEN that cluster's?)") from error
+            raise RunError(f"the Ray cluster at {address} cannot be joined: {line}") from error
         raise RunError(f"Ray cannot be started here: {line}") from error
     _disable_progress_bars()
     if own:
         _started.set()
     try:
-        with _redirected_stdout():
+        with _naming_the_log(), _redirected_stdout():
             yield
     finally:
         _started.clear()
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _naming_the_log() -> Iterator[None]:
+    """Add to an error, unless a setting is wrong, where Ray's logs are."""
+    try:
+        yield
+    except RunError as error:
+        if not isinstance(error, UsageError):
+            folder = f"{ray._private.worker.global_worker.node.get_session_dir_path()}/logs"  # Ray has no public name
+            error.add_note(f"Ray's logs: {folder}" if started_here() else f"Ray's logs: {folder} on each node")
+        raise
 
 
 def _own_code() -> dict[str, Any]:
@@ -105,17 +117,6 @@ def unwrapped(error: ray.exceptions.RayError) -> PaliscribeError | None:
     while inner is not None and not isinstance(inner, PaliscribeError):
         inner = getattr(inner, "cause", None) or inner.__cause__
     return inner
-
-
-def _check_listening(address: str) -> None:
-    """Raise RunError at once if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
-        return  # `auto`, `ray://...`: Ray resolves these
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise RunError(f"no Ray cluster at {address}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

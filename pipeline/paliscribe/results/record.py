@@ -1,21 +1,24 @@
 """Builds the result record of one row under one task."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from paliscribe.errors import RowError, UsageError
 from paliscribe.grammar.masks import MaskDecoder
 from paliscribe.grammar.tasks import Task
-from paliscribe.images.decode import Decoded
 from paliscribe.records import Annotation, ManifestRow, Prediction, Record
 from paliscribe.storage import StorageError, open_store, split
 from paliscribe.storage.inline import shortened
+
+if TYPE_CHECKING:
+    from paliscribe.images.decode import Decoded
 
 
 def record(
     row: ManifestRow,
     task: Task,
     prompt: str | None,
-    image: Decoded | None,
+    image: "Decoded | None",
     prediction: Prediction | None,
     error: RowError | None,
     shard: int,

@@ -115,11 +115,14 @@ class RunFile:
         )
 
 
-def refuse_changes(store: Store, then: Fingerprint, now: Fingerprint) -> None:
-    """Raise UsageError, with the differences, if an output contains another run."""
+def refuse_changes(store: Store, then: Fingerprint, now: Fingerprint, limit: int | None = None) -> None:
+    """Raise UsageError, with the differences, if an output contains another run. `limit`: with which it began."""
     if found := then.differences(now):
         ways = "Use another output, or undo the change"
-        if replace(now, manifest=then.manifest, rows=then.rows) == then and store.exists(SUMMARY):
+        in_manifest_only = replace(now, manifest=then.manifest, rows=then.rows) == then
+        if in_manifest_only and limit is not None and not store.exists(SUMMARY):
+            ways = f"It began with --limit {limit} and is not finished: finish it so, then add the others with --append"
+        elif in_manifest_only and store.exists(SUMMARY):
             ways = "To annotate the rows whose ids are new, add --append; else use another output, or undo the change"
         raise UsageError(f"{store.uri} contains a run that differs in {'; '.join(found)}. {ways}")
 

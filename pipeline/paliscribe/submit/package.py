@@ -46,7 +46,7 @@ def pack(file: Path, *, shared_paths: bool = False) -> Package:
     `shared_paths`: local paths exist on every node, so they are made absolute and not uploaded.
     Raises UsageError: as `config.parse`, for local files that the cluster cannot see, and for secrets in addresses.
     """
-    values = config.load(file)
+    values = config.load_job(file)
     job = config.parse(values, source=str(file))
     refuse_secrets(values, str(file))
     parse_tasks(list(job.tasks), max_tokens=job.max_tokens)

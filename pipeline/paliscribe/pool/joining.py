@@ -1,0 +1,91 @@
+"""Checks the cluster at RAY_ADDRESS without Ray, which takes a second to import and minutes to give up."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from paliscribe.errors import RunError
+
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+DEFAULT_PATH = "~/.ray/auth_token"  # where Ray writes a token that it makes
+PING = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # a call of the GCS that all releases have
+OTHERS = ("RAY_USE_TLS", "RAY_ENABLE_K8S_TOKEN_AUTH")  # other ways to be admitted
+TIMEOUT = 1.5  # seconds: a lost packet is sent again after one
+
+
+def destination() -> str:
+    """Where the Ray of this process will be, in words."""
+    address = os.environ.get("RAY_ADDRESS")
+    return f"joining the Ray cluster at {address}" if address else "starting Ray on this machine"
+
+
+def check_cluster() -> None:
+    """Raise RunError unless a Ray cluster answers at RAY_ADDRESS, or if it rejects the token; none is set: no check.
+
+    If the cluster requires a token, RAY_AUTH_MODE is set, which Ray reads when it is imported: with an address it does
+    not look for a token by itself. Not checked: `auto` and `ray://` addresses, and clusters with TLS or with tokens of
+    Kubernetes. Nor is anything if Ray runs in this process already.
+    """
+    address, mode = os.environ.get("RAY_ADDRESS", ""), os.environ.get(MODE, "").lower()
+    has_ray = (ray := sys.modules.get("ray")) is not None and ray.is_initialized()
+    if has_ray or not re.fullmatch(r"[^/]+:\d+", address) or mode not in ("", "token", "disabled") or _set(*OTHERS):
+        return
+    token, place = _token() if mode != "disabled" else ("", "")
+    refusal = _refusal(address, token if mode == "token" else "")
+    if refusal is None:
+        return
+    if token and mode != "token" and (refusal := _refusal(address, token)) is None:
+        os.environ[MODE] = "token"
+        return
+    raise RunError(f"Ray cluster at {address}: {_remedy(mode, place)}")
+
+
+def _set(*names: str) -> bool:
+    return any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in names)
+
+
+def _remedy(mode: str, place: str) -> str:
+    if mode == "disabled":
+        return f"it requires a token; unset {MODE}"
+    if place:
+        return f"it rejects the token of {place}; set {TOKEN_PATH} to a file with that cluster's"
+    return f"it requires a token; copy its {DEFAULT_PATH} here, or set {TOKEN_PATH} to a file that holds it"
+
+
+def _token() -> tuple[str, str]:
+    """The token that Ray would find, and where; both empty if there is none."""
+    if token := os.environ.get(TOKEN, "").strip():
+        return token, TOKEN
+    path = os.environ.get(TOKEN_PATH) or DEFAULT_PATH
+    try:
+        token = Path(path).expanduser().read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return "", ""
+    return token, path if token else ""
+
+
+def _refusal(address: str, token: str) -> str | None:
+    """What a cluster says to a call without a right token; None if it admits it. Raises RunError if none answers."""
+    import grpc
+
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(PING)(b"", timeout=TIMEOUT, metadata=metadata)
+        except grpc.RpcError as error:
+            code, details = error.code(), str(error.details())
+            if code == grpc.StatusCode.UNAUTHENTICATED:
+                return details
+            raise RunError(f"no Ray cluster at {address}: {_reason(code.name, details)}") from None
+    return None
+
+
+def _reason(code: str, details: str) -> str:
+    if "http1.x" in details:
+        return "a web server answers there, such as Ray's dashboard; the cluster's own port is 6379 by default"
+    if code == "DEADLINE_EXCEEDED":
+        return f"no answer within {TIMEOUT:g} s"
+    if code == "UNIMPLEMENTED":
+        return "another service answers there; the cluster's own port is 6379 by default"
+    return details.rpartition(": ")[2][:200] or code

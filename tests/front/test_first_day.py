@@ -1,0 +1,140 @@
+"""What a newcomer meets: refusals in one line before anything heavy is imported, plans, samples, pictures."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from front.conftest import Paliscribe
+from front.heads import free_ports
+from PIL import Image
+
+HEAVY = {"torch", "ray", "transformers"}
+RUN = """
+import json, resource, sys
+from paliscribe.cli.main import main
+code = 0
+try:
+    main()
+except SystemExit as exit_:
+    code = exit_.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+facts = {"code": code, "seconds": used.ru_utime + used.ru_stime, "modules": sorted(sys.modules)}
+print("facts", json.dumps(facts), file=sys.stderr)
+"""
+
+
+@contextmanager
+def listener() -> Iterator[int]:
+    """A port in use, where nothing is ever answered."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield int(taken.getsockname()[1])
+
+
+def in_process(folder: Path, words: list[str], **environment: str) -> tuple[dict[str, Any], list[str]]:
+    """Facts of a command in a process of its own, and the lines that it wrote to stderr."""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PALISCRIBE_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, *words],
+        env=plain | {"HOME": str(folder)} | environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    *lines, facts = done.stderr.splitlines()
+    assert facts.startswith("facts "), done.stderr
+    return json.loads(facts.removeprefix("facts ")), lines
+
+
+def refusals(folder: Path, taken: int, free: int) -> list[tuple[list[str], dict[str, str], int, str]]:
+    """Command, environment, exit code, and words of the line."""
+    (folder / "bad.yaml").write_text("tasks: [1\n")
+    (folder / "odd.yaml").write_text("maxtokens: 5\nmanifest: m.csv\n")
+    (folder / "job.yaml").write_text("manifest: m.csv\ntasks: [ocr]\noutput: out\n")
+    (folder / "endpoint.yaml").write_text("models: [demo]\n")
+    (folder / "m.csv").write_text("image,question\na.jpg,what?\n")
+    (folder / "file").write_text("in the way")
+    run = ["annotate", "--manifest", "m.csv", "--output", "out", "--task"]
+    return [
+        (["annotate", "bad.yaml"], {}, 2, "not valid YAML at line 2"),
+        (["serve", "bad.yaml"], {}, 2, "not valid YAML at line 2"),
+        (["submit", "bad.yaml"], {}, 2, "not valid YAML at line 2"),
+        (["annotate", "odd.yaml"], {}, 2, "did you mean 'max_tokens'?"),
+        (["annotate", "endpoint.yaml"], {}, 2, "an endpoint file, for `paliscribe serve`"),
+        (["serve", "job.yaml"], {}, 2, "a job file, for `paliscribe annotate`"),
+        (["anotate"], {}, 2, "did you mean 'annotate'?"),
+        (["annotate", "--modle", "demo"], {}, 2, "did you mean '--model'?"),
+        (["serve", "demo", "--port", str(taken)], {}, 1, f"cannot listen on 127.0.0.1:{taken}"),
+        (["serve", "demo", "--keys", "nowhere"], {}, 2, "keys nowhere: cannot be read"),
+        (["serve", "demo", "--host", "0.0.0.0"], {}, 2, "requires API keys"),
+        (["serve", "demp"], {}, 2, "did you mean 'demo'?"),
+        ([*run, "ocr", "--model", "demp"], {}, 2, "did you mean 'demo'?"),
+        ([*run, "ocr", "--manifest", "nowhere.jsonl"], {}, 2, "nowhere.jsonl: no such file"),
+        ([*run, "answer en {questoin}"], {}, 2, "did you mean 'question'?"),
+        ([*run, "ocr", "--partition-by", "quesion"], {}, 2, "did you mean 'question'?"),
+        ([*run, "detect"], {}, 2, "say what to detect"),
+        ([*run, "answer en"], {}, 2, "ask something"),
+        ([*run, "ocr", "--limit", "0"], {}, 2, "'limit'"),
+        ([*run, "ocr", "--output", "file/out"], {}, 2, "output "),
+        ([*run, "ocr"], {"RAY_ADDRESS": f"127.0.0.1:{free}"}, 1, f"no Ray cluster at 127.0.0.1:{free}"),
+        ([*run, "ocr"], {"RAY_ADDRESS": f"127.0.0.1:{taken}"}, 1, "no answer within 1.5 s"),
+        (["ask", "nowhere.jpg", "ocr"], {}, 2, "nowhere.jpg: no such file"),
+        (["ask", "a.jpg", "ocr", "--save", "out.gif"], {}, 2, "a picture is named .png"),
+        (["status", "nowhere"], {}, 2, "no run is here"),
+        (["submit", "job.yaml", "--shared-paths", "--address", f"http://127.0.0.1:{free}"], {}, 1, "no Ray dashboard"),
+    ]
+
+
+@pytest.mark.slow
+def test_refusals_come_before_heavy_imports_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    [free] = free_ports(1)
+    with listener() as taken:
+        for words, environment, code, said in refusals(tmp_path, taken, free):
+            facts, lines = in_process(tmp_path, words, **environment)
+            line = lines[-1]
+            assert facts["code"] == code and line.startswith("paliscribe: ") and said in line, lines
+            assert len(line) < 400 and not HEAVY & set(facts["modules"]), (words, line)
+            rows.append(f"{facts['seconds']:5.2f} s CPU  {len(facts['modules']):4} modules  {line[:110]}")
+    assert not (tmp_path / "out").exists()
+    with capsys.disabled():
+        print("\n" + "\n".join(rows))
+
+
+def flags(collection: Path, output: Path, *more: str) -> list[str]:
+    return ["annotate", "--manifest", str(collection), "--task", "ocr", "--output", str(output), "-q", *more]
+
+
+def test_a_dry_run_counts_and_writes_nothing(collection: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:
+    plan = paliscribe(*flags(collection, tmp_path / "o", "--dry-run", "--json", "--limit", "5", "--task", "caption en"))
+    assert (plan.json["state"], plan.json["rows"], plan.json["requests"]) == ("new", 5, 10)
+    assert set(plan.json["columns"]) == {"objects", "question"}
+    words = paliscribe(*flags(collection, tmp_path / "o", "--dry-run")).out
+    assert words.startswith("24 rows x 1 task = 24 requests") and "nothing was written" in words
+    assert not list(tmp_path.iterdir())
+    assert paliscribe(*flags(collection, tmp_path / "o", "--dry-run", "--append")).code == 2
+
+
+def test_a_free_prompt_is_answered_with_a_note(collection: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:
+    image = collection.parent / "images" / "scene-00000.jpg"
+    said = paliscribe("ask", image, "capton en", "--save", tmp_path / "a.png")
+    assert said.code == 0 and "did you mean 'caption en'?" in said.err and said.out
+    with Image.open(image) as before, Image.open(tmp_path / "a.png") as after:
+        assert after.width >= before.width and after.height > before.height
+
+
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "paliscribe", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert done.stderr == ""

@@ -16,7 +16,7 @@ def check(config: ServeConfig) -> tuple[str, ...]:
     """Check all that needs no cluster; returns the hashes of the API keys. Raises UsageError."""
     AllowedAddresses(config.images)
     keys = read_keys(config.keys)
-    if not keys and not config.open and not _is_loopback(config.host):
+    if not keys and not config.open and not is_loopback(config.host):
         words = "requires API keys (`keys`, PALISCRIBE_API_KEYS), or `open: true` to allow unauthenticated calls"
         raise UsageError(f"listening on {config.host} {words}")
     for served in config.models:
@@ -30,7 +30,8 @@ def check(config: ServeConfig) -> tuple[str, ...]:
     return keys
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -9,7 +9,7 @@ from paliscribe.images.allowed import AllowedAddresses
 from paliscribe.model.weights import locate
 from paliscribe.online.keys import read_keys
 from paliscribe.results.record import load_mask_decoder
-from paliscribe.storage import StorageError, check_writable, open_store
+from paliscribe.storage import StorageError, check_writable, is_local, local_path, open_store
 
 
 def check(config: ServeConfig) -> tuple[str, ...]:
@@ -24,9 +24,13 @@ def check(config: ServeConfig) -> tuple[str, ...]:
     load_mask_decoder(config.mask_decoder)
     if config.files is not None:
         try:
+            if is_local(config.files):  # others on this machine need not read what callers send
+                local_path(config.files).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
             check_writable(open_store(config.files))
         except StorageError as error:
             raise UsageError(f"files {error}") from None
+        except OSError as error:
+            raise UsageError(f"files {config.files}: {error.strerror}") from None
     return keys
 
 

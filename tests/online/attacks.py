@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # lists of short entries
 """Attacks on an endpoint as bytes on a connection, made from lists; `online.test_attacks` uses the same lists.
 
 Each has the statuses that it may be answered with; 0 stands for a connection that is closed without a reply.

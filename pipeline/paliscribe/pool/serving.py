@@ -4,6 +4,7 @@ Serve keeps the HTTP options of whoever started it, and ignores later ones witho
 since no port is its to take.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from paliscribe.errors import RunError
 from paliscribe.pool.ray_cluster import PROXIES, started_here
 
+log = logging.getLogger(__name__)
 CLOSED, HEAD_ONLY, EVERY_NODE = "Disabled", "HeadOnly", "EveryNode"  # proxy locations
 
 
@@ -32,9 +34,9 @@ class Listening:
 
 
 def start_serve(http: Listening | None = None) -> None:
-    """Start Serve if it does not run; None: without HTTP. Raises RunError if a proxy cannot listen there.
+    """Start Serve if it does not run; None: without HTTP. Serve that runs is left as it is.
 
-    Serve that runs is left as it is.
+    A proxy may still be starting afterwards, or fail to: only an answer shows that it listens.
     """
     env_vars = {} if started_here() else PROXIES  # all processes of a Ray of ours have them
     try:
@@ -44,10 +46,10 @@ def start_serve(http: Listening | None = None) -> None:
             logging_config={"log_level": "WARNING"},
             controller_options={"runtime_env": {"env_vars": env_vars}} if env_vars else None,
         )
-    except (RuntimeError, TimeoutError) as error:  # the proxy's own words are in its log
+    except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         if http is None:
             raise
-        raise RunError(f"Serve cannot listen on {http.host}:{http.port}: {str(error).splitlines()[-1]}") from error
+        log.info("Serve starts its proxy again: %s", error)  # one that takes seconds to start is killed at first
 
 
 def listening() -> Listening | None:

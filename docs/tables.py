@@ -31,10 +31,10 @@ ROOMS: list[tuple[str, str]] = [
     ("engine", "numpy torch"),
     ("pool", "grpc numpy ray torch"),
     ("batch", "numpy pyarrow pydantic ray"),
-    ("online", "fastapi httpx pyarrow pydantic ray starlette"),
+    ("online", "fastapi httpx pyarrow pydantic ray starlette uvicorn"),
     ("submit", "aiohttp ray yaml"),
     ("api", "IPython PIL duckdb numpy pandas polars pyarrow rich"),
-    ("cli", "PIL boto3 botocore huggingface_hub numpy pydantic torch typer"),
+    ("cli", "PIL boto3 botocore huggingface_hub numpy psutil pydantic torch typer"),
 ]
 
 

@@ -1,17 +1,25 @@
 """Checks of this machine, its packages and its credentials."""
 
+import contextlib
 import importlib.metadata
+import ipaddress
 import os
 import shutil
+import stat
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from paliscribe.config import ModelSpec
 from paliscribe.errors import PaliscribeError
 from paliscribe.model.weights import locate
 from paliscribe.storage import StorageError, check_writable, open_store
 
+RAY_TOKEN = Path("~/.ray/auth_token")
+LISTENERS = ("ray::", "/ray/core/src/ray/", "/ray/_private/", "/ray/dashboard/", "paliscribe")  # of their command lines
 PACKAGES = ("ray", "torch", "transformers", "bitsandbytes", "pyarrow", "boto3", "pillow")
 
 
@@ -36,6 +44,8 @@ def examine(locations: list[str]) -> list[Check]:
         _machine(),
         _gpus(),
         _cluster(),
+        _token(),
+        _sockets(),
         _aws(),
         _hugging_face(),
         _demo_model(),
@@ -75,6 +85,36 @@ def _gpus() -> Check:
 def _cluster() -> Check:
     address = os.environ.get("RAY_ADDRESS")
     return Check("ray cluster", True, f"RAY_ADDRESS={address}" if address else "no RAY_ADDRESS: runs start Ray here")
+
+
+def _token() -> Check:
+    """Ray's token lets everybody who can read it run code on all of this user's clusters."""
+    try:
+        mode = stat.S_IMODE(RAY_TOKEN.expanduser().stat().st_mode)
+    except OSError:
+        return Check("ray token", True, f"no {RAY_TOKEN}: Ray creates it")
+    words = "private" if not mode & 0o077 else f"others may read it: chmod 600 {RAY_TOKEN}"
+    return Check("ray token", True, f"{RAY_TOKEN} ({mode:04o}), {words}")
+
+
+def _sockets() -> Check:
+    """Where this user's Ray and Paliscribe processes listen."""
+    open_, loopback = [], 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = " ".join(process.cmdline())
+            if not any(part in words for part in LISTENERS):
+                continue
+            for found in process.net_connections("inet"):
+                if found.status == psutil.CONN_LISTEN:
+                    if ipaddress.ip_address(found.laddr.ip.removeprefix("::ffff:")).is_loopback:
+                        loopback += 1
+                    else:
+                        open_.append(f"{found.laddr.ip}:{found.laddr.port} ({process.name()[:24]})")
+    if not open_ and not loopback:
+        return Check("listening", True, "no Ray runs here")
+    others = f"; beyond it {len(open_)}: {', '.join(sorted(open_))}" if open_ else ", none beyond it"
+    return Check("listening", True, f"{loopback} sockets on loopback{others}")
 
 
 def _aws() -> Check:

@@ -5,7 +5,6 @@ import logging
 import math
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -32,6 +31,7 @@ from paliscribe.online.native import AnnotateRequest, NamedImage
 from paliscribe.online.reference import HEADERS as REFERENCE_HEADERS
 from paliscribe.online.reference import reference
 from paliscribe.online.service import Service
+from paliscribe.online.shape import ID_HEADER, clean_id, error_body, replace_surrogates
 from paliscribe.storage import StorageError
 
 HEALTH = "/health"
@@ -41,8 +41,7 @@ OPEN_PATHS = {"/", HEALTH, "/docs", "/openapi.json"} | {
 }  # no API key required
 PATHS = ("/v1/chat/completions", "/v1/annotate", "/v1/models")  # named to a client that asks for another
 RETRY_AFTER = 1  # seconds; the default of Retry-After, after which a full queue has drained a little
-ID_HEADER = "x-request-id"
-MAX_LOGGED, MAX_ID = 200, 64  # characters of a caller's method, path and request id in the log
+MAX_LOGGED = 200  # characters of a caller's method and path in the log
 STREAMED = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # a proxy must not wait for the end of a stream
 FAILED = RequestError(500, "internal_error", "internal error in the gateway")
 BODY_TIMEOUT = 60.0  # seconds in which a request body must arrive
@@ -135,7 +134,7 @@ def create_app(  # long: the handlers of one application
         model: Annotated[str | None, Form()] = None,
         max_tokens: Annotated[int | None, Form(ge=1)] = None,
     ) -> dict[str, Any]:
-        images: list[NamedImage] = [(chat.replace_surrogates(each.filename or ""), await each.read()) for each in image]
+        images: list[NamedImage] = [(replace_surrogates(each.filename or ""), await each.read()) for each in image]
         return await native.annotate(service, images, task, model, max_tokens)
 
     app.include_router(files.routes(store), responses=ERRORS)
@@ -199,7 +198,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         begun, status, body = time.perf_counter(), 0, bytearray()
-        name = quote(_header(scope, ID_HEADER) or "", safe="")[:MAX_ID] or uuid.uuid4().hex
+        name = clean_id([value for key, value in scope["headers"] if key == ID_HEADER.encode()])
 
         async def labelled(message: Message) -> None:
             nonlocal status
@@ -284,7 +283,7 @@ def _error_reply(error: RequestError) -> JSONResponse:
     headers = {"retry-after": seconds} if error.status in (429, 503) else {}
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
-    return JSONResponse(chat.error_body(error), error.status, headers)
+    return JSONResponse(error_body(error), error.status, headers)
 
 
 async def _streamed(events: AsyncIterator[str]) -> StreamingResponse:

@@ -3,6 +3,7 @@
 A run that names a served model finds its replicas by deployment name and shares them: see `pool`.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +19,18 @@ from paliscribe.online.background.drivers import Drivers
 from paliscribe.online.background.work import ServedPool
 from paliscribe.online.checks import check
 from paliscribe.online.gateway import Gateway, ModelInfo
+from paliscribe.online.listening import address, listen, listen_deployed, wait_until_answered
 from paliscribe.pool.deploy import deployment_name, replicas, run_application
 from paliscribe.pool.placement import has_gpus
-from paliscribe.pool.ray_cluster import cluster
+from paliscribe.pool.ray_cluster import cluster, started_here
+from paliscribe.pool.serving import applications
+from paliscribe.pool.temporary import ends_with_driver
 from paliscribe.results.record import load_mask_decoder
 
 APPLICATION = "paliscribe"
+UNGUARDED = "its proxy passes callers' headers on as they are, and answers /-/routes to everybody"
+
+log = logging.getLogger(__name__)
 
 
 def application(config: ServeConfig) -> serve.Application:
@@ -67,8 +74,11 @@ def _drivers(config: ServeConfig, models: dict[str, ServedPool]) -> serve.Applic
 
 
 def build(settings: dict[str, Any]) -> serve.Application:
-    """The application for a Serve config file; `settings` are its `args`. Raises UsageError."""
-    return application(parse_serve(settings, source="args"))
+    """The application for a Serve config file; `settings` are its `args`. Raises UsageError, RunError."""
+    config = parse_serve(settings, source="args")
+    made = application(config)
+    listen_deployed(config, APPLICATION)
+    return made
 
 
 def serve_forever(
@@ -82,14 +92,16 @@ def serve_forever(
     with cluster():
         made = application(config)
         tell("loading the models; waiting for the first answer of each replica")
-        options = {"host": config.host, "port": config.port, "request_timeout_s": None}
-        serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"log_level": "WARNING"})
-        try:
-            with signals():
-                run_application(made, APPLICATION, "/")
-                ready(f"http://{config.host}:{config.port}")
-                threading.Event().wait()
-        except Stopped:
-            return
-        finally:
-            serve.delete(APPLICATION)
+        listen(config, APPLICATION)
+        with ends_with_driver(APPLICATION):
+            try:
+                with signals():
+                    run_application(made, APPLICATION, "/")
+                    if not wait_until_answered(config):
+                        log.warning("Serve was started by another program: %s", UNGUARDED)
+                    ready(address(config))
+                    threading.Event().wait()
+            except Stopped:
+                pass
+        if not started_here() and not applications():
+            serve.shutdown()  # the next one may want another address

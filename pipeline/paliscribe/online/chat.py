@@ -16,9 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 from paliscribe.config.fields import MAX_STOPS, MaxTokens, Seed, Temperature, TopP
 from paliscribe.errors import RequestError
 from paliscribe.online.service import CheckedRequest, Served, Service, request_error
+from paliscribe.online.shape import error_body
 from paliscribe.records import Piece
 
-MAX_MESSAGE, MAX_FIELD = 1000, 100  # characters of an error's message, which may quote the request, and of its field
 MAX_STOP = 200  # characters of a stop string: the engine searches for it at every token
 NEUTRAL: dict[str, Any] = {
     "modalities": ["text"],
@@ -253,21 +253,6 @@ def event(body: dict[str, Any]) -> str:
 def error_event(error: RequestError) -> str:
     """The last event of a stream that fails after it started."""
     return event(error_body(error))
-
-
-def error_body(error: RequestError) -> dict[str, Any]:
-    """An error in OpenAI's JSON shape."""
-    kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
-        error.status, "server_error" if error.status >= 500 else "invalid_request_error"
-    )
-    field = None if error.field is None else replace_surrogates(error.field[:MAX_FIELD])
-    message = replace_surrogates(str(error)[:MAX_MESSAGE])
-    return {"error": {"message": message, "type": kind, "param": field, "code": error.code}}
-
-
-def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates, which JSON and forms can contain and UTF-8 cannot encode, by `?`."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def usage(read: int, written: int) -> dict[str, int]:

@@ -8,14 +8,14 @@ from paliscribe.errors import RunError, UsageError
 from paliscribe.images.allowed import AllowedAddresses
 from paliscribe.model.weights import locate
 from paliscribe.online.keys import read_keys
-from paliscribe.storage import StorageError, check_writable, open_store
+from paliscribe.storage import StorageError, check_writable, is_local, local_path, open_store
 
 
 def check(config: ServeConfig) -> tuple[str, ...]:
     """Check all that needs no cluster; returns the hashes of the API keys. Raises UsageError."""
     AllowedAddresses(config.images)
     keys = read_keys(config.keys)
-    if not keys and not config.open and not _is_loopback(config.host):
+    if not keys and not config.open and not is_loopback(config.host):
         words = "requires API keys (`keys`, PALISCRIBE_API_KEYS), or `open: true` to allow unauthenticated calls"
         raise UsageError(f"listening on {config.host} {words}")
     for served in config.models:
@@ -26,13 +26,18 @@ def check(config: ServeConfig) -> tuple[str, ...]:
         load_mask_decoder(config.mask_decoder)
     if config.files is not None:
         try:
+            if is_local(config.files):  # others on this machine need not read what callers send
+                local_path(config.files).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
             check_writable(open_store(config.files))
         except StorageError as error:
             raise UsageError(f"files {error}") from None
+        except OSError as error:
+            raise UsageError(f"files {config.files}: {error.strerror}") from None
     return keys
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

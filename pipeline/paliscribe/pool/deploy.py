@@ -24,6 +24,7 @@ from paliscribe.pool.placement import (
     require_feasible,
 )
 from paliscribe.pool.replica import Replica
+from paliscribe.pool.serving import start_serve
 from paliscribe.pool.temporary import ends_with_driver
 
 DRAIN = 90.0  # seconds for a removed replica to finish its calls; the timeout of a call is 60
@@ -71,7 +72,7 @@ def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAdd
 
 
 def _begin(deployment: serve.Application, application: str) -> None:
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+    start_serve()
     _deploy(deployment, application, None)
 
 

@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from paliscribe.errors import PaliscribeError, RunError, TemporaryError, UsageError
 from paliscribe.pool.joining import check_cluster
+
+PROXIES = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "paliscribe.online.proxy:middlewares"}
+TOKEN = Path("~/.ray/auth_token")  # Ray creates it, for all of a user's clusters
 
 log = logging.getLogger(__name__)
 _started = threading.Event()  # set while a Ray started by this process runs
@@ -48,16 +52,18 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     else:  # "local": never join another Ray on this machine
         own = {"address": "local", "num_cpus": num_cpus or os.cpu_count(), "include_dashboard": False}
     try:
-        with _loading_libraries(), _discard_stderr(), _restored_signals():
-            ray.init(**quiet, **own, **_own_code())
+        with _loading_libraries(), _discard_stderr(), _restored_signals(), _on_loopback(bool(own)):
+            context = ray.init(**quiet, **own, **_own_code())
     except Exception as error:  # Ray raises `Exception` itself if a node takes too long to start
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address := os.environ.get("RAY_ADDRESS"):
             raise RunError(f"the Ray cluster at {address} cannot be joined: {line}") from error
         raise RunError(f"Ray cannot be started here: {line}") from error
     _disable_progress_bars()
+    _make_private(TOKEN.expanduser(), 0o600)
     if own:
         _started.set()
+        _make_private(Path(context.address_info["session_dir"]), 0o700)  # logs of callers' requests
     try:
         with _naming_the_log(), _redirected_stdout():
             yield
@@ -76,6 +82,31 @@ def _naming_the_log() -> Iterator[None]:
             folder = f"{ray._private.worker.global_worker.node.get_session_dir_path()}/logs"  # Ray has no public name
             error.add_note(f"Ray's logs: {folder}" if started_here() else f"Ray's logs: {folder} on each node")
         raise
+
+
+@contextlib.contextmanager
+def _on_loopback(starts: bool) -> Iterator[None]:
+    """Let a Ray that `starts` here listen on loopback only: no other machine can join it.
+
+    Ray replaces a loopback address by the machine's, except where its clusters have one node (Windows, macOS). The
+    variable that says so is read when Ray is imported.
+    """
+    if not starts:
+        yield
+        return
+    for name, value in PROXIES.items():
+        os.environ.setdefault(name, value)
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _make_private(path: Path, mode: int) -> None:
+    """Take other users' rights away: Ray gives them all."""
+    with contextlib.suppress(OSError):  # it is absent, or another user's
+        path.chmod(mode)
 
 
 def _own_code() -> dict[str, Any]:

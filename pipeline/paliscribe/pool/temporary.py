@@ -23,6 +23,7 @@ from paliscribe.pool.ray_cluster import ends_soon, started_here
 
 DELETE_ATTEMPTS = 5  # the driver may have been killed during a deployment
 PAUSE = 2.0  # seconds between attempts
+NAMESPACE = "paliscribe"  # of reapers
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,19 @@ def ends_with_driver(application: str) -> Iterator[None]:
                 ray.kill(actor)
 
 
+def is_watched(application: str) -> bool:
+    """Whether an application ends with a driver that runs, or that has just ended."""
+    try:
+        ray.get_actor(_name(application), namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def _name(application: str) -> str:
+    return f"reaper of {application}"
+
+
 def _start_reaper(application: str) -> tuple[Any, Any]:
     """Start the reaper and the sentinel that it watches. Both run on the driver's node and take no resources."""
     here = ray.get_runtime_context().get_node_id()
@@ -58,8 +72,8 @@ def _start_reaper(application: str) -> tuple[Any, Any]:
         num_cpus=0,
         max_restarts=3,
         lifetime="detached",
-        name=f"reaper of {application}",
-        namespace="paliscribe",
+        name=_name(application),
+        namespace=NAMESPACE,
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
     ).remote(application, sentinel)
     return reaper, sentinel

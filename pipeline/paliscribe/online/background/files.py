@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from paliscribe.errors import RequestError
 from paliscribe.online.background.store import BackgroundStore, FileInfo, new_id
-from paliscribe.online.chat import replace_surrogates
+from paliscribe.online.shape import replace_surrogates
 
 CHUNK = 2**20  # bytes
 MAX_FILENAME = 255  # characters; longer names are cut

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from paliscribe.config import RequestOptions
 from paliscribe.errors import RequestError
 from paliscribe.images.untrusted import UntrustedImages
-from paliscribe.online.chat import ChatRequest, completion, error_body, invalid, unsupported, usage
+from paliscribe.online.chat import ChatRequest, completion, invalid, unsupported, usage
 from paliscribe.online.service import STATUS, checked_task
+from paliscribe.online.shape import error_body
 
 ENDPOINT: Final = "/v1/chat/completions"
 MAX_LINES: Final = 50_000  # lines of a batch

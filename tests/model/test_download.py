@@ -1,6 +1,7 @@
 """A model in an object store is found without reading it, and fetched once a node."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -28,7 +29,10 @@ model.load(ModelSpec(id=sys.argv[1]))
 
 @pytest.fixture
 def prefix(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The demo checkpoint in an object store, and an empty cache."""
+    """The demo checkpoint in an object store, and a cache that has no model."""
+    shapes = download_module.cache_folder() / "shapes"
+    if shapes.is_dir():  # of the same model: not probed again
+        shutil.copytree(shapes, tmp_path / "cache/shapes")
     monkeypatch.setenv("PALISCRIBE_CACHE", str(tmp_path / "cache"))
     uri = f"s3://{bucket}/models/demo"
     store = open_store(uri)
@@ -41,7 +45,7 @@ def prefix(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_prefix_is_located_without_reading_its_weights(prefix: str, tmp_path: Path) -> None:
     found = locate(ModelSpec(id=prefix))
     assert found.path == prefix and found.image_size == 112 and found.revision.startswith("sha256:")
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache/models").exists()
     assert locate(ModelSpec(id=prefix, revision=found.revision)) == found
     open_store(prefix).put("tokenizer_config.json", b"{}")
     with pytest.raises(UsageError, match=f"it is at sha256:[0-9a-f]+ now, not at {found.revision}"):

@@ -108,6 +108,7 @@ def undisturbed(head: Head, manifest: Path, tmp_path_factory: pytest.TempPathFac
     return published(folder / "output")
 
 
+@pytest.mark.long
 def test_a_checkout_runs_without_an_installation(head: Head, collection: Path, tmp_path: Path) -> None:
     """`ray job submit --working-dir . -- python jobs/annotate.py job.yaml`, with code that no node has installed."""
     checkout, seen = tmp_path / "checkout", tmp_path / "seen"

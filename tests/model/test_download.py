@@ -19,11 +19,11 @@ from paliscribe.model.weights import locate
 from paliscribe.records import Request
 from paliscribe.storage import open_store
 
-LOAD = """
+LOCAL = """
 import sys
-from paliscribe.model import paligemma as model
 from paliscribe.config import ModelSpec
-model.load(ModelSpec(id=sys.argv[1]))
+from paliscribe.model.weights import locate
+print(locate(ModelSpec(id=sys.argv[1])).local()[0])
 """
 
 
@@ -53,10 +53,12 @@ def test_a_prefix_is_located_without_reading_its_weights(prefix: str, tmp_path: 
 
 
 def test_two_processes_of_a_node_fetch_it_once(prefix: str, tmp_path: Path) -> None:
-    both = [subprocess.Popen([sys.executable, "-c", LOAD, prefix]) for _ in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0]
+    command = [sys.executable, "-c", LOCAL, prefix]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0].strip() for process in both]
     models = tmp_path / "cache" / "models"
     [folder] = [path for path in models.iterdir() if path.is_dir()]
+    assert said == [str(folder)] * 2, "what a model is loaded from"
     assert {path.name for path in folder.iterdir()} == {found.key for found in model_objects(open_store(prefix))}
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     loaded = model.load(ModelSpec(id=prefix))

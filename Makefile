@@ -31,11 +31,11 @@ test: setup  ## the tests that need no GPU and minutes: those with Ray, and besi
 	@mkdir -p build; status=0; \
 	nice -n 19 $(BIN)/python -m pytest -m "not cluster" > build/without-ray.log 2>&1 & others=$$!; \
 	trap "kill $$others" INT TERM; \
-	$(BIN)/python -m pytest -m cluster || status=1; \
+	$(BIN)/python -m pytest -m cluster tests/front || status=1; \
 	wait $$others || status=1; \
 	cat build/without-ray.log; exit $$status
 
-test-long: setup  ## tests that start clusters again and again: the pages' commands, scaling, joining, no network
+test-long: setup  ## tests that start clusters again and again or compute for half a minute; .ci/run runs them too
 	LONG=1 $(BIN)/python -m pytest -m long
 
 test-full: setup  ## all tests, and what takes hours: all paths of the CPU libraries, all precisions, full sizes

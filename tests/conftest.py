@@ -56,7 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here, skipped = Path(__file__).parent, pytest.mark.skip(reason="takes minutes: make test-full")
     postponed = pytest.mark.skip(reason="takes minutes: make test-long, which .ci/run runs too")
     for item in items:
-        if any(item.path.relative_to(here).match(pattern) for pattern in SLOW):
+        place = item.path.relative_to(here)
+        if item.get_closest_marker("cluster") and place.parts[0] != "front":  # `make test` looks for them there
+            assert item.get_closest_marker("long") or item.get_closest_marker("full"), f"{place}: move it to front/"
+        if any(place.match(pattern) for pattern in SLOW):
             item.add_marker("slow")
         if item.get_closest_marker("full") and not os.environ.get("FULL"):
             item.add_marker(skipped)

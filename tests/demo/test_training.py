@@ -158,6 +158,7 @@ def test_resuming_from_other_hardware_prints_a_message(tmp_path: Path, capsys: p
     assert "tower.pt: saved with an abacus, not torch" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_recipe_runs_and_resumes(tmp_path: Path) -> None:
     """The whole recipe in miniature, then its last stage again from the saved states."""
     folders = ["--work", str(tmp_path), "--out", str(tmp_path / "out")]

@@ -38,11 +38,16 @@ def few_sizes(patch: pytest.MonkeyPatch, cache_folder: str) -> None:
 
 QUICKEST = [("demo", "float32"), ("gemma", "bfloat16"), ("gemma2", "float16")]
 ALL = [(family, precision) for family in FAMILIES for precision in DTYPES]
+RANDOM = [each for each in ALL if each[0] != "demo"]
+QUICK_RANDOM = [("gemma", "float32"), *QUICKEST[1:]]
 
 
-@pytest.mark.parametrize(
-    ("family", "precision"), [each if each in QUICKEST else pytest.param(*each, marks=full) for each in ALL]
-)
+def apart(pairs: list[tuple[str, str]], quick: list[tuple[str, str]]) -> list[Any]:
+    """Pairs of model and precision; those not among `quick` run with FULL=1 only."""
+    return [pair if pair in quick else pytest.param(*pair, marks=full) for pair in pairs]
+
+
+@pytest.mark.parametrize(("family", "precision"), apart(ALL, QUICKEST))
 def test_tokens_and_scores_are_those_alone(family: str, precision: str) -> None:
     model, exact = made(family, precision), precision == "float32"
     wanted = load(family, 60 if exact else 20, max_tokens=24 if exact else 12)
@@ -61,7 +66,13 @@ PATHS = {
     "ONEDNN_MAX_CPU_ISA": ("SSE41", "AVX2", "AVX512_CORE"),
     "ATEN_CPU_CAPABILITY": ("default",),
 }
-OFTEN = [("MKL_CBWR", "COMPATIBLE"), ("MKL_CBWR", "AVX2"), ("ONEDNN_MAX_CPU_ISA", "SSE41")]
+EXACT, SHORT = ("float32:1", "float32:2"), ("bfloat16:1", "float16:1")
+OFTEN = [("MKL_CBWR", "COMPATIBLE", EXACT), ("ONEDNN_MAX_CPU_ISA", "SSE41", SHORT)]  # whose products these are
+SELDOM = [
+    ("MKL_CBWR", "COMPATIBLE", SHORT),
+    ("MKL_CBWR", "AVX2", EXACT + SHORT),
+    ("ONEDNN_MAX_CPU_ISA", "SSE41", EXACT),
+]
 EVERY = [("", ""), *((name, value) for name, values in PATHS.items() for value in values)]
 
 
@@ -79,11 +90,13 @@ def on_path(name: str, value: str, folder: Path, *arguments: str) -> list[dict[s
     return lines
 
 
-@pytest.mark.parametrize(("name", "value"), OFTEN)
-def test_it_is_so_on_other_paths_of_the_libraries(name: str, value: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "ways"), [*OFTEN, *(pytest.param(*each, marks=pytest.mark.long) for each in SELDOM)]
+)
+def test_it_is_so_on_other_paths_of_the_libraries(name: str, value: str, ways: tuple[str, ...], tmp_path: Path) -> None:
     """Of a small model, on one thread and on two."""
-    lines = on_path(name, value, tmp_path, "small", "float32:1", "float32:2", "bfloat16:1", "float16:1")
-    assert len(lines) == len(list(tmp_path.glob("shapes/*.json"))) == 4, "each was tried under these settings"
+    lines = on_path(name, value, tmp_path, "small", *ways)
+    assert len(lines) == len(list(tmp_path.glob("shapes/*.json"))) == len(ways), "each was tried under these settings"
 
 
 @full
@@ -237,8 +250,7 @@ def test_products_have_shapes_of_the_closed_set_or_of_a_request_alone(family: st
 # What lies in the slots.
 
 
-@pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("family", ["gemma", "gemma2"])
+@pytest.mark.parametrize(("family", "precision"), apart(RANDOM, QUICK_RANDOM))
 def test_what_slots_held_before_does_not_matter(family: str, precision: str) -> None:
     model, wanted = made(family, precision), load(family, 10, max_tokens=6)
     clean = engine(model, slots=5).run(wanted)
@@ -283,8 +295,7 @@ def prefilled(model: Model, order: list[int], rows: list[int]) -> tuple[Tensor, 
     return model.prefill(features[order], [prompts[number] for number in order], slots, rows), slots
 
 
-@pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("family", ["gemma", "gemma2"])
+@pytest.mark.parametrize(("family", "precision"), apart(RANDOM, QUICK_RANDOM))
 def test_rows_that_change_places_change_nothing_else(family: str, precision: str) -> None:
     model = made(family, precision)
     pixels = torch.from_numpy(np.stack(images(8)))
@@ -323,7 +334,7 @@ def test_the_number_of_rows_changes_nothing(precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", DTYPES)
-@pytest.mark.parametrize("threads", [5, 7])
+@pytest.mark.parametrize("threads", [5, pytest.param(7, marks=full)])
 def test_rows_are_their_own_where_threads_share_them_unevenly(
     threads: int, precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ def demo() -> Model:
 
 def test_the_demo_equals_generate_on_held_out_scenes(demo: Model) -> None:
     network = AutoModelForImageTextToText.from_pretrained(demo.located.path, dtype=torch.float32)
-    wanted = scene_requests(500 if os.environ.get("FULL") else 120)
+    wanted = scene_requests(500 if os.environ.get("FULL") else 80)
     answers = Engine(demo).run(wanted)
     assert [answer.tokens for answer in answers] == [generate(network, request) for request in wanted]
 
@@ -44,7 +44,7 @@ FULL_ONLY = [pytest.param(0, True, marks=pytest.mark.full), pytest.param(1, Fals
 @pytest.mark.parametrize("family", ["gemma", "gemma2"])
 def test_equals_generate_one_by_one(seed: int, family: str, late: bool) -> None:
     model, network = random_model(seed, family)
-    wanted = requests(40)
+    wanted = requests(40 if os.environ.get("FULL") else 20)
     answers = engine(model, slots=7, late=late).run(wanted)
     alone = [generate(network, request) for request in wanted]
     assert [answer.tokens for answer in answers] == alone
@@ -65,7 +65,7 @@ def test_equals_generate_beyond_the_sliding_window(window: int) -> None:
 
 @given(data=st.data())
 @settings(
-    max_examples=60 if os.environ.get("FULL") else 20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60 if os.environ.get("FULL") else 10, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 def test_company_changes_nothing(data: st.DataObject) -> None:
     """Whatever the mix, order, arrival, priority, cancellations and slots: tokens, text and scores stay the same."""
@@ -347,12 +347,12 @@ def test_other_precisions_load_and_answer(demo: Model, spec: dict[str, Any]) -> 
     if spec.get("quantization") == "nf4":  # looked at now: some processors have it repacked at its first use
         state = other.network.model.language_model.layers[0].down.weight.quant_state
         assert state.nested == spec.get("double_quantization", False), "the scales, too, are quantised"
-    wanted: list[Request] = scene_requests(40)
+    wanted: list[Request] = scene_requests(24)
     alike = [
         mine.tokens == exact.tokens
         for mine, exact in zip(Engine(other).run(wanted), Engine(demo).run(wanted), strict=True)
     ]
-    assert sum(alike) >= 28, "most answers must stay; docs/benchmarks.md has the measured agreement"
+    assert sum(alike) >= 17, "most answers must stay; docs/benchmarks.md has the measured agreement"
     weights = other.network.model.language_model.layers[0].down.weight
     vision = other.network.model.vision_tower.encoder.layers[0].mlp.fc1.weight
     assert (weights.dtype == vision.dtype) == ("quantization" not in spec), "the decoder alone is quantised"

@@ -100,14 +100,19 @@ def hostile(folder: Path) -> Path:
     return folder
 
 
-def replicas(application: str, parent: psutil.Process | None = None) -> list[psutil.Process]:
-    """The replica processes of applications with this prefix, below this process (or `parent`)."""
+def workers(title: str, parent: psutil.Process | None = None) -> list[psutil.Process]:
+    """Ray's worker processes whose actors have this prefix, below this process (or `parent`)."""
     found = []
     for process in (parent or psutil.Process()).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:{application}"):
+            if " ".join(process.cmdline()).startswith(f"ray::{title}"):
                 found.append(process)
     return found
+
+
+def replicas(application: str, parent: psutil.Process | None = None) -> list[psutil.Process]:
+    """The replica processes of applications with this prefix."""
+    return workers(f"ServeReplica:{application}", parent)
 
 
 def task_flags(*tasks: str) -> list[str]:

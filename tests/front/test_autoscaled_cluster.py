@@ -23,7 +23,7 @@ import ray.util
 from front.heads import PROGRAMS, TOKEN, running
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 LIMIT = 150  # seconds for the job, and for the nodes to leave
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 STORE = 100 * 2**20  # bytes of a node's object store; by default each would take a third of the machine

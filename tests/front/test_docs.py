@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -68,13 +66,8 @@ def test_the_readmes_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p
         assert numbers_aside(said.out.splitlines()) == numbers_aside(shown), command
 
 
-def test_help_has_examples() -> None:
+def test_help_has_examples(paliscribe: Paliscribe) -> None:
     jobs = [f"jobs {command}" for command in ("list", "status", "logs", "stop")]
     for command in ("annotate", "demo", "status", "retry", "ask", "serve", "doctor", "submit", *jobs):
-        done = subprocess.run(
-            [sys.executable, "-m", "paliscribe", *command.split(), "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert "Example" in done.stdout and f"paliscribe {command}" in done.stdout
+        said = paliscribe(*command.split(), "--help")
+        assert said.code == 0 and "Example" in said.out and f"paliscribe {command}" in said.out

@@ -13,7 +13,7 @@ from front.test_operations import Callers
 
 from paliscribe.demo.collection import write_collection
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 BEARER = {"Authorization": f"Bearer {TOKEN['RAY_AUTH_TOKEN']}"}
 DRAIN = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "100"]

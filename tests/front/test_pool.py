@@ -63,23 +63,21 @@ def test_a_call_that_was_lost_with_its_replica_is_repeated() -> None:
         assert client.facts().replica != before, "the pool healed by itself"
 
 
-def test_a_pool_that_does_not_come_up_says_why(tmp_path: Path) -> None:
+def test_pools_that_do_not_come_up_say_why(tmp_path: Path) -> None:
+    """Of a model that is not there, and of one that loads and cannot answer; both at once, as each takes its time."""
     missing = ModelSpec(id=str(tmp_path / "nothing"), precision="float32")
-    with (
-        pytest.raises(RunError, match=r"no replica came up: .*no such folder"),
-        cluster(),
-        open_pool(missing, PoolConfig(), "x") as pool,
-    ):
-        wait_until_ready(pool)
-    assert not replicas(TEMPORARY + "x")
-
-
-def test_a_model_that_loads_and_cannot_answer_is_no_replica(tmp_path: Path) -> None:
-    broken = broken_checkpoint(tmp_path / "model")
+    broken, config = broken_checkpoint(tmp_path / "model"), PoolConfig(threads=1, cpus_per_replica=0.1)
     words = r"^no replica came up: ReplicaError: the model cannot answer: RuntimeError: The size of tensor a"
-    with pytest.raises(RunError, match=words), cluster(), open_pool(broken, PoolConfig(threads=1), "y") as pool:
-        wait_until_ready(pool)
-    assert not replicas(TEMPORARY + "y")
+    with (
+        pytest.raises(RunError, match=words),
+        cluster(),
+        open_pool(missing, config, "x") as first,
+        open_pool(broken, config, "y") as second,
+    ):
+        with pytest.raises(RunError, match=r"no replica came up: .*no such folder"):
+            wait_until_ready(first)
+        wait_until_ready(second)
+    assert not replicas(TEMPORARY + "x") and not replicas(TEMPORARY + "y")
 
 
 @pytest.mark.parametrize(

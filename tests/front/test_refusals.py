@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,11 +40,25 @@ def change(job: Path, **values: object) -> Path:
         (["demp"], ["model demp: neither a folder nor a Hugging Face id", "did you mean 'demo'?"]),
         (["nothing.yaml"], ["nothing.yaml: no such endpoint file"]),
         (["demo", "--model", "Demo"], ["model Demo: ", "did you mean 'demo'?"]),
-        (["demo", "--port", "99999"], ["serve: 'port'"]),
+        (["--port", "70000"], ["serve: 'port': input should be less than or equal to 65535"]),
+        (["--host", "0.0.0.0"], ["requires API keys"]),
+        (["--model", "/no/such/folder"], ["no such folder"]),
+        (["--keys", "/no/such/file"], ["cannot be read"]),
     ],
 )
-def test_what_cannot_be_served(paliscribe: Paliscribe, words: list[str], said: list[str]) -> None:
+def test_what_cannot_be_served(
+    paliscribe: Paliscribe, monkeypatch: pytest.MonkeyPatch, words: list[str], said: list[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PALISCRIBE")]:
+        monkeypatch.delenv(name)
     refused(paliscribe("serve", *words), *said)
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(paliscribe: Paliscribe) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = paliscribe("serve", "--port", str(port))
+    assert said.code == 1 and f"cannot listen on 127.0.0.1:{port}" in said.err
 
 
 @pytest.mark.parametrize(

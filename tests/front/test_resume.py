@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pyarrow.dataset as ds
 import pytest
-from front.conftest import TASKS, Paliscribe, hostile, published, read_rows, task_flags, write_rows
+import ray
+from front.conftest import TASKS, Paliscribe, hostile, published, read_rows, task_flags, workers, write_rows
 
 pytestmark = pytest.mark.cluster
 SHARD_ROWS = "4"
@@ -30,9 +31,10 @@ def command(manifest: Path, output: Path) -> list[str | Path]:
     return ["annotate", "--manifest", manifest, "--output", output, "--shard-rows", SHARD_ROWS, *task_flags(*TASKS)]
 
 
-def start(manifest: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
-    """The command in a process of its own, with a Ray of its own."""
+def start(manifest: Path, output: Path, *flags: str, ray_address: str = "") -> subprocess.Popen[str]:
+    """The command in a process of its own, with a Ray of its own or as another driver of the one at this address."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {"RAY_ADDRESS": ray_address} if ray_address else {}
     return subprocess.Popen(
         [sys.executable, "-m", "paliscribe", *map(str, command(manifest, output)), *flags],
         stdout=subprocess.PIPE,
@@ -52,6 +54,13 @@ def wait_for_markers(process: subprocess.Popen[str], output: Path, count: int) -
     while len(markers(output)) < count:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until, "no shard was committed"
+        time.sleep(0.05)
+
+
+def wait_for_lease(output: Path) -> None:
+    until = time.monotonic() + 60
+    while not (output / "_run" / "lease.json").exists():
+        assert time.monotonic() < until, "no driver took the lease"
         time.sleep(0.05)
 
 
@@ -108,9 +117,11 @@ def test_kill_9_in_mid_append(served: None, manifest: Path, tmp_path: Path, pali
     said = paliscribe(*command(begun, output), "--quiet")
     assert said.code == 0, said.err
     parts = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in output.rglob("*.parquet")}
-    driver = start(manifest, output, "--append")
+    driver = start(manifest, output, "--append", ray_address=ray.get_runtime_context().gcs_address)
     wait_for_markers(driver, output, 6)
+    stages = workers("MapWorker")
     kill(driver)
+    wait_until_gone(stages)
     before = markers(output)
     assert 6 <= len(before) < 25, "the append was meant to be killed in its middle"
     said = paliscribe("retry", output)
@@ -128,15 +139,26 @@ def test_kill_9_in_mid_append(served: None, manifest: Path, tmp_path: Path, pali
     assert again.code == 0 and "(nothing to append: every id is in the run already)" in again.out
 
 
-def test_told_to_stop(manifest: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:
+def test_a_second_driver_is_refused_and_the_first_told_to_stop(
+    served: None, manifest: Path, tmp_path: Path, paliscribe: Paliscribe
+) -> None:
     """By Ctrl-C; SIGTERM is what stops a submitted job (test_submission.py)."""
     number = signal.SIGINT
     output = tmp_path / "output"
     driver = start(manifest, output)
-    wait_for_markers(driver, output, 2)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(number)
-    _, err = driver.communicate(timeout=90)
+    try:
+        wait_for_lease(output)
+        said = paliscribe(*command(manifest, output), "--quiet")
+        assert said.code == 1
+        assert said.err.startswith(f"paliscribe: another driver holds the lease of {output}: process {driver.pid} on ")
+        assert len(said.err.splitlines()) == 1
+        wait_for_markers(driver, output, 2)
+        children = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(number)
+        _, err = driver.communicate(timeout=90)
+    finally:
+        if driver.poll() is None:
+            kill(driver)
     assert driver.returncode == 128 + number
     last = err.strip().splitlines()[-1]
     assert last.startswith(f"paliscribe: {number.name}: stopped. ")
@@ -146,19 +168,3 @@ def test_told_to_stop(manifest: Path, tmp_path: Path, paliscribe: Paliscribe) ->
     wait_until_gone(children)
     found = paliscribe("status", output, "--json").json
     assert found["state"] == "interrupted" and 0 < found["shards_done"] < 24
-
-
-def test_a_second_driver_is_refused(served: None, manifest: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:
-    output = tmp_path / "output"
-    driver = start(manifest, output)
-    try:
-        until = time.monotonic() + 60
-        while not (output / "_run" / "lease.json").exists():
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        said = paliscribe(*command(manifest, output), "--quiet")
-        assert said.code == 1
-        assert said.err.startswith(f"paliscribe: another driver holds the lease of {output}: process {driver.pid} on ")
-        assert len(said.err.splitlines()) == 1
-    finally:
-        kill(driver)

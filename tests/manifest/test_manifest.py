@@ -371,6 +371,7 @@ print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_memory_does_not_grow_with_the_manifest(kind: str, tmp_path: Path) -> None:
     peaks = []
@@ -392,7 +393,7 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 reference = text.map(str.strip).filter(bool)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 if os.environ.get("FULL") else 25, deadline=None)
 @given(st.lists(st.tuples(reference, text), min_size=1, max_size=6, unique_by=lambda row: row[0]))
 def test_any_text_survives(pairs: list[tuple[str, str]]) -> None:
     rows = [{"id": name, "image": "a.png", "words": words} for name, words in pairs]

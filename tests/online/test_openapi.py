@@ -38,7 +38,7 @@ def teardown_module() -> None:
 
 @SCHEMA.parametrize()
 @settings(
-    max_examples=500 if os.environ.get("FULL") else 150,
+    max_examples=500 if os.environ.get("FULL") else 50,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -195,6 +195,9 @@ def test_the_picture_can_be_enlarged_with_its_boxes(page: Page, file: Path) -> N
         assert page.text("fit") == "225 %" and page["viewport"].get_attribute("tabindex") == "0"
         assert page.run("return $('viewport').scrollWidth > $('viewport').clientWidth")
         page["viewport"].send_keys(Key.ARROW_LEFT)  # scrolled by keyboard
+        page.command("Emulation.setDeviceMetricsOverride", width=1280, height=700, deviceScaleFactor=1, mobile=False)
+        page.command("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+        assert page.text("fit") == "225 %", "a change of the height keeps the zoom"
         page["fit"].click()
         [again] = page.rectangles("#picture")  # the page may have scrolled
         assert [again[0], again[2], again[3] - again[1]] == pytest.approx(

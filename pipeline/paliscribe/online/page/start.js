@@ -42,7 +42,11 @@ on("viewport", "wheel", (event) => {
   setZoom(event.deltaY < 0 ? zoom * STEP : zoom / STEP);
 });
 on("viewport", "dblclick", () => setZoom(zoom === 1 ? 2 : 1));
-addEventListener("resize", () => { if (zoom > 1) setZoom(1); });
+let width = innerWidth;
+addEventListener("resize", () => {
+  if (zoom > 1 && innerWidth !== width) setZoom(1); // a phone's bars change the height only
+  width = innerWidth;
+});
 on("save-png", "click", savePng);
 on("save-json", "click", saveJson);
 document.addEventListener("paste", (event) => {

@@ -602,7 +602,7 @@ def _connections(key: str, image: str) -> Iterator[Attack]:
             f"chunk {size[:20]!r}",
             (sent.encode(),),
             REFUSED | CLOSED,
-            "vanish" if size == "ffffffff" else "read",
+            "hold" if size[:2] in ("ff", "5;") else "read",
         )
     for name, sent_ in OTHER_PROTOCOLS:
         yield Attack(
@@ -665,10 +665,10 @@ def _headers(key: str) -> Iterator[Attack]:
             answers=ANSWERED if count == 100 else ANSWERED | REFUSED | CLOSED,
         )
     for size in (70_000, 1_000_000, 60_000_000):
-        yield get(f"a header of {size}", b"X-A: " + b"y" * size, answers=frozenset({431, 0}))
+        yield get(f"a header of {size}", b"X-A: " + b"y" * size, answers=frozenset({431, 400, 0}))
     for size in (70_000, 5_000_000):
-        yield get(f"a path of {size}", path="/" + "y" * size, answers=frozenset({431, 0}))
-        yield get(f"a query of {size}", path="/v1/models?" + "y" * size, answers=frozenset({431, 0}))
+        yield get(f"a path of {size}", path="/" + "y" * size, answers=frozenset({431, 400, 0}))
+        yield get(f"a query of {size}", path="/v1/models?" + "y" * size, answers=frozenset({431, 400, 0}))
     upgrade = ["Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: eA=="]
     for protocol in ("websocket", "h2c", "x"):
         lines = [f"Upgrade: {protocol}", "Connection: Upgrade", *upgrade[1:], "HTTP2-Settings: AAMAAABkAAQAAP__"]
@@ -716,10 +716,11 @@ def _jobs(key: str, web: str) -> Iterator[Attack]:
         yield post(
             f"input {name[:20]!r}", "/v1/batches", {"input_file_id": name, "endpoint": CHAT, "completion_window": "24h"}
         )
-    for change in (
+    changes: list[Body] = [
         {"model": "google/other"},
         {"mask_decoder": "/etc/passwd"},
         {"pool": {"env": {}}},
         {"tasks": ["x"] * 50_000},
-    ):
+    ]
+    for change in changes:
         yield post(ascii(change)[:40], "/v1/jobs", job | change)

@@ -55,6 +55,10 @@ class Cleaned:
         name = clean_id([value for key, value in scope["headers"] if key == ID_HEADER.encode()])
         headers = [(key, value) for key, value in scope["headers"] if not _steers(key)]
         scope["headers"] = [*headers, (ID_HEADER.encode(), name.encode())]
+        head = [scope["raw_path"], scope["query_string"], *(part for pair in headers for part in pair)]
+        if sum(map(len, head)) > MAX_HEAD:  # it came in one piece
+            await _reply(send, TOO_LARGE, name)
+            return
         if scope["path"] == ROUTES:  # so that the endpoint answers: 401 without a key, 404 with one
             scope["path"], scope["raw_path"] = f"{ROUTES}/", f"{ROUTES}/".encode()
         started, own = False, False

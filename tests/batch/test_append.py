@@ -399,3 +399,31 @@ def test_an_append_on_s3(tmp_path: Path, bucket: str) -> None:
     check(output, names(range(11)))
     now = {item.key: (item.etag, item.modified) for item in open_store(output).list("annotations/")}
     assert {key: now[key] for key in before} == before
+
+
+def test_a_sample_is_completed_by_an_append(tmp_path: Path) -> None:
+    given = rows(tmp_path, range(7))
+    source = tmp_path / "m.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in given))
+    whole = JobConfig(manifest=(str(source),), tasks=TASKS, output=str(tmp_path / "o"), shard_rows=2)
+    sample = whole.model_copy(update={"limit": 3})
+    assert run_batch(sample)["rows"] == 3
+    assert run_batch(sample)["shards_annotated"] == 0
+    with pytest.raises(UsageError, match=r"3 rows then, 7 rows now.*add --append"):
+        run_batch(whole)
+    with pytest.raises(UsageError, match="differs in the manifest"):
+        run_batch(whole.model_copy(update={"limit": 4}))
+    assert run_append(sample)["rows_appended"] == 0
+    more = run_append(whole.model_copy(update={"limit": 5}))
+    assert (more["rows"], more["rows_appended"]) == (5, 2)
+    assert (run_append(whole)["rows"], run_status(whole.output)["rows_done"]) == (7, 7)
+
+
+def test_later_rows_do_not_change_a_sample(tmp_path: Path) -> None:
+    given: Rows = [{"image": f"{n}.png", "size": n} for n in range(4)] + [{"image": "x.png", "size": "big", "new": 1}]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given[:4]))
+    limited = manifest.scan(str(tmp_path / "all.jsonl"), limit=4)
+    assert (
+        limited == manifest.scan(str(tmp_path / "some.jsonl")) == manifest.scan(str(tmp_path / "some.jsonl"), limit=9)
+    )

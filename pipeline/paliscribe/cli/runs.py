@@ -66,8 +66,8 @@ def annotate(
     if dry:
         _print_plan(checked, quiet, as_json, append=append)
         return
-    if not quiet:
-        print(f"{'appending to' if append else 'annotating into'} {checked.output}", file=sys.stderr)
+    if not quiet and not append:  # an append says first that it compares the manifest
+        print(f"annotating into {checked.output}", file=sys.stderr, flush=True)
     summary = _run(checked, quiet, append=append)
     print(json.dumps(summary) if as_json else _summary_words(summary, checked.output))
 

@@ -35,10 +35,10 @@ def _load(path: Path, what: str, other: str) -> dict[str, Any]:
         raise UsageError(f"{path}: a file for `serve deploy`; its `args` are the settings of an {ENDPOINT}")
     (kind, command), (other_kind, other_command) = KINDS[what], KINDS[other]
     names = set(map(str, values))
-    foreign = sorted(names & other_kind.model_fields.keys() - kind.model_fields.keys())
-    if foreign and not names & kind.model_fields.keys() - other_kind.model_fields.keys():
+    foreign = sorted(names & (other_kind.model_fields.keys() - kind.model_fields.keys()))
+    if foreign and not names & (kind.model_fields.keys() - other_kind.model_fields.keys()):
         raise UsageError(
-            f"{path}: this is {WITH_ARTICLE[other]}, for `{other_command}`: `{foreign[0]}` is one of their settings. "
+            f"{path}: this is {WITH_ARTICLE[other]}, for `{other_command}`, by its setting `{foreign[0]}`; "
             f"`{command}` takes {WITH_ARTICLE[what]}"
         )
     return values

@@ -94,15 +94,19 @@ def extend(
         attempt=attempt,
         dropped=tuple(columns.get("drop_columns", ())),
     )
-    extended = replace(
+    return Extension(_extended(frozen, written, added, found.nested), changed)
+
+
+def _extended(frozen: FrozenManifest, written: list[int], added: Addition, nested: tuple[str, ...]) -> FrozenManifest:
+    """The frozen manifest with an addition in files of so many rows."""
+    return replace(
         frozen,
         rows=frozen.rows + sum(written),
         shards=frozen.shards - (-sum(written) // frozen.shard_rows),
         files=frozen.files + tuple(frozen.rows + end for end in itertools.accumulate(written)),
         additions=(*frozen.additions, added),
-        nested=tuple(sorted({*frozen.nested, *found.nested})),
+        nested=tuple(sorted({*frozen.nested, *nested})),
     )
-    return Extension(extended, changed)
 
 
 def commit_extension(store: Store, before: FrozenManifest, extension: Extension) -> None:

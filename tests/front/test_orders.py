@@ -77,14 +77,14 @@ class Cluster:
         """What `paliscribe serve` says when it cannot."""
         done = self.run("serve", "demo", "--port", str(port))
         [_, said] = done.stderr.splitlines()  # the first says what is starting
-        assert done.returncode == 1 and not done.stdout and len(said) < 400
+        assert done.returncode == 2 and not done.stdout and len(said) < 400
         return said
 
     def deployed(self, port: int) -> dict[str, Any]:
         """`serve deploy infra/serve.yaml` on a port; the application once it runs or has failed."""
         settings = yaml.safe_load((ROOT / "infra/serve.yaml").read_text())
         settings["http_options"]["port"] = settings["applications"][0]["args"]["port"] = port
-        settings["applications"][0]["args"] |= {"models": ["demo"], "keys": str(self.folder / "keys")}
+        settings["applications"][0]["args"] |= {"models": [{"model": "demo"}], "keys": str(self.folder / "keys")}
         (self.folder / "serve.yaml").write_text(yaml.safe_dump(settings))
         assert deploy(self.head.dashboard, self.folder / "serve.yaml").returncode == 0
         until = time.monotonic() + 180

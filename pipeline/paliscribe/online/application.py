@@ -91,8 +91,8 @@ def serve_forever(
     """
     with cluster():
         made = application(config)
-        tell("loading the models; waiting for the first answer of each replica")
         listen(config, APPLICATION)
+        tell("loading the models; waiting for the first answer of each replica")
         with ends_with_driver(APPLICATION):
             try:
                 with signals():

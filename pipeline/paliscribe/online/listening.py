@@ -20,9 +20,9 @@ HEAD = {"node:__internal_head__": 0.001}  # the resource by which Ray names the 
 
 
 def listen(config: ServeConfig, application: str) -> None:
-    """Let Serve take HTTP for `paliscribe serve`. Raises RunError if it cannot, or if the application is there."""
+    """Let Serve take HTTP for `paliscribe serve`. Raises UsageError, also if the application is there; RunError."""
     if application in applications() or is_watched(application):
-        raise RunError(
+        raise UsageError(
             f"this cluster serves an endpoint already ({application}); stop it first, or use another cluster "
             "(`serve shutdown -y` ends all that Serve runs; one that was killed ends within seconds)"
         )

@@ -12,7 +12,7 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
-from paliscribe.errors import RunError
+from paliscribe.errors import RunError, UsageError
 from paliscribe.pool.ray_cluster import PROXIES, started_here
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def applications() -> list[str]:
 def open_http(wanted: Listening) -> None:
     """Let Serve take HTTP at an address: start it, open it, or restart it if it has nothing to do.
 
-    Raises RunError if it takes HTTP elsewhere, and serves.
+    Raises UsageError if it takes HTTP elsewhere, and serves; RunError if it cannot be opened.
     """
     now = listening()
     if now is None:
@@ -79,7 +79,7 @@ def open_http(wanted: Listening) -> None:
         _open(wanted)
     elif (now.host, now.port) != (wanted.host, wanted.port):
         if served := applications():
-            raise RunError(
+            raise UsageError(
                 f"Serve on this cluster takes HTTP at {now.host}:{now.port} and serves {', '.join(served)[:100]}; use "
                 "that address (`host`, `port`), or end them all with `serve shutdown -y` and start again"
             )

@@ -184,7 +184,13 @@ def test_the_wheel_built_from_the_copied_files_is_complete(tmp_path: Path) -> No
     [wheel] = (tmp_path / "wheels").iterdir()
     assert wheel.name == f"{IMAGE.replace(':', '-')}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = ("py.typed", "online/page.html", "demo/checkpoint/model.safetensors")
+    wanted = (
+        "py.typed",
+        "online/page/page.html",
+        "online/page/style.css",
+        "online/page/examples/shapes.jpg",
+        "demo/checkpoint/model.safetensors",
+    )
     assert {f"paliscribe/{name}" for name in wanted} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"paliscribe"}, "nothing else in site-packages"
 

@@ -47,9 +47,9 @@ def submit(
 
     package = pack(job, shared_paths=shared_paths)
     given = variables(env or [])
-    if not quiet:
-        print(f"submitting {job}", file=sys.stderr, flush=True)
     cluster = Jobs(address)
+    if not quiet:
+        print(f"submitting {job} to {cluster.address}", file=sys.stderr, flush=True)
     job_id = cluster.submit(package, given, code=code, append=append)
     facts = {"id": job_id, "address": cluster.address, "output": package.job.output}
     print(json.dumps(facts) if as_json else job_id, flush=True)

@@ -22,7 +22,7 @@ from paliscribe.online.gateway import Gateway, ModelInfo
 from paliscribe.online.listening import address, listen, listen_deployed, wait_until_answered
 from paliscribe.pool.deploy import deployment_name, replicas, run_application
 from paliscribe.pool.placement import has_gpus
-from paliscribe.pool.ray_cluster import cluster, started_here
+from paliscribe.pool.ray_cluster import cluster, make_private, started_here
 from paliscribe.pool.serving import applications
 from paliscribe.pool.temporary import ends_with_driver
 from paliscribe.results.record import load_mask_decoder
@@ -99,6 +99,7 @@ def serve_forever(
                     run_application(made, APPLICATION, "/")
                     if not wait_until_answered(config):
                         log.warning("Serve was started by another program: %s", UNGUARDED)
+                    make_private()
                     ready(address(config))
                     threading.Event().wait()
             except Stopped:

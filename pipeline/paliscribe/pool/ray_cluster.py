@@ -53,17 +53,16 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         own = {"address": "local", "num_cpus": num_cpus or os.cpu_count(), "include_dashboard": False}
     try:
         with _loading_libraries(), _discard_stderr(), _restored_signals(), _on_loopback(bool(own)):
-            context = ray.init(**quiet, **own, **_own_code())
+            ray.init(**quiet, **own, **_own_code())
     except Exception as error:  # Ray raises `Exception` itself if a node takes too long to start
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if address := os.environ.get("RAY_ADDRESS"):
             raise RunError(f"the Ray cluster at {address} cannot be joined: {line}") from error
         raise RunError(f"Ray cannot be started here: {line}") from error
     _disable_progress_bars()
-    _make_private(TOKEN.expanduser(), 0o600)
     if own:
         _started.set()
-        _make_private(Path(context.address_info["session_dir"]), 0o700)  # logs of callers' requests
+    make_private()
     try:
         with _naming_the_log(), _redirected_stdout():
             yield
@@ -103,10 +102,15 @@ def _on_loopback(starts: bool) -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _make_private(path: Path, mode: int) -> None:
-    """Take other users' rights away: Ray gives them all."""
-    with contextlib.suppress(OSError):  # it is absent, or another user's
-        path.chmod(mode)
+def make_private() -> None:
+    """Take other users' rights away from Ray's token, and from the logs of a Ray that this process has started.
+
+    Ray gives them all; to its folder also when Serve has started.
+    """
+    session = ray._private.worker.global_worker.node.get_session_dir_path()  # Ray has no public name
+    for path, mode in (TOKEN.expanduser(), 0o600), *(((Path(session), 0o700),) if started_here() else ()):
+        with contextlib.suppress(OSError):  # it is absent, or another user's
+            path.chmod(mode)
 
 
 def _own_code() -> dict[str, Any]:

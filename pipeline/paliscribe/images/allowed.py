@@ -11,9 +11,10 @@ import fnmatch
 import ipaddress
 import re
 import socket
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit
 
 from paliscribe.config import ImagesConfig
 from paliscribe.errors import RequestError, UsageError
@@ -30,6 +31,7 @@ PORTS: Final = {"http": 80, "https": 443}
 AMBIGUOUS: Final = re.compile(r"[\x00-\x20\x7f\\]")  # characters that URL parsers treat differently
 BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*[A-Za-z0-9]")
 ENCODINGS: Final = 5  # layers of percent-encoding in a path, at most
+OVERLONG: Final = re.compile(rb"\x00|[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f][\x80-\xbf]|\xf0[\x80-\x8f][\x80-\xbf]{2}")
 NAT64: Final = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
 STATUS: Final = {"missing": 400, "forbidden": 400, "bad_uri": 400, "too_large": 413, "throttled": 503}
 
@@ -198,12 +200,16 @@ def _split(address: str) -> SplitResult | None:
 def _may_leave(path: str) -> bool:
     """Whether a server may read a path as one with `.` or `..` parts, which could lead out of an allowed folder.
 
-    Some servers decode more than once, some take backslashes for slashes, and some leave out what follows a semicolon.
+    Some servers decode more than once, some take backslashes for slashes, some leave out what follows a semicolon or a
+    NUL, some read UTF-8 that is longer than it may be, and some take letters for others that look like them.
     """
     for _ in range(ENCODINGS):
         decoded = unquote(path)
+        if OVERLONG.search(unquote_to_bytes(path)):
+            return True
         if decoded == path:
-            return any(part.partition(";")[0] in (".", "..") for part in re.split(r"[/\\]", path))
+            parts = re.split(r"[/\\]", unicodedata.normalize("NFKC", path))
+            return any(part.partition(";")[0] in (".", "..") for part in parts)
         path = decoded
     return True
 

@@ -148,7 +148,7 @@ def test_the_proxy_is_not_steered_and_its_log_not_forged(served: Served) -> None
     assert httpx.get(f"{address}/-/routes").status_code == 401
     assert httpx.get(f"{address}/-/routes", headers=bearer).status_code == 404
     assert httpx.get(f"{address}/-/healthz").text == "success"
-    forged = httpx.get(f"{address}/v1/models", headers=bearer | {"x-request-id": " -- id=forged status=200"})
+    forged = httpx.get(f"{address}/v1/models", headers=bearer | {"x-request-id": "-- id=forged status=200"})
     assert forged.headers.get_list("x-request-id") == ["--%20id%3Dforged%20status%3D200"]
     steered = {"x-request-timeout-seconds": "0.000001", "x-session-id": "a", "serve_multiplexed_model_id": "b"}
     reply = httpx.post(address + CHAT, json=chat_body(data_url(PICTURE)), headers=bearer | steered, timeout=60)

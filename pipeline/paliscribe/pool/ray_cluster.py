@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -51,8 +52,9 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
         own = {}
     else:  # "local": never join another Ray on this machine
         own = {"address": "local", "num_cpus": num_cpus or os.cpu_count(), "include_dashboard": False}
+    on_loopback = bool(own) or _is_on_loopback(address or "")
     try:
-        with _loading_libraries(), _discard_stderr(), _restored_signals(), _on_loopback(bool(own)):
+        with _loading_libraries(), _discard_stderr(), _restored_signals(), _on_loopback(on_loopback):
             ray.init(**quiet, **own, **_own_code())
     except Exception as error:  # Ray raises `Exception` itself if a node takes too long to start
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -84,13 +86,13 @@ def _naming_the_log() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _on_loopback(starts: bool) -> Iterator[None]:
-    """Let a Ray that `starts` here listen on loopback only: no other machine can join it.
+def _on_loopback(wanted: bool) -> Iterator[None]:
+    """Let a Ray that starts here listen on loopback only, so that no other machine can join it, or join such a Ray.
 
     Ray replaces a loopback address by the machine's, except where its clusters have one node (Windows, macOS). The
     variable that says so is read when Ray is imported.
     """
-    if not starts:
+    if not wanted:
         yield
         return
     for name, value in PROXIES.items():
@@ -100,6 +102,16 @@ def _on_loopback(starts: bool) -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _is_on_loopback(address: str) -> bool:
+    """Whether the Ray at this address listens on loopback only, as one that a run has started on this machine."""
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdigit():
+        return False
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((ray.util.get_node_ip_address(), int(port))) != 0
 
 
 def make_private() -> None:

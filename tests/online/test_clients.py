@@ -195,7 +195,7 @@ def test_openai_in_node(base: str, url: str, scene: Scene, tmp_path: Path) -> No
     assert said["plain"] == said["streamed"] == said["final"] == caption(scene)
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_litellm(base: str, url: str, scene: Scene, tmp_path: Path) -> None:
     python = str(tmp_path / "venv" / "bin" / "python")
     subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", tmp_path / "venv"], check=True, timeout=120)

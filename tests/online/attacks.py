@@ -477,7 +477,7 @@ def bad_images(picture: bytes) -> Iterator[tuple[str, str]]:
     zeros = zlib.compress(bytes(20_000_000), 9)
     files = {
         "a bomb by its header": png(60_000, 60_000),
-        "a bomb in its pixels": png(4000, 1000, data=zeros),
+        "a bomb in its pixels": png(4001, 1000, data=zeros),
         "a row of 2^31": png(2**31 - 1, 1),
         "no size": png(0, 0),
         "16 bits": png(1900, 1900, 16, 6, zeros),

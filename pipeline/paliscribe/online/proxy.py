@@ -59,6 +59,9 @@ class Cleaned:
         if sum(map(len, head)) > MAX_HEAD:  # it came in one piece
             await _reply(send, TOO_LARGE, name)
             return
+        if not scope["path"].startswith("/"):  # `*`, or an authority
+            await _reply(send, MALFORMED, name)
+            return
         if scope["path"] == ROUTES:  # so that the endpoint answers: 401 without a key, 404 with one
             scope["path"], scope["raw_path"] = f"{ROUTES}/", f"{ROUTES}/".encode()
         started, own = False, False

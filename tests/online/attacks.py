@@ -166,15 +166,13 @@ CHANGES: list[Body] = [  # of a chat completion
     *({"stream": "perhaps"}, {"stream": True, "n": 3}, {"tools": [{}]}, {"top_logprobs": 10**9}, {"response_format": {"type": "x"}}),
 ]  # fmt: skip
 OTHER_CONTENT_TYPES = [
-    *(
-        "text/plain",
-        "application/xml",
-        "",
-        "multipart/form-data",
-        "application/x-www-form-urlencoded",
-        "x" * 5000,
-        "json",
-    ),
+    "text/plain",
+    "application/xml",
+    "",
+    "multipart/form-data",
+    "application/x-www-form-urlencoded",
+    "x" * 5000,
+    "json",
 ]
 PROMPTS = [  # with the status that answers them
     *(("<image>", 400), ("caption en <image><image>", 400), ("<loc0001>", 400), ("caption <loc0001>", 400)),

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from online.attacks import OTHER_CONTENT_TYPES
 from online.conftest import CONFIG, KEY, Endpoint, data_url
 
 from paliscribe.online import app
@@ -248,18 +249,7 @@ def test_malformed_json(endpoint: Endpoint, picture: bytes) -> None:
         rejected(send(endpoint, ANNOTATE, {"images": ["data:,"], "tasks": ["ocr"] * count}), code)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "text/plain",
-        "application/xml",
-        "",
-        "multipart/form-data",
-        "application/x-www-form-urlencoded",
-        "x" * 5000,
-        "json",
-    ],
-)
+@pytest.mark.parametrize("kind", OTHER_CONTENT_TYPES)
 def test_other_content_types(endpoint: Endpoint, picture: bytes, kind: str) -> None:
     for path in (CHAT, ANNOTATE, UPLOAD):
         rejected(send(endpoint, path, chat_body(picture), Content_Type=kind), "invalid_request")

@@ -26,6 +26,7 @@ ROOMS: list[tuple[str, str]] = [
     ("images", "PIL httpx numpy"),
     ("results", "numpy pyarrow pydantic"),
     ("manifest", "numpy pyarrow"),
+    ("published", "duckdb fsspec pyarrow"),
     ("demo", "PIL numpy safetensors sklearn tokenizers torch transformers"),
     ("model", "PIL filelock huggingface_hub numpy pydantic safetensors tokenizers torch transformers"),
     ("engine", "numpy torch"),

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from demo_run import demo_run
 from hub import hub
 
 from paliscribe.storage import s3_client
 
-__all__ = ["hub"]
+__all__ = ["demo_run", "hub"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two busy threads in each of two processes thrash two cores
 for name in [name for name in os.environ if name.startswith("AWS_")]:

@@ -1,6 +1,7 @@
-"""Runs without Ray: stages in this process, and a pool that answers at once; all else is a run's."""
+"""Runs without Ray: stages and a pool in this process; all else is a run's."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from paliscribe.batch import run as run_module
 from paliscribe.batch.generation import Run
 from paliscribe.batch.parts import Parts
 from paliscribe.batch.stage import Plan, Stage
+from paliscribe.config import ModelSpec
+from paliscribe.engine import Engine
+from paliscribe.model import paligemma
 from paliscribe.records import Prediction, Request
 from paliscribe.results import ModelFacts
 from paliscribe.storage import Store
@@ -46,14 +50,39 @@ class Pool:
         return Answers(requests)
 
 
-def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
+class Answered:
+    """A call that is answered already."""
+
+    def __init__(self, predictions: list[Prediction]) -> None:
+        self._predictions = predictions
+
+    def result(self) -> list[Prediction]:
+        return self._predictions
+
+
+class DemoPool:
+    """A pool with the demo model in this process."""
+
+    slots = 40
+
+    def __init__(self) -> None:
+        self._engine = Engine(paligemma.load(ModelSpec().resolved(gpu=False)))
+
+    def send(self, requests: Sequence[Request]) -> Answered:
+        return Answered(self._engine.run(requests))
+
+
+def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts, pool: Any, size: int | None) -> None:
     """In the place of `batch.annotate.annotate`."""
     run.file = replace(run.file, model=run.file.model.resolved(gpu=False))
     run.file.write(run.store)
     spec, schema = run.file.model, results.schema(run.frozen.schema)
     facts = ModelFacts(spec.id, run.file.fingerprint.revision, spec.precision)
     settings: dict[str, Any] = {"generation": run.generation}
-    stage = Stage(Plan(run.store.uri, tuple(run.tasks), schema, facts, SIZE, run.job.fetch, **settings), Pool())
+    stage = Stage(
+        Plan(run.store.uri, tuple(run.tasks), schema, facts, size or run.file.image_size, run.job.fetch, **settings),
+        pool,
+    )
     stage.store = run.store
     for marker in stage.annotate(todo.tolist()):
         parts.committed(marker.shard)
@@ -61,11 +90,12 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
 
 
 @contextlib.contextmanager
-def alone(monkeypatch: pytest.MonkeyPatch, store: Store | None = None) -> Iterator[None]:
-    """Let runs work in this process. `store`: in the place of their output's."""
+def alone(monkeypatch: pytest.MonkeyPatch, store: Store | None = None, pool: Any = None) -> Iterator[None]:
+    """Let runs work in this process. `store`: in the place of their output's. `pool`: None: answers at once."""
     with monkeypatch.context() as patch:
         patch.setattr("paliscribe.pool.ray_cluster.cluster", contextlib.nullcontext)
-        patch.setattr("paliscribe.batch.annotate.annotate", annotate)
+        answering = functools.partial(annotate, pool=pool or Pool(), size=None if pool else SIZE)
+        patch.setattr("paliscribe.batch.annotate.annotate", answering)
         patch.setattr(parts_module, "started_here", lambda: True)
         if store is not None:
             patch.setattr(run_module, "writable", lambda output: store)

@@ -62,11 +62,9 @@ class Results:
         return frame
 
     def to_duckdb(self, connection: "duckdb.DuckDBPyConnection | None" = None) -> "duckdb.DuckDBPyRelation":
-        """A lazy DuckDB relation over the files. Raises UsageError if duckdb is not installed."""
-        try:
-            import duckdb
-        except ImportError:
-            raise UsageError("duckdb is not installed: pip install duckdb") from None
+        """A lazy DuckDB relation over the files."""
+        import duckdb
+
         return (connection or duckdb.connect()).from_arrow(self.dataset)
 
     def status(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import typer
 
 from paliscribe import __version__
 from paliscribe.cli import jobs, live, runs
+from paliscribe.cli import query as queries
 from paliscribe.cli.options import Json
 from paliscribe.errors import PaliscribeError, RunError, Stopped, did_you_mean
 
@@ -35,6 +36,9 @@ app.command(
 app.command(epilog="Example:  paliscribe demo --folder /tmp/demo -n 200")(runs.demo)
 app.command(epilog="Example:  paliscribe status s3://bucket/run-1 --json")(runs.status)
 app.command(epilog="Example:  paliscribe retry s3://bucket/run-1")(runs.retry)
+app.command(
+    help=queries.HELP, epilog='Example:  paliscribe query s3://bucket/run-1 "SELECT count(*) FROM errors" --format csv'
+)(queries.query)
 app.command(
     epilog="Examples:  paliscribe ask photo.jpg 'caption en'  |  paliscribe ask s3://b/k.jpg 'detect cat' --save k.png"
 )(live.ask)

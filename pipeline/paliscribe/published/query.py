@@ -1,0 +1,153 @@
+"""SQL over the tables of a run, its result as it comes: a text table, CSV, JSON or JSON Lines."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from paliscribe.errors import UsageError
+from paliscribe.published.tables import NAMES, Tables
+
+BATCH = 4096  # rows that are fetched together
+CELL = 60  # characters of a value in a text table
+FORMATS = ("table", "csv", "json", "jsonl")
+
+
+def query(tables: Tables, sql: str) -> pa.RecordBatchReader:
+    """The result of one SQL statement, read in batches. Raises UsageError for a mistake in it, in one line."""
+    with mistakes():
+        statements = tables.connection.extract_statements(sql)
+        if len(statements) != 1:
+            raise UsageError(f"query: one SQL statement is expected, not {len(statements)}")
+        relation = tables.connection.sql(sql)
+        return _nothing() if relation is None else relation.to_arrow_reader(BATCH)
+
+
+def _nothing() -> pa.RecordBatchReader:
+    """The result of a statement without one, such as COPY."""
+    return pa.RecordBatchReader.from_batches(pa.schema([]), [])
+
+
+@contextlib.contextmanager
+def mistakes() -> Iterator[None]:
+    """Turns errors of DuckDB into a UsageError of one line."""
+    try:
+        yield
+    except duckdb.Error as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UsageError(f"query: {(lines or [type(error).__name__])[0][:300]}") from None
+
+
+def columns(tables: Tables) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each table with the names and types of its columns."""
+    found = []
+    for name in NAMES:
+        described = tables.connection.execute(f"DESCRIBE {tables.prefix}{name}").fetchall()
+        found.append((name, [(column, kind) for column, kind, *_ in described]))
+    return found
+
+
+def lines_of(found: pa.RecordBatchReader, form: str, limit: int | None = None) -> Iterator[str]:
+    """A result as lines of text without line ends, in constant memory. `form`: one of `FORMATS`.
+
+    `limit`: rows of a text table; after them a line says that there are more. Raises UsageError as `query`.
+    """
+    names = found.schema.names
+    if form == "table":
+        yield from _table(names, found, limit)
+    elif form == "csv":
+        yield _csv(names)
+        for row in _rows(found):
+            yield _csv([_cell(value) for value in row])
+    elif form == "jsonl":
+        for row in _rows(found):
+            yield _json(dict(zip(names, row, strict=True)))
+    else:
+        before = "["
+        for row in _rows(found):
+            yield f"{before}{_json(dict(zip(names, row, strict=True)))}"
+            before = ","
+        yield "]" if before == "," else "[]"
+
+
+def _rows(found: pa.RecordBatchReader) -> Iterator[list[Any]]:
+    """The rows as lists of values. DuckDB computes while it is read, so its errors come here too."""
+    with mistakes():
+        for batch in found:
+            yield from map(list, zip(*(_short_floats(column).to_pylist() for column in batch.columns), strict=True))
+
+
+def _short_floats(column: pa.Array) -> pa.Array:
+    """The column with each 32-bit float, at any depth, as a 64-bit one with as few digits: 0.1, not 0.10000000149.
+
+    They are written as text and read again.
+    """
+    texts, doubles = _retyped(column.type, pa.string()), _retyped(column.type, pa.float64())
+    return column if texts == column.type else column.cast(texts).cast(doubles)
+
+
+def _retyped(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """A type in whose place of 32-bit floats, at any depth, is another type."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_retyped(field.type, other)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_retyped(kind.value_type, other)))
+    return other if pa.types.is_float32(kind) else kind
+
+
+def _table(names: Sequence[str], found: pa.RecordBatchReader, limit: int | None) -> Iterator[str]:
+    rows: list[list[str]] = []
+    more = False
+    for row in _rows(found):
+        more = limit is not None and len(rows) == limit
+        if more:
+            break
+        rows.append([_shown(value) for value in row])
+    widths = [max([len(name), *(len(row[at]) for row in rows)]) for at, name in enumerate(names)]
+    for row in [list(names), ["-" * width for width in widths], *rows]:
+        yield "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+    if more:
+        yield f"... more than {limit:,} rows: --limit N, or --format csv for all"
+    elif not rows:
+        yield "(no rows)"
+
+
+def _shown(value: Any) -> str:
+    """A value on one line of a table, shortened, without characters that steer a terminal."""
+    words = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(_cell(value))
+    words = "".join(letter if letter.isprintable() else " " for letter in words[: CELL + 1])
+    return words if len(words) <= CELL else f"{words[: CELL - 3]}..."
+
+
+def _cell(value: Any) -> Any:
+    """A value of CSV: null is empty, lists and structs are JSON."""
+    if isinstance(value, list | dict):
+        return _json(value)
+    return "" if value is None else _plain(value)
+
+
+def _csv(values: Sequence[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(values)
+    return text.getvalue()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: numbers that are not finite are null, times and other types are text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

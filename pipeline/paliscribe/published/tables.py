@@ -1,0 +1,157 @@
+"""The tables of a published run in DuckDB, which reads the files where they lie, in a folder or in object storage."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow import fs
+
+from paliscribe import manifest, results
+from paliscribe.errors import UsageError
+from paliscribe.manifest.frozen import shard_file_key
+from paliscribe.published.marks import marks_table
+from paliscribe.results.run_file import RunFile
+from paliscribe.storage import StorageError, Store, open_store
+from paliscribe.storage.arrow import filesystem
+
+ANNOTATIONS, ERRORS = "annotations", "errors"
+NAMES = (ANNOTATIONS, ERRORS, "rows", "runs", "review")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A run's tables in a DuckDB connection.
+
+    `annotations`: the answered records (ok and invalid). `errors`: the dead letters. `rows`: id, image and own columns
+    of the frozen manifest. `runs`: one row about the run. `review`: the marks of its reviewers, see `marks.Mark`; as of
+    the last `refresh`. `finished`: whether all parts are published; otherwise those that are there are read. `prefix`:
+    before the names of the tables. A cursor of `connection` serves one thread.
+    """
+
+    output: str
+    store: Store
+    connection: duckdb.DuckDBPyConnection
+    schema: pa.Schema
+    frozen: manifest.FrozenManifest | None
+    finished: bool
+    prefix: str = ""
+
+    def refresh(self) -> None:
+        """Read the marks of the reviewers again. Raises StorageError."""
+        self.connection.register(f"{self.prefix}review", marks_table(self.store))
+
+
+def open_tables(
+    output: str, connection: duckdb.DuckDBPyConnection | None = None, *, prefix: str = "", memory: str = "1GB"
+) -> Tables:
+    """Open the tables of a run. Nothing but footers is read.
+
+    `connection`: where to add them, with names that begin with `prefix`; None: a new one, which takes at most `memory`
+    and otherwise writes to a temporary folder. Raises UsageError if nothing is published there, or it cannot be read.
+    """
+    try:
+        store = open_store(output)
+        files, summary = _published(store)
+        base, folder = filesystem(store.uri)
+        frozen = manifest.load(store)
+        made = connection or duckdb.connect(config={"memory_limit": memory, "temp_directory": tempfile.gettempdir()})
+        protocol = f"{prefix or 'run'}output".replace("_", "")
+        made.register_filesystem(_OutputFiles(protocol, fs.SubTreeFileSystem(folder, base)))
+        schema = _schema(files, base, folder)
+        for name in (ANNOTATIONS, ERRORS):
+            keys = [f"{protocol}://{key}" for key in files if key.startswith(f"{name}/")]
+            if keys:
+                made.execute(f"CREATE OR REPLACE VIEW {prefix}{name} AS SELECT * FROM read_parquet({_literal(keys)})")
+            else:
+                made.register(f"{prefix}{name}", schema.empty_table())
+        made.register(f"{prefix}rows", _rows(frozen, base, folder))
+        made.register(f"{prefix}runs", _runs(output, summary, RunFile.read(store)))
+        tables = Tables(output, store, made, schema, frozen, summary is not None, prefix)
+        tables.refresh()
+    except StorageError as error:
+        raise UsageError(str(error)) from None
+    return tables
+
+
+def _published(store: Store) -> tuple[list[str], dict[str, Any] | None]:
+    """The published files, and the summary; None while the run goes on: the files that are there then."""
+    summary = results.read_summary(store)
+    if summary is not None and store.exists(results.SUCCESS):
+        return list(summary["files"]), summary
+    found = [item.key for name in (ANNOTATIONS, ERRORS) for item in store.list(f"{name}/")]
+    files = [key for key in found if key.endswith(".parquet")]
+    if not files:
+        raise UsageError(f"{store.uri}: nothing is published here (see `paliscribe status`)")
+    return files, None
+
+
+class _OutputFiles(ArrowFSWrapper):  # type: ignore[misc]
+    """The files of an output for DuckDB; their addresses are `PROTOCOL://KEY`."""
+
+    cachable = False
+
+    def __init__(self, protocol: str, files: fs.FileSystem) -> None:
+        self._protocol = protocol
+        super().__init__(files)
+
+    @property
+    def protocol(self) -> str:
+        return self._protocol
+
+    def _strip_protocol(self, path: Any) -> Any:
+        return (
+            [*map(self._strip_protocol, path)] if isinstance(path, list) else path.removeprefix(f"{self.protocol}://")
+        )
+
+
+def _schema(files: Sequence[str], base: Any, folder: str) -> pa.Schema:
+    return ds.dataset(f"{folder}/{files[0]}", format="parquet", filesystem=base).schema
+
+
+def _rows(frozen: manifest.FrozenManifest | None, base: Any, folder: str) -> Any:
+    """The rows of the frozen manifest, lazily."""
+    schema = pa.schema([("id", pa.string()), ("image", pa.string())])
+    if frozen is None:
+        return schema.empty_table()
+    for field in frozen.schema:
+        schema = schema.append(field)
+    legacy = frozen.shard_files
+    keys = [shard_file_key(shard) for shard in range(legacy)]
+    keys += [frozen.key_of(file) for file in range(bool(legacy), len(frozen.files))]
+    return ds.dataset([f"{folder}/{key}" for key in keys], schema=schema, format="ipc", filesystem=base)
+
+
+def _runs(output: str, summary: dict[str, Any] | None, file: RunFile | None) -> pa.Table:
+    """One row about a run; null where it is not known yet."""
+    found = summary or {}
+    then, model = (file.fingerprint, file.model) if file else (None, None)
+    values = {
+        "output": output,
+        "finished": summary is not None,
+        "rows": found.get("rows"),
+        "tasks": list(then.tasks) if then else found.get("tasks"),
+        **{name: found.get(name) for name in ("records", "ok", "invalid", "errors")},
+        "error_kinds": json.dumps(found.get("error_kinds", {})),
+        "tokens": found.get("tokens"),
+        "retries": found.get("retries"),
+        "appends": found.get("appends", 0) if found else None,
+        "model": then.model if then else found.get("model"),
+        "revision": then.revision if then else None,
+        "precision": model.precision if model else None,
+        "quantization": model.quantization if model else None,
+    }
+    counts = {name: pa.int64() for name in ("rows", "records", "ok", "invalid", "errors", "tokens", "retries")}
+    texts = {name: pa.string() for name in ("model", "revision", "precision", "quantization")}
+    kinds = counts | texts | {"tasks": pa.list_(pa.string()), "appends": pa.int64()}
+    return pa.table({name: pa.array([value], kinds.get(name)) for name, value in values.items()})
+
+
+def _literal(words: Sequence[str]) -> str:
+    """A list of texts in SQL."""
+    return "[" + ", ".join("'" + word.replace("'", "''") + "'" for word in words) + "]"

@@ -93,6 +93,15 @@ def rooms() -> str:
     return "\n".join(lines)
 
 
+def attacks() -> str:
+    """What is tried against an endpoint, and what holds, by kind; the attacks are those of the tests."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from online.attacks import KINDS as attacked
+
+    lines = ["| what | what is tried | what happens |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {kind} | {tried} | {holds} |" for kind, (tried, holds) in attacked.items())])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "rooms": rooms,
     "columns": results.describe,
@@ -102,6 +111,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "errors": errors,
     "formats": formats,
     "other formats": other_formats,
+    "attacks": attacks,
 }
 
 

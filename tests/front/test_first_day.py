@@ -85,7 +85,7 @@ def refusals(folder: Path, taken: int, free: int) -> list[tuple[list[str], dict[
         ([*run, "ocr", "--limit", "0"], {}, 2, "'limit'"),
         ([*run, "ocr", "--output", "file/out"], {}, 2, "output "),
         ([*run, "ocr"], {"RAY_ADDRESS": f"127.0.0.1:{free}"}, 1, f"no Ray cluster at 127.0.0.1:{free}"),
-        ([*run, "ocr"], {"RAY_ADDRESS": f"127.0.0.1:{taken}"}, 1, "no answer within 1.5 s"),
+        ([*run, "ocr"], {"RAY_ADDRESS": f"127.0.0.1:{taken}"}, 1, "no answer within 0.8 s"),
         (["ask", "nowhere.jpg", "ocr"], {}, 2, "nowhere.jpg: no such file"),
         (["ask", "a.jpg", "ocr", "--save", "out.gif"], {}, 2, "a picture is named .png"),
         (["status", "nowhere"], {}, 2, "no run is here"),

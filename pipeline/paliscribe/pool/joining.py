@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 from paliscribe.errors import RunError
@@ -11,7 +12,7 @@ MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 DEFAULT_PATH = "~/.ray/auth_token"  # where Ray writes a token that it makes
 PING = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # a call of the GCS that all releases have
 OTHERS = ("RAY_USE_TLS", "RAY_ENABLE_K8S_TOKEN_AUTH")  # other ways to be admitted
-TIMEOUT = 1.5  # seconds: a lost packet is sent again after one
+CONNECT, ANSWER = 0.8, 5.0  # seconds until something that speaks gRPC is there, and until it answers the call
 
 
 def destination() -> str:
@@ -70,9 +71,20 @@ def _refusal(address: str, token: str) -> str | None:
     import grpc
 
     metadata = [("authorization", f"Bearer {token}")] if token else []
+    heard = threading.Event()
+
+    def changed(state: grpc.ChannelConnectivity) -> None:
+        if state is grpc.ChannelConnectivity.READY:
+            heard.set()
+
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        channel.subscribe(changed)
+        call = channel.unary_unary(PING).future(b"", timeout=ANSWER, metadata=metadata)
+        call.add_done_callback(lambda _: heard.set())
+        if not heard.wait(CONNECT):
+            raise RunError(f"no Ray cluster at {address}: no answer within {CONNECT:g} s")
         try:
-            channel.unary_unary(PING)(b"", timeout=TIMEOUT, metadata=metadata)
+            call.result()
         except grpc.RpcError as error:
             code, details = error.code(), str(error.details())
             if code == grpc.StatusCode.UNAUTHENTICATED:
@@ -82,10 +94,10 @@ def _refusal(address: str, token: str) -> str | None:
 
 
 def _reason(code: str, details: str) -> str:
-    if "http1.x" in details:
+    if "http1.x" in details or "parsing HTTP/2" in details:
         return "a web server answers there, such as Ray's dashboard; the cluster's own port is 6379 by default"
     if code == "DEADLINE_EXCEEDED":
-        return f"no answer within {TIMEOUT:g} s"
+        return f"no answer within {ANSWER:g} s"
     if code == "UNIMPLEMENTED":
         return "another service answers there; the cluster's own port is 6379 by default"
     return details.rpartition(": ")[2][:200] or code

@@ -20,6 +20,7 @@ from paliscribe.batch.generation import (
 from paliscribe.batch.progress import Progress, Report
 from paliscribe.batch.retrying import begin_retry
 from paliscribe.batch.session import session
+from paliscribe.batch.token_limit import check_committed, only_the_limit_differs
 from paliscribe.config import ImagesConfig, JobConfig
 from paliscribe.errors import UsageError
 from paliscribe.grammar.tasks import Task, parse_tasks
@@ -196,8 +197,12 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
     located = locate(in_settled_precision(job.model, file))
     load_mask_decoder(job.mask_decoder)
     if file is not None and frozen is not None:
-        refuse_other_run(job, store, file, frozen, located, progress)
-        return replace(file, job=job), frozen
+        now = refuse_other_run(job, store, file, frozen, located, progress)
+        file = replace(file, job=job)
+        if now.max_tokens != file.fingerprint.max_tokens:
+            file = replace(file, fingerprint=replace(file.fingerprint, max_tokens=now.max_tokens))
+            file.replace(store)
+        return file, frozen
     progress.stage = "freezing the manifest"
     frozen = manifest.freeze(
         job.manifest,
@@ -216,8 +221,11 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
 
 def refuse_other_run(
     job: JobConfig, store: Store, file: RunFile, frozen: FrozenManifest, located: Located, progress: Progress
-) -> None:
-    """Raise UsageError, with the differences, if the run in an output is not that of a job."""
+) -> Fingerprint:
+    """The fingerprint of a job. Raises UsageError, with the differences, if the run in an output is another one.
+
+    An unfinished run goes on with another `max_tokens` if no committed record depends on it.
+    """
     digest, rows = file.fingerprint.manifest, frozen.rows
     known = manifest.identity(job.manifest, job.limit)
     if known is None or all(given.identity != known for given in frozen.given):
@@ -228,7 +236,12 @@ def refuse_other_run(
             digest = manifest.legacy_digest(job.manifest, **job.columns) if is_legacy else found.digest
             rows = found.rows
     now = Fingerprint.of(job, manifest=digest, rows=rows, revision=located.revision, shard_rows=frozen.shard_rows)
-    refuse_changes(store, replace(file.fingerprint, rows=frozen.rows), now, file.job.limit)
+    then = replace(file.fingerprint, rows=frozen.rows)
+    if only_the_limit_differs(then, now) and not store.exists(results.SUMMARY):
+        check_committed(store, frozen, then, now)
+    else:
+        refuse_changes(store, then, now, file.job.limit)
+    return now
 
 
 def _extend(

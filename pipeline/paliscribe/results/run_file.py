@@ -85,6 +85,13 @@ class RunFile:
 
     def write(self, store: Store) -> None:
         """Write the run file. An existing one is kept."""
+        store.put_if_absent(RUN_FILE, self._as_json())
+
+    def replace(self, store: Store) -> None:
+        """Write the run file in the place of another. Only with the run's lease."""
+        store.put(RUN_FILE, self._as_json())
+
+    def _as_json(self) -> bytes:
         plain = tuple(map(redacted, self.job.manifest))  # without secrets
         body = {
             "version": VERSION,
@@ -93,7 +100,7 @@ class RunFile:
             "model": self.model.model_dump(mode="json"),
             "image_size": self.image_size,
         }
-        store.put_if_absent(RUN_FILE, json.dumps(body, indent=2).encode())
+        return json.dumps(body, indent=2).encode()
 
     @classmethod
     def read(cls, store: Store) -> "RunFile | None":

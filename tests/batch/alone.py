@@ -72,8 +72,8 @@ class DemoPool:
         return Answered(self._engine.run(requests))
 
 
-def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts, pool: Any, size: int | None) -> None:
-    """In the place of `batch.annotate.annotate`."""
+def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts, pool: Any = None, size: int = SIZE) -> None:
+    """In the place of `batch.annotate.annotate`. `size`: of images; 0: the model's."""
     run.file = replace(run.file, model=run.file.model.resolved(gpu=False))
     run.file.write(run.store)
     spec, schema = run.file.model, results.schema(run.frozen.schema)
@@ -94,7 +94,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, store: Store | None = None, pool: Any
     """Let runs work in this process. `store`: in the place of their output's. `pool`: None: answers at once."""
     with monkeypatch.context() as patch:
         patch.setattr("paliscribe.pool.ray_cluster.cluster", contextlib.nullcontext)
-        answering = functools.partial(annotate, pool=pool or Pool(), size=None if pool else SIZE)
+        answering = functools.partial(annotate, pool=pool, size=0 if pool else SIZE)
         patch.setattr("paliscribe.batch.annotate.annotate", answering)
         patch.setattr(parts_module, "started_here", lambda: True)
         if store is not None:

@@ -81,7 +81,7 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts, pool: Any = No
     settings: dict[str, Any] = {"generation": run.generation}
     stage = Stage(
         Plan(run.store.uri, tuple(run.tasks), schema, facts, size or run.file.image_size, run.job.fetch, **settings),
-        pool,
+        pool or Pool(),
     )
     stage.store = run.store
     for marker in stage.annotate(todo.tolist()):

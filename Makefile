@@ -27,9 +27,9 @@ demo: setup  ## make a small collection, annotate it, print how many answers are
 quick: setup  ## tests without Ray, browser and long computation: under two minutes
 	$(BIN)/python -m pytest $(TWO) -m "not cluster and not slow"
 
-test: setup  ## the tests that need no GPU and minutes: those with Ray, and beside them, with less priority, the others
+test: setup  ## the tests that need no GPU and minutes: those with Ray, and beside them, with less priority, the others in two processes
 	@mkdir -p build; status=0; \
-	nice -n 19 $(BIN)/python -m pytest -m "not cluster" > build/without-ray.log 2>&1 & others=$$!; \
+	nice -n 19 $(BIN)/python -m pytest $(TWO) -m "not cluster" > build/without-ray.log 2>&1 & others=$$!; \
 	trap "kill $$others" INT TERM; \
 	$(BIN)/python -m pytest -m cluster tests/front || status=1; \
 	wait $$others || status=1; \

@@ -78,6 +78,9 @@ class Memory:
     def open(self, key: str) -> BinaryIO:
         return io.BytesIO(self.get(key))
 
+    def get_range(self, key: str, start: int, size: int, version: str | None = None) -> bytes:
+        return self.get(key)[start : start + size]
+
     def put(self, key: str, data: bytes) -> str:
         self.objects[f"{self.uri}/{key}"] = data
         return str(hash(data))

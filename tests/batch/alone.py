@@ -78,7 +78,8 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts, pool: Any = No
     run.file.write(run.store)
     spec, schema = run.file.model, results.schema(run.frozen.schema)
     facts = ModelFacts(spec.id, run.file.fingerprint.revision, spec.precision)
-    settings: dict[str, Any] = {"generation": run.generation}
+    settings: dict[str, Any] = {"generation": run.generation, "options_column": run.job.options_column}
+    settings["deduplicate"] = run.job.deduplicate
     stage = Stage(
         Plan(run.store.uri, tuple(run.tasks), schema, facts, size or run.file.image_size, run.job.fetch, **settings),
         pool or Pool(),

@@ -140,6 +140,9 @@ class Crashing:
     def open(self, key: str) -> BinaryIO:
         return self._store.open(key)
 
+    def get_range(self, key: str, start: int, size: int, version: str | None = None) -> bytes:
+        return self._store.get_range(key, start, size, version)
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         return self._store.list(prefix)
 

@@ -44,6 +44,7 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
         guard=run.guard,
         options_column=job.options_column,
         nested=run.frozen.nested,
+        deduplicate=job.deduplicate,
         generation=run.generation,
     )
     free = ray.available_resources().get("CPU", 0.0)  # a pool that is begun takes its share only later

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from paliscribe import results
 from paliscribe.batch.ahead import ahead
+from paliscribe.batch.sharing import Answer, SharedAnswers
 from paliscribe.config import FetchConfig, ImagesConfig, RequestOptions
 from paliscribe.errors import RowError
 from paliscribe.grammar.tasks import Task
@@ -76,6 +77,7 @@ class Plan:
     guard: ImagesConfig | None = None  # limits for untrusted image addresses
     options_column: str | None = None
     nested: tuple[str, ...] = ()  # carried columns whose lists and structs are JSON text
+    deduplicate: bool = False
     generation: int = 0  # 0: all rows and tasks; g: those that failed in generation g - 1
 
 
@@ -89,10 +91,11 @@ class _RowTask:
     options: RequestOptions = field(default_factory=RequestOptions)
     image: Decoded | None = None
     error: RowError | None = None
+    answer: Answer = field(default_factory=Answer)
 
     @property
-    def is_sent(self) -> bool:
-        """Whether the pool is asked; else there is an error."""
+    def is_asked(self) -> bool:
+        """Whether there is something to ask; else there is an error."""
         return self.image is not None and self.prompt is not None
 
 
@@ -114,6 +117,7 @@ class _Call:
     work: list[_Work] = field(default_factory=list)
     data: dict[str, bytes | RowError] = field(default_factory=dict)  # of images, by address
     answers: PendingAnswers | None = None
+    sent: list[Answer] = field(default_factory=list)  # to its requests, in order
 
     @property
     def items(self) -> Iterator[_RowTask]:
@@ -139,6 +143,7 @@ class Stage:
                 max_bytes=fetch.max_bytes,
                 headers=Headers.of(fetch.user_agent, fetch.headers),
             )
+        self._shared = SharedAnswers()
         self.masks = load_mask_decoder(plan.mask_decoder)
 
     def annotate(self, shards: Iterable[int], progress: Progress = lambda shard, rows: None) -> Generator[Marker]:
@@ -152,10 +157,11 @@ class Stage:
         replicas: set[str] = set()
         with contextlib.closing(fetched), contextlib.closing(sent):
             for call in sent:
-                answers = iter(call.answers.result() if call.answers is not None else ())
+                for answered, prediction in zip(call.sent, call.answers.result() if call.answers else (), strict=True):
+                    answered.prediction = prediction
                 for work in call.work:
                     for item in work.items:
-                        answer = next(answers) if item.is_sent else None
+                        answer = item.answer.prediction
                         records.append(self._record(item, answer, work.shard))
                         if answer is not None and answer.replica:
                             replicas.add(answer.replica)
@@ -248,8 +254,13 @@ class Stage:
                     item.error = image
                 else:
                     item.image = image
-            if item.is_sent:
-                requests.append(self._request(item))
+            if item.is_asked:
+                request, is_new = self._request(item), True
+                if self.plan.deduplicate:
+                    item.answer, is_new = self._shared.of(request)
+                if is_new:
+                    requests.append(request)
+                    call.sent.append(item.answer)
         if requests:
             call.answers = self.pool.send(requests)
         return call

@@ -83,8 +83,8 @@ class JobConfig(Settings):
         tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(one_or_many), PlainSerializer(itself_if_one)
     ] = Field(
         min_length=1,
-        description="JSONL, CSV, Parquet or text list of images (.gz and .zst too); a folder, a prefix or a "
-        "pattern with `*` of such files or of images; or a list of these.",
+        description="JSONL, CSV, Parquet or text list of images (.gz and .zst too); a zip or tar of images; a "
+        "COCO file; a folder, a prefix or a pattern with `*` of such files or of images; or a list of these.",
     )
     tasks: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
         min_length=1, description="Prompts for every image; `{column}` is filled from the manifest."
@@ -129,6 +129,11 @@ class JobConfig(Settings):
         None,
         description="Maximum answer length, in tokens, at most what `pool.text_tokens` leaves beside the prompt. "
         "Default: by the task's kind.",
+    )
+    deduplicate: bool = Field(
+        False,
+        description="Ask once about equal images (by their bytes) under one prompt; every row is kept, and records are "
+        "the same. Each stage process does so among its last 8,192 different requests.",
     )
     max_error_rate: float = Field(0.5, ge=0, le=1, description="Share of failed requests above which the run stops.")
     mask_decoder: str | None = Field(

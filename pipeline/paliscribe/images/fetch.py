@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from paliscribe.errors import RowError
 from paliscribe.images.gate import Gates, host
-from paliscribe.storage import StorageError, inline, parquet, registered_scheme
+from paliscribe.storage import StorageError, archives, inline, parquet, registered_scheme
 from paliscribe.storage.http import PLAIN, Headers
 from paliscribe.storage.retry import with_retries
 
@@ -31,7 +31,7 @@ class Fetcher:
         self.headers = headers
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
         self._gates = Gates(concurrency)
-        self._rows = parquet.Rows()
+        self._rows, self._members = parquet.Rows(), archives.Members()
 
     def fetch(self, uri: str) -> bytes:
         """The bytes at this address. Raises RowError."""
@@ -56,6 +56,9 @@ class Fetcher:
                 return self._rows.read(uri, self.max_bytes)
             except StorageError as error:  # after the retries of the store
                 raise RowError(error.kind, error.message) from error
+        return self._members.read(uri, self.max_bytes, lambda: self._read_object(uri))
+
+    def _read_object(self, uri: str) -> bytes:
         found = registered_scheme(uri)
         more = {"headers": self.headers} if found.headers else {}
         return found.get_once(uri, self.max_bytes, self.concurrency, self.timeout, **more)

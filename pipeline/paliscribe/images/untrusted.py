@@ -5,7 +5,8 @@ By default no address is allowed: see `allowed`. Live requests read through `Unt
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Final, get_args
 
 from paliscribe.config import ImagesConfig
@@ -61,7 +62,7 @@ class UntrustedImages:
 class GuardedFetcher(Fetcher):
     """Like `images.fetch.Fetcher`, but reads through `UntrustedImages`. One per process is enough.
 
-    Images inside a Parquet file are read if the file has an allowed address on S3.
+    Images inside a Parquet file and members of archives are read if the file has an allowed address on S3.
     """
 
     def __init__(self, config: ImagesConfig, *, concurrency: int, retries: int) -> None:
@@ -73,18 +74,36 @@ class GuardedFetcher(Fetcher):
         return self._read(uri) if inline.is_inline(uri) else super().fetch(uri)
 
     def _read(self, uri: str) -> bytes:
-        try:
-            if (file := parquet.file_of(uri) or "").startswith(S3):
+        if (file := parquet.file_of(uri) or "").startswith(S3):
+            with _translating(uri):
                 if self._images.addresses.check(file) != file:
                     raise RequestError(400, "bad_uri", "the address of the image's Parquet file is malformed")
-                return super()._read(uri)
+            return super()._read(uri)
+        return self._members.read(uri, self.max_bytes, lambda: self._read_object(uri), self._is_allowed)
+
+    def _read_object(self, uri: str) -> bytes:
+        with _translating(uri):
             return asyncio.run(self._images.read(uri))
-        except RequestError as error:
-            kind = KINDS.get(error.code, "unreachable")
-            if error.status < TEMPORARY:
-                raise RowError(kind, error.message) from None
-            throttled: StorageErrorKind = "throttled" if kind == "throttled" else "unreachable"
-            raise StorageError(throttled, uri, error.message, error.retry_after) from None
+
+    def _is_allowed(self, archive: str) -> bool:
+        """Whether an archive may be read: on S3, at an allowed address."""
+        try:
+            return archive.startswith(S3) and self._images.addresses.check(archive) == archive
+        except RequestError:
+            return False
 
     def _with_retries(self, once: Callable[[], bytes], uri: str) -> bytes:
         return with_retries(once, self.retries)  # strangers' hosts are not waited for
+
+
+@contextlib.contextmanager
+def _translating(uri: str) -> Iterator[None]:
+    """Turn a RequestError into a RowError, or into a StorageError if it may be temporary."""
+    try:
+        yield
+    except RequestError as error:
+        kind = KINDS.get(error.code, "unreachable")
+        if error.status < TEMPORARY:
+            raise RowError(kind, error.message) from None
+        throttled: StorageErrorKind = "throttled" if kind == "throttled" else "unreachable"
+        raise StorageError(throttled, uri, error.message, error.retry_after) from None

@@ -10,7 +10,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO, Protocol, TextIO, cast
@@ -39,13 +39,17 @@ class Source:
     """A manifest to read.
 
     `compression`: `gzip`, `zstd` or None. `image_column`: the column name for the lines of a text list. `dropped`:
-    columns that nobody wants.
+    columns that nobody wants. `id_column`: the column name for ids that the reader makes. `name`: of an archive among
+    others, in ids. `tell`: gets a line about what is left out.
     """
 
     uri: str
     compression: str | None
     image_column: str
     dropped: frozenset[str] = frozenset()
+    id_column: str = "id"
+    name: str = ""
+    tell: Callable[[str], None] = lambda words: None
 
     def open(self) -> BinaryIO:
         """Open the decompressed file. Raises StorageError."""

@@ -93,9 +93,10 @@ class Checked:
             if len(names) >= MAX_NAMED:
                 break
         named = list(names)[:MAX_NAMED]
+        naming = self._names[1]
         return UsageError(
-            f"manifest {shown(reading.source)}: duplicate ids: {listed(named, twice.size)}. "
-            f"Give each row a unique id in column {quoted(self._names[1].id)}"
+            f"manifest {shown(reading.source)}: duplicate ids: {listed(named, twice.size)}. Give each row a unique id "
+            f"in column {quoted(naming.id)}, or take the images' addresses for ids: --id-column {naming.image}"
         )
 
 

@@ -11,13 +11,16 @@ import pyarrow.parquet as pq
 
 from paliscribe.errors import UsageError
 from paliscribe.manifest.blocks import BLOCK, Block, Columns, Row, Source, in_blocks
+from paliscribe.manifest.coco import coco_images
 from paliscribe.manifest.csv_records import csv_records
 from paliscribe.manifest.lines import json_lines, text_lines
 from paliscribe.manifest.listing import Listing, as_text, is_image
+from paliscribe.manifest.members import archive_members
 from paliscribe.manifest.messages import listed
 from paliscribe.manifest.naming import Naming
 from paliscribe.manifest.pictures import Pictures, addressed, selected
-from paliscribe.storage import open_store, redacted, split
+from paliscribe.storage import is_local, local_path, open_store, redacted, split
+from paliscribe.storage.archives import COMPRESSED, WAY_OUT
 from paliscribe.storage.base import ObjectInfo
 
 __all__ = ["FORMATS", "Block", "Row", "Source", "blocks", "files", "in_blocks", "shown"]
@@ -26,6 +29,7 @@ PARQUET_ROWS, PARQUET_BATCH = 16_384, 1024  # in a block, and decoded at once, a
 PROBE_ROWS = 16
 PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
 LISTED_ROWS = 10_000
+ARCHIVES, COCO = (".zip", ".tar"), ".json"
 
 
 def shown(manifest: str | Sequence[str]) -> str:
@@ -47,8 +51,9 @@ def blocks(
         for each in manifest:
             yield from blocks(each, naming, tell)
         return
+    _refuse_packed(manifest)
     if is_file(manifest):
-        yield from _blocks_of(manifest, naming)
+        yield from _blocks_of(manifest, naming, tell)
         return
     if is_image(manifest) and "*" not in manifest:
         image = pa.table({naming.id: [manifest]} | {naming.image: ["/".join(split(manifest))]})
@@ -72,31 +77,49 @@ def blocks(
         if words := listing.words():
             tell(f"manifest {redacted(manifest)}: {words}")
         return
-    for file in files(manifest):
-        yield from _blocks_of(file, naming)
+    for file, item in files(manifest).items():
+        yield from _blocks_of(file, naming, tell, item.key)
 
 
 def is_file(manifest: str) -> bool:
     """Whether a manifest is a file of one of the formats, not a folder, a prefix or a pattern."""
-    return "*" not in manifest and _reader(manifest)[0] is not None
+    if "*" in manifest or _reader(manifest)[0] is None:
+        return False
+    return not (plain_name(manifest).endswith((*ARCHIVES, COCO)) and _is_folder(manifest))
+
+
+def _is_folder(manifest: str) -> bool:
+    return is_local(manifest) and local_path(manifest).expanduser().is_dir()
+
+
+def _refuse_packed(manifest: str) -> None:
+    """Raise UsageError for a compressed archive."""
+    if COMPRESSED.fullmatch(manifest) and not _is_folder(manifest):
+        raise UsageError(f"manifest {redacted(manifest)}: {WAY_OUT}")
 
 
 def files(manifest: str) -> dict[str, ObjectInfo]:
     """The files of a manifest that is a folder, a prefix or a pattern, by address and in order.
 
-    Empty if there is an image: then the manifest is a list of images. Raises UsageError if there is neither.
+    Empty if there is an image: then the manifest is a list of images. Archives count where there is no other manifest,
+    which may name their members; COCO files only if a pattern names them. Raises UsageError if there is nothing.
     """
     found: dict[str, ObjectInfo] = {}
+    archives: dict[str, ObjectInfo] = {}
+    names_coco = plain_name(manifest).endswith(COCO)
     with Source(manifest, None, "").translating():
         listing = Listing(manifest)
         for item in listing.items():
             if is_image(item.key):
                 return {}
-            if is_file(address := listing.address(item.key)):
+            address = listing.address(item.key)
+            if item.key.lower().endswith(ARCHIVES) or COMPRESSED.fullmatch(item.key):
+                archives[address] = item
+            elif is_file(address) and (names_coco or not plain_name(address).endswith(COCO)):
                 found[address] = item
             else:
                 listing.skip(item)
-    if not found:
+    if not (found := found or archives):
         left_out = f" ({words})" if (words := listing.words()) else ""
         raise UsageError(
             f"manifest {redacted(manifest)}: no folder or prefix with images or manifests{left_out}, and not a file "
@@ -111,9 +134,12 @@ def _addresses(listing: Listing, keys: list[str], naming: Naming) -> Block:
     return Columns(pa.table({naming.id: pa.array(map(as_text, keys), pa.string())} | {naming.image: addresses}))
 
 
-def _blocks_of(manifest: str, naming: Naming) -> Iterator[tuple[Source, Block]]:
+def _blocks_of(
+    manifest: str, naming: Naming, tell: Callable[[str], None], name: str = ""
+) -> Iterator[tuple[Source, Block]]:
+    _refuse_packed(manifest)
     read, compression = _reader(manifest)
-    source = Source(manifest, compression, naming.image, naming.dropped)
+    source = Source(manifest, compression, naming.image, naming.dropped, naming.id, name, tell)
     assert read is not None
     with source.translating():
         for block in read(source):
@@ -200,4 +226,7 @@ FORMATS: dict[str, Callable[[Source], Iterator[Block]]] = {
     ".txt": text_lines,
     ".lst": text_lines,
     ".tsv": csv_records,
+    ".zip": archive_members,
+    ".tar": archive_members,
+    ".json": coco_images,
 }

@@ -44,8 +44,7 @@ class Listing:
 
     def skip(self, item: ObjectInfo) -> None:
         """Count an object that is not used."""
-        name = item.key.rpartition("/")[2]
-        self.left_out[f".{name.rpartition('.')[2].lower()[:10]}" if "." in name else "without a suffix"] += 1
+        self.left_out[kind_of_name(item.key)] += 1
 
     def address(self, key: str) -> str:
         """The absolute address of an object. It is text also for a local name that is not."""
@@ -54,12 +53,23 @@ class Listing:
 
     def words(self) -> str | None:
         """What is left out; None if nothing is."""
-        if not self.left_out:
-            return None
-        kinds = self.left_out.most_common(MOST)
-        rest = self.left_out.total() - sum(count for _, count in kinds)
-        named = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
-        return f"left out: {named}" + (f" and {rest:,} more" if rest else "")
+        return left_out(self.left_out)
+
+
+def left_out(counts: Counter[str]) -> str | None:
+    """What is left out, in words; None if nothing is."""
+    if not counts:
+        return None
+    kinds = counts.most_common(MOST)
+    rest = counts.total() - sum(count for _, count in kinds)
+    named = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+    return f"left out: {named}" + (f" and {rest:,} more" if rest else "")
+
+
+def kind_of_name(key: str) -> str:
+    """What an object that is not used is counted as."""
+    name = key.rpartition("/")[2]
+    return f".{name.rpartition('.')[2].lower()[:10]}" if "." in name else "without a suffix"
 
 
 def is_image(key: str) -> bool:

@@ -56,6 +56,9 @@ class Store(Protocol):
     def open(self, key: str) -> BinaryIO:
         """A seekable stream of an object of any size, in constant memory."""
 
+    def get_range(self, key: str, start: int, size: int, version: str | None = None) -> bytes:
+        """Read some bytes of an object, fewer at its end. Raises `changed` if it is not in this `version`, if given."""
+
     def put(self, key: str, data: bytes) -> str:
         """Write an object atomically: readers see the old or the new one. Returns its ETag."""
 

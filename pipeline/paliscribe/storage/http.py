@@ -170,6 +170,10 @@ class HttpStore:
 
         return with_retries(once, RETRIES)
 
+    def get_range(self, key: str, start: int, size: int, version: str | None = None) -> bytes:
+        """Not supported, since servers differ in what they do with ranges: raises StorageError."""
+        raise StorageError("bad_uri", self._uri(key), "parts of files are read from a folder or from s3:// only")
+
     def exists(self, key: str) -> bool:
         """See Store. Sends a GET and ignores the body, since many servers reject HEAD."""
 

@@ -80,10 +80,7 @@ class LocalStore:
     def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
         """See Store."""
         with self._translate_errors(key):
-            found = (self.folder / key).stat()
-            if not stat.S_ISREG(found.st_mode):  # opening a pipe would block until there is a writer
-                words = "a folder" if stat.S_ISDIR(found.st_mode) else "a device, a pipe or a socket"
-                raise StorageError("bad_uri", self._uri(key), f"{words} where a file should be")
+            found = self._file(key)
             if max_bytes is not None and found.st_size > max_bytes:
                 words = f"{found.st_size:,} bytes; the limit is {max_bytes:,}"
                 raise StorageError("too_large", self._uri(key), words)
@@ -98,6 +95,15 @@ class LocalStore:
         """See Store."""
         with self._translate_errors(key):
             return (self.folder / key).open("rb")
+
+    def get_range(self, key: str, start: int, size: int, version: str | None = None) -> bytes:
+        """See Store."""
+        with self._translate_errors(key):
+            self._file(key)
+            with (self.folder / key).open("rb", buffering=0) as file:
+                if version not in (None, _version(os.fstat(file.fileno()))):
+                    raise StorageError("changed", self._uri(key), "the file was replaced during the read")
+                return os.pread(file.fileno(), size, start)
 
     def put(self, key: str, data: bytes) -> str:
         """See Store."""
@@ -161,7 +167,7 @@ class LocalStore:
         with self._translate_errors(key):
             found = (self.folder / key).stat()
         is_new = settled and is_recent(found.st_mtime)
-        return None if is_new else f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
+        return None if is_new else _version(found)
 
     def delete(self, key: str) -> None:
         """See Store."""
@@ -179,6 +185,14 @@ class LocalStore:
             temporary.replace(self.folder / key)
             _fsync_folder(temporary.parent)
         return etag
+
+    def _file(self, key: str) -> os.stat_result:
+        """The facts of a regular file. Raises StorageError `bad_uri` for others: opening a pipe would block."""
+        found = (self.folder / key).stat()
+        if not stat.S_ISREG(found.st_mode):
+            words = "a folder" if stat.S_ISDIR(found.st_mode) else "a device, a pipe or a socket"
+            raise StorageError("bad_uri", self._uri(key), f"{words} where a file should be")
+        return found
 
     def _uri(self, key: str) -> str:
         return str(self.folder / key)
@@ -241,6 +255,10 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _version(found: os.stat_result) -> str:
+    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}"
 
 
 def _etag(data: bytes) -> str:

@@ -33,6 +33,26 @@ class S3Store:
         """See Store. Reads ranges of 8 MiB, each with retries, all of one version."""
         return io.BufferedReader(_Ranges(self.bucket, self._key(key)), buffer_size=8 << 20)
 
+    def get_range(self, key: str, start: int, size: int, version: str | None = None) -> bytes:
+        """See Store. Sends `If-Match`."""
+        from botocore.exceptions import ClientError
+
+        condition = {} if version is None else {"IfMatch": version.rpartition("-")[0]}
+
+        def once() -> bytes:
+            try:
+                return _range(self.bucket, self._key(key), start, start + size - 1, **condition)
+            except StorageError as error:
+                if isinstance(error.__cause__, ClientError):
+                    code = error.__cause__.response.get("Error", {}).get("Code")
+                    if code == "PreconditionFailed":
+                        raise StorageError("changed", error.uri, error.message) from error.__cause__
+                    if code == "InvalidRange":  # beyond the end
+                        return b""
+                raise
+
+        return retried(once)
+
     def put(self, key: str, data: bytes) -> str:
         """See Store."""
         return str(self._call("put_object", key, Body=data)["ETag"])
@@ -247,13 +267,16 @@ class _Ranges(io.RawIOBase):
         return head
 
     def _range(self, first: int, last: int) -> bytes:
-        with translate_errors(f"s3://{self._bucket}/{self._key}"):
-            answer = client().get_object(
-                Bucket=self._bucket, Key=self._key, Range=f"bytes={first}-{last}", IfMatch=self._etag
-            )
-            with answer["Body"] as body:
-                data: bytes = body.read()
-        return data
+        return _range(self._bucket, self._key, first, last, IfMatch=self._etag)
+
+
+def _range(bucket: str, key: str, first: int, last: int, **condition: str) -> bytes:
+    """The bytes from `first` to `last`, inclusive, without retries. Raises StorageError."""
+    with translate_errors(f"s3://{bucket}/{key}"):
+        answer = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={first}-{last}", **condition)
+        with answer["Body"] as body:
+            data: bytes = body.read()
+    return data
 
 
 def _open(uri: str) -> S3Store:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from paliscribe import __version__
-from paliscribe.cli import jobs, live, runs
+from paliscribe.cli import jobs, live, report_file, runs
 from paliscribe.cli import query as queries
 from paliscribe.cli.options import Json
 from paliscribe.errors import PaliscribeError, RunError, Stopped, did_you_mean
@@ -39,6 +39,7 @@ app.command(epilog="Example:  paliscribe retry s3://bucket/run-1")(runs.retry)
 app.command(
     help=queries.HELP, epilog='Example:  paliscribe query s3://bucket/run-1 "SELECT count(*) FROM errors" --format csv'
 )(queries.query)
+app.command(epilog="Example:  paliscribe report s3://bucket/run-1 -o report.html --samples 48")(report_file.report)
 app.command(
     epilog="Examples:  paliscribe ask photo.jpg 'caption en'  |  paliscribe ask s3://b/k.jpg 'detect cat' --save k.png"
 )(live.ask)

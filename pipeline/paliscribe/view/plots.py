@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 WIDTH, HEIGHT = 480, 220  # units of a plot, of which its text has 12 a line; bars set their own height
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 42  # margins around the axes
+LEFT, RIGHT, TOP, BOTTOM = 52, 22, 38, 42  # margins around the axes
 ROW = 22  # height of a horizontal bar and the gap below it
 NAME, SHOWN = 22, 200  # columns of a label beside a bar, and of one in a tooltip; a wide letter takes two
-LETTER = 6.6  # width of a column, about
-FEW = 12  # bars whose counts are printed above them
+LETTER = 7.2  # width of a column, about
+FEW = 10  # bars whose counts are printed above them
 STYLE: Final = (  # constant, so that a policy can allow it by its hash
     ".plot{color:var(--ink,#172121);font:12px system-ui,sans-serif;max-width:100%;height:auto}"
     ".plot .bar,.plot .dot{fill:var(--accent,#0f766e)}.plot .mark{stroke:var(--accent,#0f766e)}"
-    "@media (prefers-color-scheme:dark){.plot{color:var(--ink,#e7eded)}"
+    "@media screen and (prefers-color-scheme:dark){.plot{color:var(--ink,#e7eded)}"
     ".plot .bar,.plot .dot{fill:var(--accent,#5ec8bd)}.plot .mark{stroke:var(--accent,#5ec8bd)}}"
 )
 COLOUR = "#2b8f86"  # of bars without the style: it stands out on light and on dark

@@ -85,6 +85,8 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts, pool: Any = No
     )
     stage.store = run.store
     for marker in stage.annotate(todo.tolist()):
+        rows = run.frozen.rows_of(marker.shard)
+        run.progress.committed(rows, marker.records, marker.statuses, marker.error_kinds)
         parts.committed(marker.shard)
         parts.wait()
 

@@ -1,0 +1,84 @@
+"""A preview of a run: a seeded sample of its manifest, annotated by the same code into an output of its own."""
+
+import time
+from typing import Any
+
+from paliscribe import manifest
+from paliscribe.batch.checks import check, notes, writable
+from paliscribe.batch.estimate import Estimate, estimate
+from paliscribe.batch.generation import Run
+from paliscribe.batch.progress import Report, Timeline
+from paliscribe.batch.run import open_run, run_generation, without_empty_folders
+from paliscribe.batch.session import session
+from paliscribe.config import JobConfig
+from paliscribe.errors import UsageError
+from paliscribe.manifest import Sample
+
+SHARDS = 8  # of a sample: the times of their commits tell the rate
+
+
+def preview(
+    job: JobConfig,
+    sample: Sample,
+    output: str,
+    report: Report = lambda progress: None,
+    *,
+    begun: float | None = None,
+) -> dict[str, Any]:
+    """Annotate a sample of a job's manifest into `output`, and estimate the whole run. The job's output is not touched.
+
+    `begun`: `time.monotonic()` when the command began; None: now. Returns a dict for JSON: the summary of the sample's
+    run and the estimate, times in seconds. The estimate is of all rows, also if the job's output has some of them.
+    Raises UsageError if `output` lies in the job's or holds a run, and the errors of `run_batch`.
+    """
+    begun = time.monotonic() if begun is None else begun
+    inside = f"{output.rstrip('/')}/"
+    if inside.startswith(f"{job.output.rstrip('/')}/"):
+        raise UsageError(f"preview: {output} lies in the output of the job; use another place")
+    rows = min(sample.rows, job.limit or sample.rows)
+    changes = {"output": output, "max_error_rate": 1.0, "shard_rows": -(-rows // SHARDS)}
+    small = job.model_copy(update=changes)
+    tasks = check(small)
+    with without_empty_folders(output), session(store := writable(output), report) as progress:
+        for words in notes(tasks):
+            progress.note(words)
+        if manifest.load(store) is not None:
+            raise UsageError(f"preview: {output} holds a run already; use another place")
+        progress.timeline = timeline = Timeline()
+        file, frozen = open_run(small, tasks, store, progress, sample)
+        whole = progress.rows  # that were read
+        summary = run_generation(Run(small, store, frozen, file, tasks, 0, progress))
+    found = estimate(
+        timeline,
+        begun=begun,
+        ready=progress.annotating_since or begun,
+        ended=time.monotonic(),
+        rows=whole,
+        tasks=len(tasks),
+    )
+    return {"rows": whole, "sampled": frozen.rows, "seed": sample.seed, "output": output} | {
+        "summary": {name: value for name, value in summary.items() if name != "files"},
+        "error_rate": summary["errors"] / summary["records"],
+        "max_error_rate": job.max_error_rate,
+        "estimate": _values(found, timeline),
+    }
+
+
+def _values(found: Estimate, timeline: Timeline) -> dict[str, Any]:
+    """The estimate as plain values; a range is [low, high]."""
+    seconds, low, high = found.total
+    steady, *steady_range = found.steady
+    device = "gpu" if timeline.gpus else "core"
+    units = (timeline.gpus or timeline.cores) / 3600
+    return {
+        "seconds": seconds,
+        "seconds_range": [low, high],
+        "startup_seconds": found.startup,
+        "steady_seconds": steady,
+        "rows_per_second": found.rate,
+        "replicas": timeline.replicas,
+        "gpus": timeline.gpus,
+        f"{device}_hours": steady * units,
+        f"{device}_hours_range": [each * units for each in steady_range],
+        "is_rough": found.is_rough,
+    }

@@ -98,6 +98,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, store: Store | None = None, pool: Any
         patch.setattr("paliscribe.pool.ray_cluster.cluster", contextlib.nullcontext)
         answering = functools.partial(annotate, pool=pool, size=0 if pool else SIZE)
         patch.setattr("paliscribe.batch.annotate.annotate", answering)
+        patch.setattr("paliscribe.batch.annotate.kept_pool", contextlib.nullcontext)
         patch.setattr(parts_module, "started_here", lambda: True)
         if store is not None:
             patch.setattr(run_module, "writable", lambda output: store)

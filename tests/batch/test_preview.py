@@ -11,7 +11,7 @@ import pytest
 from batch.alone import alone, draw
 
 from paliscribe.api.results import load
-from paliscribe.batch.estimate import estimate
+from paliscribe.batch.estimate import estimate, rows_to_pace
 from paliscribe.batch.preview import preview
 from paliscribe.batch.progress import Timeline
 from paliscribe.batch.run import run_batch, run_retry
@@ -51,6 +51,9 @@ def test_a_sample_gives_the_records_of_the_run(job: JobConfig, tmp_path: Path, m
         other = preview(job, Sample(10, 4), str(tmp_path / "other"))
     assert before == {path: path.stat().st_mtime_ns for path in Path(job.output).rglob("*")}
     whole, part = records(job.output), records(str(tmp_path / "sample"))
+    assert sorted(path.name for path in (tmp_path / "sample").iterdir() if path.name.startswith("_")) == [
+        *("_SUCCESS", "_run", "_summary.json")
+    ]
     assert len(part) == 20 and all(whole[key] == value for key, value in part.items())
     assert part == records(str(tmp_path / "again")) != records(str(tmp_path / "other"))
     assert {name for name, _ in part} != {f"./images/{n}.png" for n in range(10)}
@@ -157,6 +160,19 @@ def test_noise_widens_the_range() -> None:
 def test_a_sample_that_does_not_fill_the_pool_is_called_rough(kept: Timeline) -> None:
     found = estimate(kept, begun=0.0, ready=10.0, ended=20.0, rows=2000, tasks=4)
     assert found.is_rough and found.steady[1] < found.steady[0] < found.steady[2] and found.rate > 0
+
+
+def test_a_sample_that_is_soon_over_is_followed_by_one_that_tells_the_rate() -> None:
+    first = timeline(40.0, first=11.0)  # 1.4 s of work, in a new process
+    assert 200 < rows_to_pace(first, 10.0, 2000) < 400
+    assert rows_to_pace(first, 10.0, 100) == 100 and rows_to_pace(first, 10.0, 64) == 0
+    assert rows_to_pace(timeline(4.0, first=11.0), 10.0, 2000) == 0
+    second = timeline(80.0, first=31.0, shards=30, rows=16)
+    pace = (30.0, second)
+    found = estimate(first, begun=0.0, ready=10.0, ended=13.0, rows=2000, tasks=4, pace=pace)
+    assert found.rate == pytest.approx(80) and not found.is_rough
+    assert found.startup == pytest.approx(11.0 + 13.0 - first.commits[-1][0])
+    assert found.steady[0] == pytest.approx((2000 - 8) / 80)
 
 
 def test_a_run_of_no_more_rows_than_the_sample_takes_its_time() -> None:

@@ -67,6 +67,14 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
         parts.wait()
 
 
+@contextlib.contextmanager
+def kept_pool(run: Run) -> Iterator[None]:
+    """Open the pool of a run for several runs of its job, in the block. Raises as `annotate`."""
+    run.file = settle_precision(run)
+    with open_pool(run.file.model, run.job.pool, results.run_name(run.store.uri)) as run.pool:
+        yield
+
+
 def _measure(timeline: Timeline, run: Run, pool: PoolAddress) -> None:
     """Note the size of the pool and of the cluster."""
     timeline.replicas = pool.replicas

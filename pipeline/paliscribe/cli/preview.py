@@ -53,7 +53,6 @@ def preview(
 
     The sample's results are in an output of their own, to be looked at. The job's output is neither read nor written.
     """
-    begun = _begun()
     settings = {
         "manifest": manifest or None,
         "tasks": task or None,
@@ -70,21 +69,8 @@ def preview(
     values = job_values(job, settings, models, {"replicas": replicas})
     values.setdefault("output", "output")  # it may be chosen later
     checked = config.parse(values, source=str(job) if job is not None else "preview")
-    place = to or f"{tempfile.mkdtemp(prefix='paliscribe-preview-')}/output"
-    try:
-        found = _previewed(checked, place, rows, seed, begun, quiet)
-    except BaseException:
-        if to is None:
-            shutil.rmtree(Path(place).parent, ignore_errors=True)
-        raise
-    if gpu_hour_price is not None and found["estimate"]["gpus"]:
-        hours = [found["estimate"]["gpu_hours"], *found["estimate"]["gpu_hours_range"]]
-        cost, *cost_range = (gpu_hour_price * each for each in hours)
-        found["estimate"] |= {"cost": cost, "cost_range": cost_range}
-    if as_json:
-        print(json.dumps(found))
-        return
-    print("\n".join(_words(found, gpu_hour_price)))
+    found = _previewed(checked, to, rows, seed, gpu_hour_price, quiet)
+    print(json.dumps(found) if as_json else "\n".join(_words(found, gpu_hour_price)))
 
 
 def _begun() -> float:
@@ -94,15 +80,25 @@ def _begun() -> float:
     return time.monotonic() - (time.time() - psutil.Process().create_time())
 
 
-def _previewed(job: JobConfig, place: str, rows: int, seed: int, begun: float, quiet: bool) -> dict[str, Any]:
+def _previewed(
+    job: JobConfig, to: str | None, rows: int, seed: int, price: float | None, quiet: bool
+) -> dict[str, Any]:
+    """What `batch.preview` finds, with figures by task and the cost. A temporary folder is removed if it fails."""
     from paliscribe.api.display import progress_display
     from paliscribe.batch.preview import preview as run
     from paliscribe.manifest import Sample
     from paliscribe.published import open_tables
     from paliscribe.view.figures import Figures
 
-    with progress_display(quiet) as report:
-        found = run(job, Sample(rows, seed), place, report, begun=begun)
+    begun = _begun()
+    place = to or f"{tempfile.mkdtemp(prefix='paliscribe-preview-')}/output"
+    try:
+        with progress_display(quiet) as report:
+            found = run(job, Sample(rows, seed), place, report, begun=begun)
+    except BaseException:
+        if to is None:
+            shutil.rmtree(Path(place).parent, ignore_errors=True)
+        raise
     tasks = [
         {
             "task": each.task,
@@ -114,6 +110,10 @@ def _previewed(job: JobConfig, place: str, rows: int, seed: int, begun: float, q
         }
         for each in Figures(open_tables(place)).tasks()
     ]
+    guess = found["estimate"]
+    if price is not None and guess["gpus"]:
+        guess["cost"] = price * guess["gpu_hours"]
+        guess["cost_range"] = [price * each for each in guess["gpu_hours_range"]]
     return found | {"tasks": tasks}
 
 

@@ -75,6 +75,7 @@ def test_a_run_in_one_file(page: str, demo_run: DemoRun) -> None:
     text = " ".join(found.texts)
     for words in (*TASKS, "demo", "float32", "missing", "A sample", "The lowest scores", "Dead letters"):
         assert words in text
+    assert re.search("answer en (how|is|what|are)", text)  # the prompt of a row
     assert "24 rows, chosen by seed 0" in text and str((SCENES + 1) * 4) in found.texts
     assert found.tags["figure"] == found.tags["image"] + page.count('class="gone"') == 24 + 12 + 3
     assert "https://" not in page and page.count("http://") == page.count('xmlns="http://www.w3.org/2000/svg"')

@@ -80,6 +80,7 @@ def _pace(run: Run, rows: int, seed: int) -> tuple[float, Timeline] | None:
     if not rows:
         return None
     progress, place = run.progress, f"{run.store.uri}/{PACE}"
+    progress.note(f"the sample is over too soon to tell the rate: {rows:,} rows are annotated for it alone")
     job = run.job.model_copy(update={"output": place, "shard_rows": -(-rows // (4 * SHARDS))})
     store = open_store(place)
     try:

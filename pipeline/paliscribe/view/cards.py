@@ -73,7 +73,7 @@ def figures_of(value: Any) -> str:
 def _answer(record: Found, colour: Callable[[str], int]) -> str:
     score = "" if record["score"] is None else f' <span class="quiet">score {record["score"]:.3f}</span>'
     status = "" if record["status"] == "ok" else f' <span class="{record["status"]}">{record["status"]}</span>'
-    lines = [f"<p><b><bdi>{escaped(_cut(record['task'], 200))}</bdi></b>{status}{score}</p>"]
+    lines = [f"<p><b><bdi>{escaped(_cut(record['prompt'] or record['task'], 200))}</bdi></b>{status}{score}</p>"]
     boxes, count = record["boxes"] or [], record["box_count"]
     if record["status"] == "ok" and boxes:
         names = ", ".join(f"<bdi>{escaped(label_words(box))}</bdi>" for box in boxes[:NAMED])
@@ -111,7 +111,7 @@ def _leaf(value: Any) -> str | int | float | None:
 
 def _cell(value: str | int | float | None) -> str:
     if value is None or isinstance(value, str):
-        return f"<td><bdi>{escaped(value or '')}</bdi></td>"
+        return f"<td><bdi>{escaped(_cut(value or '', 300))}</bdi></td>"
     return f'<td class="number">{_words(value)}</td>'
 
 

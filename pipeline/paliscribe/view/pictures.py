@@ -26,7 +26,7 @@ THREADS: Final = 4  # images that are read at the same time
 QUALITIES, BYTES = (82, 60, 35), 48_000  # of a thumbnail: the first with which it is small enough, else the last
 COLOURS: Final = 8  # classes of boxes: c0 to c7
 MASK_SIDE: Final = 180  # pixels of a mask's longer side in a picture
-LETTERS: Final = 40  # of a box's label
+LETTERS, LETTER = 40, 7.0  # of a box's label at most, and width of one, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +113,22 @@ def drawn(picture: Picture, records: Iterable[Found], colour: Callable[[str], in
     for record in answered:
         scale = width / record["width"], height / record["height"]
         for box in record["boxes"] or ():
-            shape, name = _box(box, scale, colour(box["label"] or ""))
+            shape, name = _box(box, scale, width, colour(box["label"] or ""))
             parts.append(shape)
             names.append(name)
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return f'<svg class="picture" role="img" {size}>{"".join(parts + names)}</svg>'
 
 
-def _box(box: dict[str, Any], scale: tuple[float, float], colour: int) -> tuple[str, str]:
-    """A box and its label."""
+def _box(box: dict[str, Any], scale: tuple[float, float], room: int, colour: int) -> tuple[str, str]:
+    """A box and its label. `room`: width of the picture."""
     left, top = box["x_min"] * scale[0], box["y_min"] * scale[1]
     width, height = (box["x_max"] - box["x_min"]) * scale[0], (box["y_max"] - box["y_min"]) * scale[1]
     words = label_words(box)
     place = f'x="{left:.1f}" y="{top:.1f}" width="{max(0.5, width):.1f}" height="{max(0.5, height):.1f}"'
     shape = f'<rect class="box c{colour}" {place}><title>{escaped(words)}</title></rect>'
-    at = f'x="{max(2, left + 3):.1f}" y="{max(11, top + 12):.1f}"'
+    start = max(2, min(left + 3, room - LETTER * len(words)))
+    at = f'x="{start:.1f}" y="{max(11, top + 12):.1f}"'
     return shape, f'<text class="label" {at}>{escaped(words)}</text>'
 
 

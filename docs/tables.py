@@ -27,6 +27,7 @@ ROOMS: list[tuple[str, str]] = [
     ("results", "numpy pyarrow pydantic"),
     ("manifest", "ijson numpy pyarrow"),
     ("published", "duckdb fsspec pyarrow"),
+    ("view", "PIL duckdb numpy"),
     ("demo", "PIL numpy safetensors sklearn tokenizers torch transformers"),
     ("model", "PIL filelock huggingface_hub numpy pydantic safetensors tokenizers torch transformers"),
     ("engine", "numpy torch"),

@@ -86,6 +86,8 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts, pool: Any = No
     )
     stage.store = run.store
     for marker in stage.annotate(todo.tolist()):
+        rows = run.frozen.rows_of(marker.shard)
+        run.progress.committed(rows, marker.records, marker.statuses, marker.error_kinds)
         parts.committed(marker.shard)
         parts.wait()
 
@@ -97,6 +99,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, store: Store | None = None, pool: Any
         patch.setattr("paliscribe.pool.ray_cluster.cluster", contextlib.nullcontext)
         answering = functools.partial(annotate, pool=pool, size=0 if pool else SIZE)
         patch.setattr("paliscribe.batch.annotate.annotate", answering)
+        patch.setattr("paliscribe.batch.annotate.kept_pool", contextlib.nullcontext)
         patch.setattr(parts_module, "started_here", lambda: True)
         if store is not None:
             patch.setattr(run_module, "writable", lambda output: store)

@@ -27,7 +27,7 @@ def write(path: Path, *ids: str, seconds: int = 1_700_000_000) -> Path:
 def open_run(source: Path, output: Path, **settings: object) -> RunFile:
     values = {"manifest": str(source), "tasks": ["ocr"], "output": str(output)} | settings
     job, store = JobConfig.model_validate(values), open_store(str(output))
-    file, _ = run_module._open_run(job, parse_tasks(["ocr"]), store, Progress())
+    file, _ = run_module.open_run(job, parse_tasks(["ocr"]), store, Progress())
     file.write(store)
     return file
 

@@ -13,11 +13,12 @@ from paliscribe.batch.dataset import annotate_shards
 from paliscribe.batch.generation import Run
 from paliscribe.batch.parts import Parts
 from paliscribe.batch.precision import settle_precision
-from paliscribe.batch.progress import Progress
+from paliscribe.batch.progress import Progress, Timeline
 from paliscribe.batch.session import repeating
 from paliscribe.batch.stage import Plan
 from paliscribe.errors import RunError
 from paliscribe.pool.address import PoolAddress
+from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import is_ready, open_pool
 from paliscribe.pool.placement import has_gpus, live_nodes, missing_resources, replica_resources, stage_size
 from paliscribe.results import Marker, ModelFacts
@@ -62,18 +63,31 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
         for marker in opened.enter_context(contextlib.closing(shards)):
             _add_committed(run, marker)
             parts.committed(marker.shard)
+        if run.progress.timeline is not None:
+            _measure(run.progress.timeline, run, pool)
         parts.wait()
+
+
+@contextlib.contextmanager
+def kept_pool(run: Run) -> Iterator[None]:
+    """Open the pool of a run for several runs of its job, in the block. Raises as `annotate`."""
+    run.file = settle_precision(run)
+    with open_pool(run.file.model, run.job.pool, results.run_name(run.store.uri)) as run.pool:
+        yield
+
+
+def _measure(timeline: Timeline, run: Run, pool: PoolAddress) -> None:
+    """Note the size of the pool and of the cluster."""
+    timeline.replicas = pool.replicas
+    timeline.slots = pool.replicas * PoolClient(pool).slots
+    timeline.gpus = pool.replicas * run.job.pool.gpus(available=has_gpus())
+    timeline.cores = ray.cluster_resources().get("CPU", 1.0)
 
 
 def _add_committed(run: Run, marker: Marker) -> None:
     """Add a committed shard to the progress. Raises RunError if the error rate exceeds max_error_rate."""
     progress = run.progress
-    _set_annotating(progress)  # before the next look at the pool
-    progress.rows_committed += run.frozen.rows_of(marker.shard)
-    progress.rows_open = max(0, progress.rows_open - run.frozen.rows_of(marker.shard))
-    progress.requests += marker.records
-    progress.statuses.update(marker.statuses)
-    progress.error_kinds.update(marker.error_kinds)
+    progress.committed(run.frozen.rows_of(marker.shard), marker.records, marker.statuses, marker.error_kinds)
     rate = progress.statuses["error"] / progress.requests if progress.requests else 0.0
     if run.generation == 0 and progress.requests >= RATE_SAMPLE and rate > run.job.max_error_rate:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in progress.error_kinds.most_common(3))

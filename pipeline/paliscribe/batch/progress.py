@@ -2,8 +2,22 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Timeline:
+    """What a run's speed is estimated from. `commits`: `time.monotonic()` and rows of each committed shard.
+
+    `slots`: of all replicas. `gpus`: of all replicas, in Ray's units. `cores`: of the cluster.
+    """
+
+    commits: list[tuple[float, int]] = field(default_factory=list)
+    replicas: int = 1
+    slots: int = 0
+    gpus: float = 0.0
+    cores: float = 1.0
 
 
 @dataclass(slots=True)
@@ -23,6 +37,7 @@ class Progress:
     statuses: Counter[str] = field(default_factory=Counter)
     error_kinds: Counter[str] = field(default_factory=Counter)
     annotating_since: float | None = None  # time.monotonic() when the pool was ready
+    timeline: Timeline | None = None  # kept if it is given
 
     def note(self, words: str) -> None:
         """Add a line for the user, and show it at once: while Ray starts, what is written to stderr is lost."""
@@ -34,6 +49,18 @@ class Progress:
         """Set the stage, and show it at once."""
         self.stage = stage
         self.on_note()
+
+    def committed(self, rows: int, requests: int, statuses: Mapping[str, int], error_kinds: Mapping[str, int]) -> None:
+        """Add a committed shard."""
+        if self.annotating_since is None:
+            self.stage, self.annotating_since = "annotating", time.monotonic()
+        if self.timeline is not None:
+            self.timeline.commits.append((time.monotonic(), rows))
+        self.rows_committed += rows
+        self.rows_open = max(0, self.rows_open - rows)
+        self.requests += requests
+        self.statuses.update(statuses)
+        self.error_kinds.update(error_kinds)
 
     def set_rows(self, rows: int) -> None:
         """Set the rows of the run, while they are counted."""

@@ -46,13 +46,13 @@ def run_batch(
     the run cannot continue, Stopped on SIGINT or SIGTERM.
     """
     tasks = check(job)
-    with _without_empty_folders(job.output), session(store := writable(job.output), report) as progress:
+    with without_empty_folders(job.output), session(store := writable(job.output), report) as progress:
         for words in notes(tasks):
             progress.note(words)
-        file, frozen = _open_run(job, tasks, store, progress)
+        file, frozen = open_run(job, tasks, store, progress)
         if (summary := finished_summary(store, frozen)) is not None:
             return summary
-        return _run_generation(Run(job, store, frozen, file, tasks, 0, progress, guard, pool))
+        return run_generation(Run(job, store, frozen, file, tasks, 0, progress, guard, pool))
 
 
 def run_append(job: JobConfig, report: Report = lambda progress: None) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def run_append(job: JobConfig, report: Report = lambda progress: None) -> dict[s
         if not is_appending(frozen, summary):
             store.put(results.SUCCESS, b"")
             return summary | {"shards_annotated": 0} | counts
-        return _run_generation(Run(job, store, frozen, replace(file, job=job), tasks, 0, progress)) | counts
+        return run_generation(Run(job, store, frozen, replace(file, job=job), tasks, 0, progress)) | counts
 
 
 def run_to_extend(job: JobConfig, store: Store) -> tuple[RunFile, FrozenManifest]:
@@ -129,7 +129,7 @@ def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, 
         generation = summary["retries"] + 1
         begin_retry(store, frozen, job, generation, progress)
         tasks = parse_tasks(list(job.tasks), max_tokens=job.max_tokens)
-        return _run_generation(Run(job, store, frozen, file, tasks, generation, progress))
+        return run_generation(Run(job, store, frozen, file, tasks, generation, progress))
 
 
 def _existing(store: Store, words: str) -> tuple[RunFile, FrozenManifest]:
@@ -140,7 +140,7 @@ def _existing(store: Store, words: str) -> tuple[RunFile, FrozenManifest]:
     return file, frozen
 
 
-def _run_generation(run: Run) -> dict[str, Any]:
+def run_generation(run: Run) -> dict[str, Any]:
     """Annotate uncommitted shards, publish unpublished parts, and write the summary."""
     base = results.generation_base(run.generation)
     published = results.published(run.store, run.generation)
@@ -176,7 +176,7 @@ def _run_generation(run: Run) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _without_empty_folders(output: str) -> Iterator[None]:
+def without_empty_folders(output: str) -> Iterator[None]:
     """If a new local output is refused, remove the folders that were made to try it."""
     path = local_path(output).expanduser() if is_local(output) else None
     if path is None or path.exists():
@@ -191,8 +191,13 @@ def _without_empty_folders(output: str) -> Iterator[None]:
         raise
 
 
-def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progress) -> tuple[RunFile, FrozenManifest]:
-    """Freeze the manifest for a new run, or check that the existing run has the same fingerprint."""
+def open_run(
+    job: JobConfig, tasks: list[Task], store: Store, progress: Progress, sample: manifest.Sample | None = None
+) -> tuple[RunFile, FrozenManifest]:
+    """Freeze the manifest, or a sample of it, for a new run; or check that the existing run has the same fingerprint.
+
+    Raises UsageError as `run_batch`.
+    """
     file, frozen = RunFile.read(store), manifest.load(store)
     located = locate(in_settled_precision(job.model, file))
     load_mask_decoder(job.mask_decoder)
@@ -209,6 +214,7 @@ def _open_run(job: JobConfig, tasks: list[Task], store: Store, progress: Progres
         store,
         shard_rows=job.shard_rows,
         limit=job.limit,
+        sample=sample,
         check=lambda schema: check_columns(job, tasks, schema.names),
         progress=progress.set_rows,
         tell=progress.note,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from paliscribe import __version__
-from paliscribe.cli import jobs, live, runs
+from paliscribe.cli import jobs, live, preview, report_file, runs
 from paliscribe.cli import query as queries
 from paliscribe.cli.options import Json
 from paliscribe.errors import PaliscribeError, RunError, Stopped, did_you_mean
@@ -33,12 +33,14 @@ app.command(
     epilog="Examples:  paliscribe annotate job.yaml  |  paliscribe annotate job.yaml --append  |  paliscribe annotate "
     "--manifest photos/ --task 'caption en' --task 'detect cat ; dog' --output s3://bucket/run-1 --limit 100 --dry-run"
 )(runs.annotate)
+app.command(epilog="Example:  paliscribe preview job.yaml -n 128 --gpu-hour-price 2.50")(preview.preview)
 app.command(epilog="Example:  paliscribe demo --folder /tmp/demo -n 200")(runs.demo)
 app.command(epilog="Example:  paliscribe status s3://bucket/run-1 --json")(runs.status)
 app.command(epilog="Example:  paliscribe retry s3://bucket/run-1")(runs.retry)
 app.command(
     help=queries.HELP, epilog='Example:  paliscribe query s3://bucket/run-1 "SELECT count(*) FROM errors" --format csv'
 )(queries.query)
+app.command(epilog="Example:  paliscribe report s3://bucket/run-1 -o report.html --samples 48")(report_file.report)
 app.command(
     epilog="Examples:  paliscribe ask photo.jpg 'caption en'  |  paliscribe ask s3://b/k.jpg 'detect cat' --save k.png"
 )(live.ask)

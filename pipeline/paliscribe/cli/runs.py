@@ -43,8 +43,7 @@ def annotate(
 
     The same command resumes an interrupted run or append; committed shards are not computed again.
     """
-    values = config.load_job(job) if job is not None else {}
-    flags = {
+    settings = {
         "manifest": manifest or None,
         "tasks": task or None,
         "output": output,
@@ -59,9 +58,8 @@ def annotate(
         "max_error_rate": max_error_rate,
         "mask_decoder": mask_decoder,
     }
-    values |= without_none(flags)
-    _nest(values, "model", {"id": model, "revision": revision, "precision": precision, "quantization": quantization})
-    _nest(values, "pool", {"replicas": replicas})
+    models = {"id": model, "revision": revision, "precision": precision, "quantization": quantization}
+    values = job_values(job, settings, models, {"replicas": replicas})
     checked = config.parse(values, source=str(job) if job is not None else "annotate")
     if dry:
         _print_plan(checked, quiet, as_json, append=append)
@@ -126,6 +124,16 @@ def retry(
     with progress_display(quiet or as_json) as report:
         summary = run_retry(output, report)
     print(json.dumps(summary) if as_json else _summary_words(summary, output))
+
+
+def job_values(
+    job: Path | None, settings: dict[str, Any], model: dict[str, Any], pool: dict[str, Any]
+) -> dict[str, Any]:
+    """The values of a job file, if one is given, with those of the flags that are not None. Raises UsageError."""
+    values = (config.load_job(job) if job is not None else {}) | without_none(settings)
+    _nest(values, "model", model)
+    _nest(values, "pool", pool)
+    return values
 
 
 def _nest(values: dict[str, Any], key: str, flags: dict[str, Any]) -> None:

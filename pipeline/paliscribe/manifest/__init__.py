@@ -8,6 +8,7 @@ from paliscribe.manifest.ids import KnownIds, hashed
 from paliscribe.manifest.legacy import legacy_digest
 from paliscribe.manifest.peeking import fixed_columns
 from paliscribe.manifest.reading import read
+from paliscribe.manifest.sampling import Sample
 from paliscribe.manifest.updated import updated_rows
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Extension",
     "FrozenManifest",
     "KnownIds",
+    "Sample",
     "Scan",
     "Shards",
     "commit_extension",

@@ -18,6 +18,7 @@ from paliscribe.manifest.frozen import BATCH_ROWS, FOLDER, INDEX, FrozenManifest
 from paliscribe.manifest.kinds import settled
 from paliscribe.manifest.naming import ColumnSettings, Naming
 from paliscribe.manifest.reading import Tell
+from paliscribe.manifest.sampling import Sample, sampled
 from paliscribe.storage import StorageError, Store, is_local, open_store, redacted, scheme, split
 from paliscribe.storage.arrow import encode
 from paliscribe.storage.local import is_recent
@@ -74,6 +75,7 @@ def freeze(
     *,
     shard_rows: int | None,
     limit: int | None = None,
+    sample: Sample | None = None,
     check: Callable[[pa.Schema], None] = lambda schema: None,
     progress: Count = lambda n: None,
     tell: Tell = lambda words: None,
@@ -81,8 +83,9 @@ def freeze(
 ) -> FrozenManifest:
     """Validate a manifest and write it into the run, its index last. Equal manifests give equal files.
 
-    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. `limit`: the first rows only. `check`: gets
-    the carried columns, and may raise UsageError. `tell`: gets lines for the user. Raises UsageError as `scan`, and if
+    `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. `limit`: the first rows only. `sample`:
+    of these, to be written alone. `check`: gets the carried columns, and may raise UsageError. `progress`: gets the
+    number of rows read so far. `tell`: gets lines for the user. Raises UsageError as `scan`, and if
     the manifest changes meanwhile; StorageError if the store cannot be written.
     """
     before, known = version(source, settled=False), identity(source, limit)
@@ -90,7 +93,8 @@ def freeze(
 
     def attempt(types: Mapping[str, pa.DataType]) -> tuple[list[int], Scan]:
         reading = Checked(source, naming, types, progress, tell, limit)
-        return write_files(store, reading.files()), reading.result()
+        files = reading.files() if sample is None else sampled(reading.files(), sample)
+        return write_files(store, files), reading.result()
 
     try:
         written, found = settled(attempt)
@@ -101,15 +105,16 @@ def freeze(
         _delete_files(store, 0)
         raise
     _delete_files(store, len(written))  # of a freeze of another manifest that was interrupted here
-    size = shard_rows or automatic_shard_rows(found.rows)
+    rows = sum(written)
+    size = shard_rows or automatic_shard_rows(rows)
     frozen = FrozenManifest(
         source=absolute(source),
-        rows=found.rows,
-        shards=-(-found.rows // size),
+        rows=rows,
+        shards=-(-rows // size),
         shard_rows=size,
-        digest=found.digest,
+        digest=found.digest if sample is None else f"{found.digest}-sample-{sample.rows}-{sample.seed}",
         schema=found.schema,
-        identity=known,
+        identity=known if sample is None else None,
         files=tuple(itertools.accumulate(written)),
         nested=found.nested,
     )

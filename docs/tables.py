@@ -27,6 +27,7 @@ ROOMS: list[tuple[str, str]] = [
     ("results", "numpy pyarrow pydantic"),
     ("manifest", "numpy pyarrow"),
     ("published", "duckdb fsspec pyarrow"),
+    ("evaluation", "duckdb numpy pyarrow pycocotools rapidfuzz"),
     ("demo", "PIL numpy safetensors sklearn tokenizers torch transformers"),
     ("model", "PIL filelock huggingface_hub numpy pydantic safetensors tokenizers torch transformers"),
     ("engine", "numpy torch"),

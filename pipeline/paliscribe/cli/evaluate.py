@@ -20,8 +20,8 @@ def evaluate(
     truth: Annotated[
         str,
         typer.Option(
-            help="A manifest with true answers by id (JSONL, CSV, Parquet), a COCO JSON file, `run` for columns that the "
-            "run carries, or `review` for its reviewers' marks."
+            help="A manifest with true answers by id (JSONL, CSV, Parquet), a COCO JSON file, `run` for the run's own "
+            "columns, or `review` for its reviewers' marks."
         ),
     ] = "run",
     column: Annotated[

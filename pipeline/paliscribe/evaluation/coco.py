@@ -104,13 +104,12 @@ def _way(tables: Tables, source: str) -> tuple[str, str]:
     best = ("", "", 0)
     for words, mine, theirs in WAYS:
         query = f"SELECT DISTINCT r.id, i.image FROM {rows} r JOIN _images i ON {mine} = {theirs} WHERE {mine} <> ''"
-        found = tables.connection.execute(f"SELECT count(*), count(DISTINCT id) FROM ({query})").fetchone()
-        assert found is not None
-        if found[0] == found[1] and found[0] > best[2]:
-            best = (words, query, found[0])
+        [(pairs, ids)] = tables.connection.execute(f"SELECT count(*), count(DISTINCT id) FROM ({query})").fetchall()
+        if pairs == ids and ids > best[2]:
+            best = (words, query, ids)
     if not best[2]:
-        samples = tables.connection.execute(f"SELECT (SELECT min(id) FROM {rows}), (SELECT min(file) FROM _images)")
-        mine, theirs = samples.fetchone() or (None, None)
+        samples = f"SELECT (SELECT min(id) FROM {rows}), (SELECT min(file) FROM _images)"
+        [(mine, theirs)] = tables.connection.execute(samples).fetchall()
         raise UsageError(
             f"truth {redacted(source)}: no image is one of the run's by id or file name: the run has {quoted(mine)}, "
             f"the file {quoted(theirs)}"

@@ -15,6 +15,7 @@ from paliscribe.evaluation.joined import Row, coverage, joined, units
 from paliscribe.evaluation.shapes import Shapes, has_masks, labels_asked
 from paliscribe.evaluation.texts import Texts, frequencies_of, needs_frequencies
 from paliscribe.evaluation.truth import RUN, Truth, load_truth
+from paliscribe.manifest.messages import quoted
 from paliscribe.published import Tables, open_tables
 from paliscribe.storage import StorageError, Store, redacted
 
@@ -162,8 +163,8 @@ def _nothing(tables: Tables, tasks: Sequence[Mapping[str, Any]]) -> str:
     """Why no row was compared."""
     if problem := next((note for each in tasks for note in each["notes"] if "cannot be read" in note), None):
         return str(problem)
-    mine = tables.connection.execute("SELECT min(id) FROM annotations").fetchone() or (None,)
-    theirs = tables.connection.execute("SELECT min(id) FROM _truth").fetchone() or (None,)
-    if theirs[0] is None:
+    samples = "SELECT (SELECT min(id) FROM annotations), (SELECT min(id) FROM _truth)"
+    [(mine, theirs)] = tables.connection.execute(samples).fetchall()
+    if theirs is None:
         return "no row has a true answer"
-    return f"no id is one of the run's: the run has {str(mine[0])[:60]!r}, the truth {str(theirs[0])[:60]!r}"
+    return f"no id is one of the run's: the run has {quoted(mine)}, the truth {quoted(theirs)}"

@@ -58,7 +58,8 @@ def joined(
     sql = f"""SELECT id, t.given, a.found AS mine, {"b.found" if other is not None else "NULL"} AS theirs
         FROM (SELECT id, given FROM _truth WHERE task = $task) t JOIN ({_records(tables.prefix, kind)}) a USING (id)
         {theirs} {"ORDER BY id" if ordered else ""}"""
-    reader = tables.connection.execute(sql, {"task": task, "kind": kind}).to_arrow_reader(ROWS)
+    relation = tables.connection.sql(sql, params={"task": task, "kind": kind})
+    reader = relation.to_arrow_reader(ROWS)
     try:
         for batch in reader:
             yield [_row(values) for values in batch.to_pylist()]
@@ -118,5 +119,5 @@ _TABLES = ("annotations", "errors")
 
 def _one(connection: duckdb.DuckDBPyConnection, sql: str, values: Mapping[str, Any]) -> int:
     used = {name: value for name, value in values.items() if f"${name}" in sql}
-    [count] = connection.execute(sql, used).fetchone() or (0,)
+    [(count,)] = connection.execute(sql, used).fetchall()
     return int(count)

@@ -8,11 +8,11 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from paliscribe.evaluation.cider import Frequencies, grams, tokens
 
-WORDS = "a an the red green blue circle square star and two on under some text".split(" ")
+TEXT = "a an the red green blue circle square star and two on under some text"
 
 
 def sentence(random_: random.Random, most: int = 9) -> str:
-    return " ".join(random_.choices(WORDS, k=random_.randrange(most)))
+    return " ".join(random_.choices(TEXT.split(), k=random_.randrange(most)))
 
 
 def scores(truths: list[list[str]], answers: list[str], batch: int) -> list[float]:
@@ -42,5 +42,13 @@ def test_equal_to_the_reference(seed: int) -> None:
 
 
 def test_words_of_captions() -> None:
-    assert tokens("A dog's red ball, isn't it? Cafe\u0301.") == ["a", "dog's", "red", "ball", "isn't", "it", "caf\u00e9"]
+    assert tokens("A dog's red ball, isn't it? Cafe\u0301.") == [
+        "a",
+        "dog's",
+        "red",
+        "ball",
+        "isn't",
+        "it",
+        "caf\u00e9",
+    ]
     assert tokens("  ") == []

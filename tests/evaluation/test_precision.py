@@ -36,7 +36,9 @@ def scenes(seed: int, images: int, what: str) -> list[tuple[list[dict[str, Any]]
                 found.append(_annotation(image, label, moved, what) | {"score": round(random_.random(), 1)})
         many = 130 if image == 1 else random_.randrange(2)  # more than the 100 that count
         for _ in range(many):
-            found.append(_annotation(image, random_.choice(LABELS), _box(random_), what) | {"score": random_.random() / 3})
+            found.append(
+                _annotation(image, random_.choice(LABELS), _box(random_), what) | {"score": random_.random() / 3}
+            )
         made.append((true, found))
     return made
 
@@ -88,7 +90,9 @@ def collected(made: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]], wha
     return Precision(whole, labels, 0)
 
 
-@pytest.mark.parametrize(("seed", "images", "what"), [(1, 60, "bbox"), (2, 60, "bbox"), (8, 2, "bbox"), (4, 30, "segm")])
+@pytest.mark.parametrize(
+    ("seed", "images", "what"), [(1, 60, "bbox"), (2, 60, "bbox"), (8, 2, "bbox"), (4, 30, "segm")]
+)
 def test_equal_to_the_reference(seed: int, images: int, what: str) -> None:
     made = scenes(seed, images, what)
     found = collected(made, what)
@@ -102,7 +106,9 @@ def test_a_weight_of_two_is_an_image_twice() -> None:
     weight = np.array([2, 0, 1] * 4, np.uint8)
     copies = [pair for pair, count in zip(made, weight, strict=True) for _ in range(count)]
     weighted, whole = collected(made, "bbox").values(weight), collected(copies, "bbox").values()
-    assert weighted.tolist() == pytest.approx(whole.tolist(), abs=0.02, nan_ok=True), "equal scores of copies may be in another order"
+    assert weighted.tolist() == pytest.approx(whole.tolist(), abs=0.02, nan_ok=True), (
+        "equal scores of copies may be in another order"
+    )
 
 
 def test_intervals_hold_the_value_and_are_the_same_for_a_seed() -> None:

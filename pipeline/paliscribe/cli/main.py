@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from paliscribe import __version__
+from paliscribe.cli import evaluate as evaluations
 from paliscribe.cli import jobs, live, preview, report_file, runs
 from paliscribe.cli import query as queries
 from paliscribe.cli.options import Json
@@ -41,6 +42,10 @@ app.command(
     help=queries.HELP, epilog='Example:  paliscribe query s3://bucket/run-1 "SELECT count(*) FROM errors" --format csv'
 )(queries.query)
 app.command(epilog="Example:  paliscribe report s3://bucket/run-1 -o report.html --samples 48")(report_file.report)
+app.command(
+    epilog="Examples:  paliscribe evaluate s3://bucket/run-1 --truth truth.jsonl  |  paliscribe evaluate run-1 --truth "
+    "instances.json --against run-2 --json  |  paliscribe evaluate run-1 --truth t.csv --column 'answer en {q}=answers'"
+)(evaluations.evaluate)
 app.command(
     epilog="Examples:  paliscribe ask photo.jpg 'caption en'  |  paliscribe ask s3://b/k.jpg 'detect cat' --save k.png"
 )(live.ask)

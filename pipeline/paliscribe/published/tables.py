@@ -9,12 +9,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
-from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
 from paliscribe import manifest, results
 from paliscribe.errors import UsageError
 from paliscribe.manifest.frozen import shard_file_key
+from paliscribe.published.files import OutputFiles
 from paliscribe.published.marks import marks_table
 from paliscribe.results.run_file import RunFile
 from paliscribe.storage import StorageError, Store, open_store
@@ -62,7 +62,7 @@ def open_tables(
         frozen = manifest.load(store)
         made = connection or duckdb.connect(config={"memory_limit": memory, "temp_directory": tempfile.gettempdir()})
         protocol = f"{prefix or 'run'}output".replace("_", "")
-        made.register_filesystem(_OutputFiles(protocol, fs.SubTreeFileSystem(folder, base)))
+        made.register_filesystem(OutputFiles(protocol, fs.SubTreeFileSystem(folder, base)))
         schema = _schema(files, base, folder)
         for name in (ANNOTATIONS, ERRORS):
             keys = [f"{protocol}://{key}" for key in files if key.startswith(f"{name}/")]
@@ -89,25 +89,6 @@ def _published(store: Store) -> tuple[list[str], dict[str, Any] | None]:
     if not files:
         raise UsageError(f"{store.uri}: nothing is published here (see `paliscribe status`)")
     return files, None
-
-
-class _OutputFiles(ArrowFSWrapper):  # type: ignore[misc]
-    """The files of an output for DuckDB; their addresses are `PROTOCOL://KEY`."""
-
-    cachable = False
-
-    def __init__(self, protocol: str, files: fs.FileSystem) -> None:
-        self._protocol = protocol
-        super().__init__(files)
-
-    @property
-    def protocol(self) -> str:
-        return self._protocol
-
-    def _strip_protocol(self, path: Any) -> Any:
-        return (
-            [*map(self._strip_protocol, path)] if isinstance(path, list) else path.removeprefix(f"{self.protocol}://")
-        )
 
 
 def _schema(files: Sequence[str], base: Any, folder: str) -> pa.Schema:

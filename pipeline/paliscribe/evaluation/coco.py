@@ -1,0 +1,117 @@
+"""COCO's JSON as truth: its annotations by the ids of a run's rows, in constant memory."""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from paliscribe.errors import UsageError
+from paliscribe.evaluation.streaming import members
+from paliscribe.evaluation.tables import TRUTH, Inserts
+from paliscribe.manifest.blocks import Source
+from paliscribe.manifest.messages import quoted
+from paliscribe.published import Tables
+from paliscribe.storage import redacted
+
+ENDINGS = (".json", ".json.gz", ".json.zst")
+KINDS = ("detect", "segment", "caption", "describe")
+KEPT = ("id", "bbox", "area", "iscrowd", "segmentation")
+_BASE, _STEM = r"regexp_extract({}, '[^/\\]*$')", r"regexp_extract({}, '([^/\\]*?)(\.[^./\\]*)?$', 1)"
+# How rows of a run are found among a file's images, in words, and the two things that are then equal.
+WAYS = (
+    ("its image ids", "r.id", "i.image"),
+    ("its file names", "r.id", "i.file"),
+    ("its file names without folders", _BASE.format("r.id"), _BASE.format("i.file")),
+    ("its file names and the rows' images", _BASE.format("r.image"), _BASE.format("i.file")),
+    ("its file names without folders and endings", _STEM.format("r.id"), _STEM.format("i.file")),
+)
+
+
+def is_coco(source: str) -> bool:
+    """Whether a truth is a COCO file, by its name."""
+    return source.lower().partition("?")[0].endswith(ENDINGS)
+
+
+def load_coco(tables: Tables, source: str, tasks: Sequence[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
+    """Insert a file's annotations into `TRUTH` for the tasks of a run, pairs of task and kind.
+
+    Returns what each task is compared with, in words, and notes. Raises UsageError for another file, for tasks that
+    COCO has nothing for, and if no image is one of the run's.
+    """
+    wanted = {task: kind for task, kind in tasks if kind in KINDS}
+    if not wanted:
+        raise UsageError(f"truth {redacted(source)}: COCO has boxes, masks and captions, and the run has no such task")
+    categories = _images(tables, source)
+    con = tables.connection
+    way, matched = _way(tables, source)
+    con.execute(f"CREATE OR REPLACE TABLE _ids AS {matched}")
+    with Inserts(con, "_annotations", {"image": pa.string(), "caption": pa.bool_(), "value": pa.string()}) as into:
+        for each in _annotations(source):
+            if "caption" in each:
+                into.add((str(each.get("image_id")), True, each["caption"]))
+            elif "bbox" in each or "segmentation" in each:
+                value = {name: each[name] for name in KEPT if name in each}
+                value["label"] = categories.get(each.get("category_id"), str(each.get("category_id")))
+                into.add((str(each.get("image_id")), False, value))
+    columns = {}
+    for task, kind in wanted.items():
+        is_caption = kind in ("caption", "describe")
+        if not is_caption:  # an image without an annotation has no object
+            con.execute(f"INSERT INTO {TRUTH} SELECT ?, id, '[]' FROM _ids", [task])
+        con.execute(
+            f"INSERT INTO {TRUTH} SELECT ?, id, value FROM _ids JOIN _annotations USING (image) WHERE caption = ?",
+            [task, is_caption],
+        )
+        columns[task] = "captions" if is_caption else "annotations"
+    con.execute("DROP TABLE _annotations")
+    return columns, [f"rows were found by {way}"]
+
+
+def _open(source: str) -> Iterator[tuple[str, Any]]:
+    codec = {"gz": "gzip", "st": "zstd"}.get(source.lower().partition("?")[0][-2:])
+    opened = Source(source, codec, "image")
+    with opened.translating(), opened.lines() as text:
+        yield from members(io.TextIOWrapper(text.buffer, "utf-8-sig"), redacted(source))
+
+
+def _images(tables: Tables, source: str) -> dict[Any, str]:
+    """Insert the images into `_images`; returns the names of the categories."""
+    categories: dict[Any, str] = {}
+    keys: dict[str, None] = {}
+    with Inserts(tables.connection, "_images", {"image": pa.string(), "file": pa.string()}) as into:
+        for key, each in _open(source):
+            keys[key] = None
+            if key == "images" and isinstance(each, dict):
+                into.add((str(each.get("id")), str(each.get("file_name", ""))))
+            elif key == "categories" and isinstance(each, dict):
+                categories[each.get("id")] = str(each.get("name"))
+    if not {"images", "annotations"} <= keys.keys():
+        names = ", ".join(map(quoted, list(keys)[:8]))
+        raise UsageError(
+            f"truth {redacted(source)}: COCO has 'images' and 'annotations'; there are {names or 'no keys'}"
+        )
+    return categories
+
+
+def _annotations(source: str) -> Iterator[dict[str, Any]]:
+    return (each for key, each in _open(source) if key == "annotations" and isinstance(each, dict))
+
+
+def _way(tables: Tables, source: str) -> tuple[str, str]:
+    """How most rows are found, in words and as a query of pairs of id and image. Raises UsageError if none is."""
+    rows = "(SELECT DISTINCT id, image FROM annotations UNION SELECT DISTINCT id, image FROM errors)"
+    best = ("", "", 0)
+    for words, mine, theirs in WAYS:
+        query = f"SELECT DISTINCT r.id, i.image FROM {rows} r JOIN _images i ON {mine} = {theirs} WHERE {mine} <> ''"
+        [(pairs, ids)] = tables.connection.execute(f"SELECT count(*), count(DISTINCT id) FROM ({query})").fetchall()
+        if pairs == ids and ids > best[2]:
+            best = (words, query, ids)
+    if not best[2]:
+        samples = f"SELECT (SELECT min(id) FROM {rows}), (SELECT min(file) FROM _images)"
+        [(mine, theirs)] = tables.connection.execute(samples).fetchall()
+        raise UsageError(
+            f"truth {redacted(source)}: no image is one of the run's by id or file name: the run has {quoted(mine)}, "
+            f"the file {quoted(theirs)}"
+        )
+    return best[0], best[1]

@@ -1,0 +1,170 @@
+"""Evaluates a run against its truth, task by task, and keeps the figures beside it."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from paliscribe.errors import UsageError
+from paliscribe.evaluation.bootstrap import LEVEL
+from paliscribe.evaluation.calibration import ScoreMap, write_maps
+from paliscribe.evaluation.cider import Frequencies
+from paliscribe.evaluation.joined import Row, coverage, joined, units
+from paliscribe.evaluation.shapes import Shapes, has_masks, labels_asked
+from paliscribe.evaluation.texts import Texts, frequencies_of, needs_frequencies
+from paliscribe.evaluation.truth import RUN, Truth, load_truth
+from paliscribe.manifest.messages import quoted
+from paliscribe.published import Tables, open_tables
+from paliscribe.storage import StorageError, Store, redacted
+
+KEY = "_evaluation/latest.json"
+OTHER = "other_"  # before the names of the other run's tables
+MASK_BATCHES = 20  # of rows that are searched for masks
+
+Evaluated = Texts | Shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a run is evaluated.
+
+    `truth`, `columns`, `id_column`: see `truth.load_truth`. `against`: another output. `least`: score from which
+    precision and recall of boxes are measured. `fit`: keep maps from score to probability. `seed`: of the intervals.
+    """
+
+    truth: str = RUN
+    columns: Mapping[str, str] = field(default_factory=dict)
+    id_column: str = "id"
+    against: str | None = None
+    least: float = 0.0
+    fit: bool = False
+    seed: int = 0
+
+
+def evaluate(output: str, options: Options, tell: Callable[[str], None] = lambda words: None) -> dict[str, Any]:
+    """The figures of a run as plain values, which are also kept in `_evaluation/latest.json` of the output.
+
+    `tell`: gets a line about what is done. Raises UsageError: nothing published, truth that cannot be read or has
+    nothing for any task, no row in common, an output that cannot be written.
+    """
+    tables = open_tables(output)
+    found = units(tables)
+    if options.against is not None:
+        open_tables(options.against, tables.connection, prefix=OTHER)
+    tell(f"reading truth from {redacted(options.truth)}")
+    truth = load_truth(tables, options.truth, found, options.columns, options.id_column)
+    maps: dict[tuple[str, str], ScoreMap] = {}
+    tasks: list[dict[str, Any]] = []
+    for task, kind in found:
+        if task in truth.columns:
+            tell(f"evaluating {task}")
+            tasks += _of_task(tables, truth, task, kind, options, maps)
+    if not any(each["rows"]["evaluated"] for each in tasks):
+        raise UsageError(f"truth {redacted(options.truth)}: {_nothing(tables, tasks)}")
+    result = {
+        "output": output,
+        "truth": redacted(options.truth),
+        "against": options.against,
+        "finished": tables.finished,
+        "evaluated_at": round(time.time()),
+        "interval": LEVEL,
+        "seed": options.seed,
+        "tasks": tasks,
+        "without_column": sorted({task for task, _ in found} - truth.columns.keys()),
+        "notes": truth.notes,
+    }
+    _keep(tables.store, result, maps if options.fit else None)
+    return result
+
+
+def read_evaluation(store: Store) -> dict[str, Any] | None:
+    """The figures that were last kept beside a run, as `evaluate` returned them; None if there are none.
+
+    Raises StorageError, and UsageError for an object that holds none.
+    """
+    try:
+        found: dict[str, Any] = json.loads(store.get(KEY))
+        return found
+    except StorageError as error:
+        if error.kind == "missing":
+            return None
+        raise
+    except ValueError:
+        raise UsageError(f"{store.uri}/{KEY} is no evaluation; make it anew with evaluate") from None
+
+
+def _keep(store: Store, result: Mapping[str, Any], maps: Mapping[tuple[str, str], ScoreMap] | None) -> None:
+    try:
+        if maps is not None:
+            write_maps(store, maps)
+        store.put(KEY, json.dumps(result, ensure_ascii=False, allow_nan=False).encode())
+    except StorageError as error:
+        raise UsageError(f"the figures cannot be kept beside the run: {error}") from None
+
+
+def _of_task(
+    tables: Tables, truth: Truth, task: str, kind: str, options: Options, maps: dict[tuple[str, str], ScoreMap]
+) -> Iterator[dict[str, Any]]:
+    """The figures of a task; of one that segments those of boxes, and of masks if there are any on both sides."""
+    other = OTHER if options.against is not None else None
+    notes: list[str] = []
+
+    def rows(ordered: bool = True) -> Iterator[list[Row]]:
+        return joined(tables, task, kind, other, ordered=ordered)
+
+    evaluated: list[tuple[str, Evaluated]] = []
+    if kind in ("detect", "segment"):
+        by_prompt = any(map(labels_asked, rows(False)))
+        if not by_prompt:
+            notes.append("no truth has a label that its prompt asks for, so all labels are compared")
+        evaluated.append(("boxes", Shapes("box", options.seed, options.least, by_prompt)))
+        if kind == "segment" and any(map(has_masks, islice(rows(False), MASK_BATCHES))):
+            evaluated.append(("masks", Shapes("mask", options.seed, options.least, by_prompt)))
+    else:
+        rare = frequencies_of(rows(False), Frequencies(tables.connection)) if needs_frequencies(kind) else None
+        evaluated.append(("text", Texts(kind, options.seed, rare)))
+    for batch in rows():
+        for _, each in evaluated:
+            each.add(batch)
+    for what, each in evaluated:
+        if options.fit and what != "masks" and (fitted := each.reliability.fit(each.target, each.level)) is not None:
+            maps[task, kind] = fitted
+        found: dict[str, Any] = {"task": task, "kind": kind, "of": what, "column": truth.columns[task]}
+        found["rows"] = each.counts() | _left_out(coverage(tables, task, kind), each)
+        found["notes"] = notes + _notes(each)
+        if found["rows"]["evaluated"]:
+            found["figures"] = each.figures()
+            found["calibration"] = each.reliability.found(each.target, each.level)
+            if isinstance(each, Shapes):
+                found["labels"] = each.labels()
+            if other is not None:
+                found["against"] = each.against()
+        yield found
+
+
+def _left_out(counts: Mapping[str, int], each: Evaluated) -> dict[str, int]:
+    """Rows that are not compared, by reason."""
+    without = counts["without_truth"] + each.without_truth
+    return {**counts, "without_truth": without, "unreadable": each.unreadable}
+
+
+def _notes(each: Evaluated) -> list[str]:
+    notes = []
+    if each.unreadable:
+        notes.append(f"{each.unreadable:,} true answers cannot be read; the first is {each.problem}")
+    if isinstance(each, Shapes) and each.not_asked:
+        notes.append(f"{each.not_asked:,} found ones have labels that their prompts do not ask for; they do not count")
+    return notes
+
+
+def _nothing(tables: Tables, tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Why no row was compared."""
+    if problem := next((note for each in tasks for note in each["notes"] if "cannot be read" in note), None):
+        return str(problem)
+    samples = "SELECT (SELECT min(id) FROM annotations), (SELECT min(id) FROM _truth)"
+    [(mine, theirs)] = tables.connection.execute(samples).fetchall()
+    if theirs is None:
+        return "no row has a true answer"
+    return f"no id is one of the run's: the run has {quoted(mine)}, the truth {quoted(theirs)}"

@@ -155,7 +155,9 @@ def _notes(each: Evaluated) -> list[str]:
     if each.unreadable:
         notes.append(f"{each.unreadable:,} true answers cannot be read; the first is {each.problem}")
     if isinstance(each, Shapes) and each.not_asked:
-        notes.append(f"{each.not_asked:,} found ones have labels that their prompts do not ask for; they do not count")
+        notes.append(
+            f"{each.not_asked:,} found ones have labels that their prompts do not ask for; they count as wrong"
+        )
     return notes
 
 

@@ -29,8 +29,8 @@ def asked(prompt: str | None) -> frozenset[str] | None:
 class Shapes:
     """The figures of a task for its boxes or its masks. Of answers that are not ok nothing counts as found.
 
-    `least`: score from which precision and recall are measured. `by_prompt`: whether only labels that the prompts ask
-    for are compared.
+    `least`: score from which precision and recall are measured. `by_prompt`: whether only the true shapes with
+    labels that the prompts ask for are wanted; what is found with another label is wrong.
     """
 
     level, target = "box", "matched"
@@ -90,10 +90,8 @@ class Shapes:
         if answer.status != "ok":
             return
         for shape in _boxes(answer) if self._what == "box" else _masks(answer):
-            if wanted is None or shape.label in wanted:
-                yield shape
-            else:
-                self.not_asked += answer is row.answer
+            self.not_asked += answer is row.answer and wanted is not None and shape.label not in wanted
+            yield shape
 
     def _calibrate(self, row_id: str, matched: Sequence[Matched]) -> None:
         for each in matched:

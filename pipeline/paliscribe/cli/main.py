@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from paliscribe import __version__
+from paliscribe.cli import export as exports
 from paliscribe.cli import jobs, live, runs
 from paliscribe.cli import query as queries
 from paliscribe.cli.options import Json
@@ -39,6 +40,11 @@ app.command(epilog="Example:  paliscribe retry s3://bucket/run-1")(runs.retry)
 app.command(
     help=queries.HELP, epilog='Example:  paliscribe query s3://bucket/run-1 "SELECT count(*) FROM errors" --format csv'
 )(queries.query)
+app.command(
+    epilog="Examples:  paliscribe export run-1 --format coco --to coco/ --images  |  "
+    "paliscribe export s3://bucket/run-1 -f label-studio --to s3://bucket/review --task detect --min-score 0.3"
+)(exports.export)
+app.command(epilog="Example:  paliscribe import-review run-1 project-1.json")(exports.import_review)
 app.command(
     epilog="Examples:  paliscribe ask photo.jpg 'caption en'  |  paliscribe ask s3://b/k.jpg 'detect cat' --save k.png"
 )(live.ask)

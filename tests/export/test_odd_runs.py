@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pytest
 import yaml
-from results.made import Job
+from results.made import Failing, Job
 
 from paliscribe import results
 from paliscribe.errors import UsageError
@@ -40,8 +40,8 @@ LABELS = ["", " ", "a, b; c", '<x> & "y"', "naïve ☃", "line\nbreak", "bell\x0
 class Odd(Job):
     """Two tasks over rows with the ids of `IDS`; boxes with the labels of `LABELS`, some of which leave the picture."""
 
-    def shard(self, shard: int, failing: object = None) -> list[Record]:
-        return [self.changed(record) for record in super().shard(shard)]
+    def shard(self, shard: int, failing: Failing) -> list[Record]:
+        return [self.changed(record) for record in super().shard(shard, failing)]
 
     def changed(self, record: Record) -> Record:
         edges = [(1.0, 2.0, 30.0, 40.0), (-9.0, -9.0, 900.0, 900.0), (50.0, 5.0, 50.0, 9.0), (float("nan"), 0, 1, 1)]

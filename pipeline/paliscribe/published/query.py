@@ -135,8 +135,8 @@ def csv_cell(value: Any) -> Any:
 def csv_line(values: Sequence[Any]) -> str:
     """A line of CSV without its end."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(values)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(values)  # only characters of its line end are quoted
+    return text.getvalue().removesuffix("\r\n")
 
 
 def json_line(value: Any) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from paliscribe import results
 from paliscribe.config import FetchConfig, ImagesConfig, JobConfig, ModelSpec, PoolConfig, ServeConfig, ServedModel
 from paliscribe.errors import ROW_ERROR_KINDS
+from paliscribe.export import registry
 from paliscribe.grammar.tasks import KINDS
 from paliscribe.images.formats import READ, SIGNATURES
 
@@ -29,6 +30,7 @@ ROOMS: list[tuple[str, str]] = [
     ("published", "duckdb fsspec pyarrow"),
     ("view", "PIL duckdb numpy"),
     ("evaluation", "duckdb numpy pyarrow pycocotools rapidfuzz"),
+    ("export", "numpy pyarrow yaml"),
     ("demo", "PIL numpy safetensors sklearn tokenizers torch transformers"),
     ("model", "PIL filelock huggingface_hub numpy pydantic safetensors tokenizers torch transformers"),
     ("engine", "numpy torch"),
@@ -113,6 +115,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "errors": errors,
     "formats": formats,
     "other formats": other_formats,
+    "exports": registry.describe,
     "attacks": attacks,
 }
 

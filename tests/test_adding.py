@@ -1,4 +1,4 @@
-"""What CONTRIBUTING says of adding a format, a kind, a scheme and a route is true: each is done here."""
+"""What CONTRIBUTING says of adding a format, a kind, a scheme, an export and a route is true: each is done here."""
 
 import hashlib
 import io
@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import pytest
+from demo_run import DemoRun
 from fastapi import APIRouter
 from fastapi.testclient import TestClient
 
-from paliscribe import manifest, storage
+from paliscribe import export, manifest, storage
 from paliscribe.config import ServeConfig
 from paliscribe.errors import RequestError, UsageError
+from paliscribe.export import registry
+from paliscribe.export.base import Format, Run
+from paliscribe.export.pictures import Picture
+from paliscribe.export.target import Target
 from paliscribe.grammar import tasks
 from paliscribe.images.fetch import Fetcher
 from paliscribe.manifest import formats
@@ -27,7 +32,7 @@ from paliscribe.storage.base import ObjectInfo, Scheme, StorageError
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 
 
-@pytest.mark.parametrize("what", ["A manifest format", "A kind of task", "A storage scheme", "A route"])
+@pytest.mark.parametrize("what", ["A manifest format", "A kind of task", "A storage scheme", "An export", "A route"])
 def test_contributing_tells_how(what: str) -> None:
     assert f"- **{what}**" in CONTRIBUTING
 
@@ -133,6 +138,24 @@ def test_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Fetcher().fetch(row.image) == b"pixels"
     with pytest.raises(StorageError, match=r"known are local paths, s3://, http\(s\)://, mem://"):
         storage.open_store("gs://bucket")
+
+
+def test_an_export(monkeypatch: pytest.MonkeyPatch, demo_run: DemoRun, tmp_path: Path) -> None:
+    class Ids:
+        def __init__(self, target: Target, run: Run) -> None:
+            self.lines = target.lines("ids.txt")
+
+        def add(self, picture: Picture) -> None:
+            self.lines.write(f"{picture.id} {len(picture.regions())} {picture.place}\n")
+
+        def close(self) -> None:
+            self.lines.close()
+
+    monkeypatch.setitem(export.FORMATS, "ids", Format("the ids", "anybody", Ids, boxes=True))
+    made = export.export(str(demo_run.output), "ids", str(tmp_path / "to"), images=True)
+    lines = (tmp_path / "to/ids.txt").read_text().splitlines()
+    assert len(lines) == made["pictures"] and "| `ids` | the ids |" in registry.describe()
+    assert all((tmp_path / "to" / line.split()[2]).is_file() for line in lines)
 
 
 def test_a_route() -> None:

@@ -50,6 +50,11 @@ def test_values_in_every_format(tables: Tables) -> None:
     assert len(shown) == 3, "a line break in a value does not break the table"
 
 
+def test_line_breaks_in_csv(tables: Tables) -> None:
+    text = "\n".join(lines_of(query(tables, "SELECT 'a\nb' AS t, 'c\rd' AS u"), "csv"))
+    assert list(csv.reader(io.StringIO(text, newline=""))) == [["t", "u"], ["a\nb", "c\rd"]]
+
+
 def test_empty_results(tables: Tables) -> None:
     none = "SELECT id FROM annotations WHERE false"
     assert json.loads("".join(lines_of(query(tables, none), "json"))) == []

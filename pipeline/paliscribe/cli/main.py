@@ -11,6 +11,7 @@ import typer
 
 from paliscribe import __version__
 from paliscribe.cli import evaluate as evaluations
+from paliscribe.cli import export as exports
 from paliscribe.cli import jobs, live, preview, report_file, runs
 from paliscribe.cli import query as queries
 from paliscribe.cli.options import Json
@@ -46,6 +47,11 @@ app.command(
     epilog="Examples:  paliscribe evaluate s3://bucket/run-1 --truth truth.jsonl  |  paliscribe evaluate run-1 --truth "
     "instances.json --against run-2 --json  |  paliscribe evaluate run-1 --truth t.csv --column 'answer en {q}=answers'"
 )(evaluations.evaluate)
+app.command(
+    epilog="Examples:  paliscribe export run-1 --format coco --to coco/ --images  |  "
+    "paliscribe export s3://bucket/run-1 -f label-studio --to s3://bucket/review --task detect --min-score 0.3"
+)(exports.export)
+app.command(epilog="Example:  paliscribe import-review run-1 project-1.json")(exports.import_review)
 app.command(
     epilog="Examples:  paliscribe ask photo.jpg 'caption en'  |  paliscribe ask s3://b/k.jpg 'detect cat' --save k.png"
 )(live.ask)

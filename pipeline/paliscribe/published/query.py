@@ -35,13 +35,13 @@ def _nothing() -> pa.RecordBatchReader:
 
 
 @contextlib.contextmanager
-def mistakes() -> Iterator[None]:
-    """Turns errors of DuckDB into a UsageError of one line."""
+def mistakes(where: str = "query") -> Iterator[None]:
+    """Turns errors of DuckDB into a UsageError of one line, which begins with `where`."""
     try:
         yield
     except duckdb.Error as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UsageError(f"query: {(lines or [type(error).__name__])[0][:300]}") from None
+        raise UsageError(f"{where}: {(lines or [type(error).__name__])[0][:300]}") from None
 
 
 def columns(tables: Tables) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -62,23 +62,23 @@ def lines_of(found: pa.RecordBatchReader, form: str, limit: int | None = None) -
     if form == "table":
         yield from _table(names, found, limit)
     elif form == "csv":
-        yield _csv(names)
-        for row in _rows(found):
-            yield _csv([_cell(value) for value in row])
+        yield csv_line(names)
+        for row in rows_of(found):
+            yield csv_line([csv_cell(value) for value in row])
     elif form == "jsonl":
-        for row in _rows(found):
-            yield _json(dict(zip(names, row, strict=True)))
+        for row in rows_of(found):
+            yield json_line(dict(zip(names, row, strict=True)))
     else:
         before = "["
-        for row in _rows(found):
-            yield f"{before}{_json(dict(zip(names, row, strict=True)))}"
+        for row in rows_of(found):
+            yield f"{before}{json_line(dict(zip(names, row, strict=True)))}"
             before = ","
         yield "]" if before == "," else "[]"
 
 
-def _rows(found: pa.RecordBatchReader) -> Iterator[list[Any]]:
-    """The rows as lists of values. DuckDB computes while it is read, so its errors come here too."""
-    with mistakes():
+def rows_of(found: pa.RecordBatchReader, where: str = "query") -> Iterator[list[Any]]:
+    """The rows as lists of values. DuckDB computes while it is read, so its errors come here too, see `mistakes`."""
+    with mistakes(where):
         for batch in found:
             yield from map(list, zip(*(_short_floats(column).to_pylist() for column in batch.columns), strict=True))
 
@@ -104,7 +104,7 @@ def _retyped(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
 def _table(names: Sequence[str], found: pa.RecordBatchReader, limit: int | None) -> Iterator[str]:
     rows: list[list[str]] = []
     more = False
-    for row in _rows(found):
+    for row in rows_of(found):
         more = limit is not None and len(rows) == limit
         if more:
             break
@@ -120,25 +120,27 @@ def _table(names: Sequence[str], found: pa.RecordBatchReader, limit: int | None)
 
 def _shown(value: Any) -> str:
     """A value on one line of a table, shortened, without characters that steer a terminal."""
-    words = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(_cell(value))
+    words = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(csv_cell(value))
     words = "".join(letter if letter.isprintable() else " " for letter in words[: CELL + 1])
     return words if len(words) <= CELL else f"{words[: CELL - 3]}..."
 
 
-def _cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
     """A value of CSV: null is empty, lists and structs are JSON."""
     if isinstance(value, list | dict):
-        return _json(value)
+        return json_line(value)
     return "" if value is None else _plain(value)
 
 
-def _csv(values: Sequence[Any]) -> str:
+def csv_line(values: Sequence[Any]) -> str:
+    """A line of CSV without its end."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(values)
-    return text.getvalue()
+    csv.writer(text, lineterminator="\r\n").writerow(values)  # only characters of its line end are quoted
+    return text.getvalue().removesuffix("\r\n")
 
 
-def _json(value: Any) -> str:
+def json_line(value: Any) -> str:
+    """A value as JSON on one line: numbers that are not finite are null, times and other types are text."""
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
 
 

@@ -31,7 +31,8 @@ class Tables:
     `annotations`: the answered records (ok and invalid). `errors`: the dead letters. `rows`: id, image and own columns
     of the frozen manifest. `runs`: one row about the run. `review`: the marks of its reviewers, see `marks.Mark`; as of
     the last `refresh`. `finished`: whether all parts are published; otherwise those that are there are read. `prefix`:
-    before the names of the tables. A cursor of `connection` serves one thread.
+    before the names of the tables. A cursor of `connection` serves one thread. `files`: addresses of the files of
+    `annotations`, as DuckDB reads them, in the order of their keys.
     """
 
     output: str
@@ -41,6 +42,7 @@ class Tables:
     frozen: manifest.FrozenManifest | None
     finished: bool
     prefix: str = ""
+    files: tuple[str, ...] = ()
 
     def refresh(self) -> None:
         """Read the marks of the reviewers again. Raises StorageError."""
@@ -64,15 +66,18 @@ def open_tables(
         protocol = f"{prefix or 'run'}output".replace("_", "")
         made.register_filesystem(OutputFiles(protocol, fs.SubTreeFileSystem(folder, base)))
         schema = _schema(files, base, folder)
-        for name in (ANNOTATIONS, ERRORS):
-            keys = [f"{protocol}://{key}" for key in files if key.startswith(f"{name}/")]
+        addresses = {
+            name: tuple(f"{protocol}://{key}" for key in files if key.startswith(f"{name}/"))
+            for name in (ANNOTATIONS, ERRORS)
+        }
+        for name, keys in addresses.items():
             if keys:
-                made.execute(f"CREATE OR REPLACE VIEW {prefix}{name} AS SELECT * FROM read_parquet({_literal(keys)})")
+                made.execute(f"CREATE OR REPLACE VIEW {prefix}{name} AS SELECT * FROM read_parquet({literal(keys)})")
             else:
                 made.register(f"{prefix}{name}", schema.empty_table())
         made.register(f"{prefix}rows", _rows(frozen, base, folder))
         made.register(f"{prefix}runs", _runs(output, summary, RunFile.read(store)))
-        tables = Tables(output, store, made, schema, frozen, summary is not None, prefix)
+        tables = Tables(output, store, made, schema, frozen, summary is not None, prefix, addresses[ANNOTATIONS])
         tables.refresh()
     except StorageError as error:
         raise UsageError(str(error)) from None
@@ -133,6 +138,6 @@ def _runs(output: str, summary: dict[str, Any] | None, file: RunFile | None) -> 
     return pa.table({name: pa.array([value], kinds.get(name)) for name, value in values.items()})
 
 
-def _literal(words: Sequence[str]) -> str:
+def literal(words: Sequence[str]) -> str:
     """A list of texts in SQL."""
     return "[" + ", ".join("'" + word.replace("'", "''") + "'" for word in words) + "]"

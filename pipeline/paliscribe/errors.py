@@ -28,7 +28,7 @@ RowErrorKind = Literal[
     "bad_uri",  # an unknown scheme or a malformed address
     "empty",  # the object has no bytes
     "too_large",  # more bytes than allowed
-    "changed",  # the Parquet file that holds the image is not as it was when the manifest was read
+    "changed",  # the Parquet file or the archive that holds the image has been replaced
     "not_an_image",  # no decoder recognises the bytes
     "unsupported",  # a known format, or a variety of one, that is not read
     "corrupt",  # the image cannot be decoded completely

@@ -1,5 +1,6 @@
 """A manifest given as a table or as rows is written into the output, and read as any other."""
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from paliscribe import manifest
 from paliscribe.api.tables import manifest_addresses
 from paliscribe.errors import UsageError
+from paliscribe.images.fetch import Fetcher
+from paliscribe.manifest import read
 
 ROWS: list[dict[str, Any]] = [
     {"image": "a.jpg", "id": "one", "question": "what?", "weight": 1.5},
@@ -87,3 +91,36 @@ def test_anything_else_is_refused(given: Any, words: str, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match=words):
         manifest_addresses(given, str(tmp_path), "image")
     assert not list(tmp_path.iterdir())
+
+
+def test_images_themselves(tmp_path: Path) -> None:
+    made = [
+        Image.new(mode, (9, 9), color)
+        for mode, color in (("RGB", "red"), ("RGBA", "blue"), ("CMYK", "green"), ("L", 7))
+    ]
+    bodies = []
+    for image in made:
+        file = io.BytesIO()
+        image.convert("RGB").save(file, "PNG")
+        bodies.append(file.getvalue())
+    struct = [{"bytes": body, "path": None} for body in bodies]
+    given: list[Any] = [
+        pd.DataFrame({"image": made, "n": range(4)}),
+        pl.DataFrame({"image": pl.Series("image", made, dtype=pl.Object), "n": range(4)}),
+        pd.DataFrame({"image": bodies, "n": range(4)}),
+        pl.DataFrame({"image": bodies, "n": range(4)}),
+        pl.DataFrame({"image": struct, "n": range(4)}),
+        pa.table({"image": struct, "n": range(4)}),
+        [{"image": image, "n": n} for n, image in enumerate(made)],
+        [{"image": image, "n": n} for n, image in enumerate(bodies)],
+        [{"image": image, "n": n} for n, image in enumerate(struct)],
+    ]
+    for number, images in enumerate(given):
+        [address] = manifest_addresses(images, str(tmp_path / str(number)), "image")
+        rows = list(read(address))
+        assert [row.columns["n"] for row in rows] == list(range(4))
+        for row, image in zip(rows, made, strict=True):
+            found = Image.open(io.BytesIO(Fetcher().fetch(str(row.image)))).convert("RGB")
+            assert found.tobytes() == image.convert("RGB").tobytes(), number
+    with pytest.raises(UsageError, match="cannot take"):
+        manifest_addresses(pd.DataFrame({"image": ["a"], "x": [object()]}), str(tmp_path), "image")

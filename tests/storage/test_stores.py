@@ -180,3 +180,13 @@ def test_versions_tell_changes_without_reading(store: Store, monkeypatch: pytest
     store.put("k", b"two")
     assert store.version("k") != first
     assert kind(lambda: store.version("nothing")) == "missing"
+
+
+def test_ranges_are_of_one_version(store: Store) -> None:
+    store.put("a #1", b"0123456789")
+    version = store.version("a #1", settled=False)
+    assert [store.get_range("a #1", *place, version) for place in ((0, 3), (8, 9), (10, 4))] == [b"012", b"89", b""]
+    store.put("a #1", b"another, which is longer")
+    assert kind(lambda: store.get_range("a #1", 0, 3, version)) == "changed"
+    assert store.get_range("a #1", 0, 3) == b"ano"
+    assert kind(lambda: store.get_range("none", 0, 3)) == "missing"

@@ -1,6 +1,8 @@
 """Stores manifests passed as tables or rows with the run, so that resumes and retries can read them."""
 
+import base64
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -11,6 +13,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
 from paliscribe.errors import UsageError
 from paliscribe.storage import StorageError, open_store, scheme
@@ -18,6 +21,7 @@ from paliscribe.storage.inline import is_inline
 from paliscribe.storage.parquet import BYTES, PATH, image_bytes, image_leaf
 
 GIVEN = "_run/given"
+PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
 class ArrowStream(Protocol):
@@ -43,7 +47,7 @@ def manifest_addresses(manifest: Manifest, output: str, image_column: str) -> tu
         file = Path(folder) / "manifest"
         if hasattr(manifest, "__arrow_c_stream__"):
             ending = "parquet"
-            pq.write_table(_absolute(_table(manifest), image_column), file)
+            pq.write_table(_absolute(_table(manifest, image_column), image_column), file)
         elif isinstance(manifest, Iterable) and not isinstance(manifest, bytes | Mapping):
             ending = "jsonl"
             with file.open("w", encoding="utf-8") as lines:
@@ -62,10 +66,51 @@ def manifest_addresses(manifest: Manifest, output: str, image_column: str) -> tu
         return (f"{store.uri.rstrip('/')}/{name}",)
 
 
-def _table(manifest: Any) -> pa.Table:
-    table = pa.table(manifest)
+def _table(manifest: Any, image_column: str) -> pa.Table:
+    """A table with PIL images as PNG. Raises UsageError for values that Arrow has no type for."""
+    try:
+        table = pa.table(_with_encoded_images(manifest, image_column))
+        fields = [field.with_type(_without_views(field.type)) for field in table.schema]
+        table = table.cast(pa.schema(fields))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(f"manifest: the table has values that Arrow cannot take: {words}") from None
     index = [name for name in table.column_names if name.startswith("__index_level_")]  # from pandas
     return table.drop_columns(index).replace_schema_metadata(None)
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """A type with plain bytes and texts: polars gives views, which are not read as images."""
+    if pa.types.is_struct(kind):
+        fields = (kind.field(number) for number in range(kind.num_fields))
+        return pa.struct([field.with_type(_without_views(field.type)) for field in fields])
+    return {pa.binary_view(): pa.large_binary(), pa.string_view(): pa.large_string()}.get(kind, kind)
+
+
+def _with_encoded_images(manifest: Any, image_column: str) -> Any:
+    """A frame of pandas or polars whose column of PIL images, which is one of objects, holds PNG files instead."""
+    is_pandas = hasattr(manifest, "assign")
+    if not (is_pandas or hasattr(manifest, "with_columns")) or image_column not in manifest.columns:
+        return manifest
+    values = manifest[image_column].to_list() if str(manifest[image_column].dtype).lower() == "object" else []
+    if not any(isinstance(value, Image.Image) for value in values):
+        return manifest
+    encoded = [_encoded(value) for value in values]
+    if is_pandas:
+        return manifest.assign(**{image_column: encoded})
+    import polars
+
+    return manifest.with_columns(polars.Series(image_column, encoded))
+
+
+def _encoded(image: Any) -> Any:
+    """A PIL image as a PNG file; other values as they are."""
+    if not isinstance(image, Image.Image):
+        return image
+    file = io.BytesIO()
+    mode = image.mode if image.mode in PNG_MODES else "RGB"
+    image.convert(mode).save(file, "PNG")
+    return file.getvalue()
 
 
 def _absolute(table: pa.Table, image_column: str) -> pa.Table:
@@ -106,7 +151,12 @@ def _lines(rows: Iterable[Any], image_column: str) -> Iterator[str]:
 
 
 def _place(image: Any) -> Any:
-    """An image's address; relative paths are resolved against the working directory."""
+    """An image's address, a data URL for one that is given itself; relative paths are of the working directory."""
+    image = _encoded(image)
+    if isinstance(image, dict) and image.keys() <= {BYTES, PATH}:  # as datasets of Hugging Face have them
+        image = image.get(BYTES) or image.get(PATH)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return f"data:application/octet-stream;base64,{base64.b64encode(image).decode()}"
     if isinstance(image, os.PathLike):
         image = os.fspath(image)
     if not isinstance(image, str) or not image or scheme(image) or is_inline(image):

@@ -34,8 +34,10 @@ import json, resource, sys, time
 from paliscribe.verify import verify
 began = time.monotonic()
 report = verify(sys.argv[1])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps(report.as_dict() | {"seconds": round(time.monotonic() - began, 1), "peak_mib": round(peak)}))
+used = resource.getrusage(resource.RUSAGE_SELF)
+figures = {"seconds": time.monotonic() - began, "cpu_seconds": used.ru_utime + used.ru_stime}
+figures |= {"peak_mib": used.ru_maxrss / 1024}
+print(json.dumps(report.as_dict() | {name: round(value, 1) for name, value in figures.items()}))
 """
 
 

@@ -136,13 +136,12 @@ MENDED: dict[str, Callable[[Path], object]] = {
     "a row removed, with its hash": lambda output: rewrite(output, FILE, lambda t: t.slice(1), hashes=True),
     "a row doubled": lambda output: rewrite(output, FILE, lambda table: pa.concat_tables([table, first(table)])),
     "a row doubled, with its hash": lambda output: rewrite(
-        output, SECOND, lambda table: pa.concat_tables([table, first(table)]), hashes=True
+        output, FILE, lambda table: pa.concat_tables([table, first(table)]), hashes=True
     ),
     "a row moved": moved,
     "another id": lambda output: rewrite(output, FILE, other("id", "id-x"), hashes=True),
-    "another carried value": lambda output: rewrite(output, SECOND, other("n", 77), hashes=True),
+    "another carried value": lambda output: rewrite(output, FILE, other("n", 77), hashes=True),
     "another status": lambda output: rewrite(output, FILE, other("status", "invalid"), hashes=True),
-    "another model": lambda output: rewrite(output, RETRIED, other("model", "x"), hashes=True),
     "another shard": lambda output: rewrite(output, FILE, other("shard", 1), hashes=True),
     "a task of another folder": lambda output: rewrite(output, FILE, other("task", "answer en {ask}"), hashes=True),
     "other columns": lambda output: rewrite(output, FILE, renamed, hashes=True),
@@ -194,7 +193,8 @@ LOST: dict[str, Callable[[Path], object]] = {
     "the run file of another model": lambda output: tell(
         output, "_run/run.json", lambda v: v["fingerprint"].update(revision="x")
     ),
-    "the rows of a retry missing": lambda output: [path.unlink() for path in output.glob("_run/retry-001/rows/*")],
+    "another model": lambda output: rewrite(output, RETRIED, other("model", "x"), hashes=True),
+    "the rows of a retry missing": lambda output: [path.unlink() for path in output.glob("_run/retry-00*/rows/*")],
 }
 
 

@@ -16,6 +16,7 @@ import paliscribe
 from paliscribe.api.status import run_status
 from paliscribe.batch.run import run_batch, run_retry
 from paliscribe.errors import PaliscribeError
+from paliscribe.published import open_tables
 from paliscribe.results import Owner
 from paliscribe.verify import verify
 
@@ -61,6 +62,7 @@ def test_a_damaged_state_file(key: str, history: History, tmp_path: Path, monkey
         lambda: run_status(str(output)),
         lambda: verify(str(output)),
         lambda: paliscribe.load(str(output)),
+        lambda: open_tables(str(output)),
         lambda: run_batch(job),
         lambda: run_retry(str(output)),
     ]

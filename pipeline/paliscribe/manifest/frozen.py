@@ -1,6 +1,7 @@
 """The frozen manifest of a run: its files, its index, and the shards that are read from them."""
 
 import bisect
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -200,6 +201,29 @@ def _source(values: dict[str, Any]) -> str | tuple[str, ...]:
     return values["source"] if isinstance(values["source"], str) else tuple(values["source"])
 
 
+def read_file(store: Store, frozen: FrozenManifest, file: int) -> pa.Table:
+    """The rows in a file. Raises StorageError, and Damaged for one that cannot be read."""
+    with _damage(store, [key := frozen.key_of(file)]):
+        table = decode(store.get(key))
+        if len(table) != frozen.files[file] - (frozen.files[file - 1] if file else 0):
+            raise ValueError("its number of rows is not that of the index")
+        return table
+
+
+@contextlib.contextmanager
+def _damage(store: Store, at: list[str]) -> Iterator[None]:
+    """Raise Damaged for a file that is missing or cannot be read: that with the key `at[0]`."""
+    try:
+        yield
+    except StorageError as error:
+        if error.kind != "missing":
+            raise
+        raise state.Damaged(store.uri, at[0], "the file is missing") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise state.Damaged(store.uri, at[0], words) from None
+
+
 class Shards:
     """Reads the shards of a run's frozen manifest. It keeps the batch of rows that it read last: not thread-safe."""
 
@@ -227,14 +251,11 @@ class Shards:
         """
         start = self.frozen.first_row(shard)
         at = [shard_file_key(shard)]
-        try:
+        with _damage(self._store, at):
             if shard < self.frozen.shard_files:
                 yield decode(self._store.get(at[0])).drop_columns("row")
             else:
                 yield from self._tables(start, start + self.frozen.rows_of(shard), at)
-        except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
-            words = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise state.Damaged(self._store.uri, at[0], words) from None
 
     def _tables(self, start: int, end: int, at: list[str]) -> Iterator[pa.Table]:
         """The rows from `start` to `end`, which may be in several files and batches. Sets `at[0]` to the file's key."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paliscribe import results
+from paliscribe.errors import RunError
 from paliscribe.manifest import FrozenManifest
 from paliscribe.results import Layout, Marker, ModelFacts, PartMarker
 from paliscribe.results.commit import marker_key
@@ -18,7 +19,7 @@ from paliscribe.results.publish import is_in_folder, part_key, part_marker
 from paliscribe.storage import StorageError, Store, is_local
 from paliscribe.storage.parallel import in_order
 from paliscribe.verify.findings import Finding, Remedy
-from paliscribe.verify.records import READ, PartRecords, count
+from paliscribe.verify.records import READ, PartRecords, Wrong, count
 
 BATCH = 65_536  # records that are read at once
 CHUNK = 8 << 20  # bytes
@@ -29,7 +30,8 @@ class Run:
     """What a part is verified against.
 
     `generations`: how many retries were begun. `may_lack`: whether a part and generation need not be published yet.
-    `hashes`: SHA-256 of published files as the summary has them.
+    `hashes`: SHA-256 of published files as the summary has them. `trusted`: so many rows of the frozen manifest, from
+    the first on, are proven to be as they were frozen.
     """
 
     store: Store
@@ -39,6 +41,13 @@ class Run:
     generations: int
     may_lack: Callable[[int, int], bool]
     hashes: dict[str, str]
+    trusted: int
+
+    def remedy(self, part: int, wrong: Wrong) -> Remedy:
+        """For records that are not as the manifest has them: nothing, if it may be the manifest that is damaged."""
+        last = self.layout.shards_of(part)[-1]
+        end = self.frozen.first_row(last) + self.frozen.rows_of(last)
+        return "part" if wrong.is_certain and end <= self.trusted else "none"
 
 
 @dataclass
@@ -49,6 +58,7 @@ class Part:
     findings: list[Finding] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     is_open: bool = False
+    agreed: set[int] = field(default_factory=set)  # generations whose marker is that of its shards
     is_published: bool = False  # in all generations that have begun
     checked: Counter[str] = field(default_factory=Counter)
     markers: dict[int, PartMarker] = field(default_factory=dict)  # by generation
@@ -148,6 +158,8 @@ def _shard_markers(run: Run, part: Part, generation: int) -> list[Marker]:
                 what = f"{name} are not those of its shards"
                 part.found(part_key(part.number, generation), what, "marker", generation)
                 break
+        else:
+            part.agreed.add(generation)
     return markers
 
 
@@ -157,7 +169,7 @@ def _check_content(run: Run, part: Part, shards: dict[int, list[Marker]], progre
     if not part.markers:
         whole = [_check_shard(run, part, records, marker, progress) for marker in shards[0]]
         if all(whole) and (what := records.missing([marker.shard for marker in shards[0]])):
-            part.found(part_key(part.number, 0), what, "part")
+            part.found(part_key(part.number, 0), what, run.remedy(part.number, Wrong(what)))
         return
     newest = max(part.markers)
     counted: dict[tuple[int, str], tuple[Counter[str], Counter[str], int]] = {}
@@ -174,7 +186,7 @@ def _check_content(run: Run, part: Part, shards: dict[int, list[Marker]], progre
                 counted[generation, kind] = (old[0] + found[0], old[1] + found[1], old[2] + found[2])
     if is_whole and not part.is_open:
         if what := records.missing():
-            part.found(part_key(part.number, newest), what, "part", newest)
+            part.found(part_key(part.number, newest), what, run.remedy(part.number, Wrong(what)), newest)
         else:
             _compare_counts(part, counted)
     _check_kept(run, part, shards.get(newest, []), newest)
@@ -196,9 +208,8 @@ def _compare_counts(part: Part, counted: dict[tuple[int, str], tuple[Counter[str
             or marker.tokens != tokens
             or (not later and Counter(marker.error_kinds) != kinds)
         ):
-            part.found(
-                part_key(part.number, generation), "its counts are not those of the records", "marker", generation
-            )
+            remedy: Remedy = "part" if generation in part.agreed else "marker"
+            part.found(part_key(part.number, generation), "its counts are not those of the records", remedy, generation)
 
 
 def _check_file(
@@ -220,21 +231,23 @@ def _check_file(
                 place = part_key(part.number, generation) if is_marker else key
                 part.found(place, words, "marker" if is_marker else "part", generation)
                 return None
-            what, counts = _read(run, records, stream, key, schema, generation, progress)
+            wrong, counts = _read(run, records, stream, key, schema, generation, progress)
     except StorageError as error:
         if error.kind != "missing":
             raise
-        what, counts = "the file is missing", None
+        part.found(key, "the file is missing", "part", generation)
+        return None
     except (pa.ArrowException, OSError, ValueError) as error:
-        what, counts = f"it cannot be read ({(str(error).splitlines() or [''])[0][:100]})", None
-    if what is None and counts is not None and counts[0].total() != facts["records"]:
+        part.found(key, f"it cannot be read ({(str(error).splitlines() or [''])[0][:100]})", "part", generation)
+        return None
+    if wrong is None and counts[0].total() != facts["records"]:
         part.found(part_key(part.number, generation), f"it counts the records of {key} wrongly", "marker", generation)
         return None
-    if what is not None:
-        part.found(key, what, "part", generation)
+    if wrong is not None:
+        part.found(key, wrong.what, run.remedy(part.number, wrong), generation)
         return None
     part.checked["files"] += 1
-    part.checked["records"] += counts[0].total() if counts else 0
+    part.checked["records"] += counts[0].total()
     return counts
 
 
@@ -246,24 +259,24 @@ def _read(
     schema: pa.Schema,
     generation: int,
     progress: Callable[[int], None],
-) -> tuple[str | None, tuple[Counter[str], Counter[str], int]]:
+) -> tuple[Wrong | None, tuple[Counter[str], Counter[str], int]]:
     """What is wrong with the records of a file, if anything, and their counts."""
     statuses, kinds, tokens = Counter[str](), Counter[str](), 0
     file = pq.ParquetFile(stream)
     if not file.schema_arrow.equals(schema):
-        return "its columns are not those of the run", (statuses, kinds, tokens)
+        return Wrong("its columns are not those of the run"), (statuses, kinds, tokens)
     allowed = {"ok", "invalid"} if key.startswith("annotations/") else {"error"}
     columns = [name for name in schema.names if name in READ or name in run.frozen.schema.names]
     for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
         table = pa.Table.from_batches([batch])
         found = count(table)
-        what = records.add(table, generation, run.facts)
-        if what is None and not found[0].keys() <= allowed:
-            what = f"it has records of status {min(found[0].keys() - allowed)!r:.20}"
-        if what is None and not is_in_folder(table, run.layout.partition_by, key):
-            what = "it has records of another folder"
-        if what is not None:
-            return what, (statuses, kinds, tokens)
+        wrong = records.add(table, generation, run.facts)
+        if wrong is None and not found[0].keys() <= allowed:
+            wrong = Wrong(f"it has records of status {min(found[0].keys() - allowed)!r:.20}")
+        if wrong is None and not is_in_folder(table, run.layout.partition_by, key):
+            wrong = Wrong("it has records of another folder")
+        if wrong is not None:
+            return wrong, (statuses, kinds, tokens)
         statuses, kinds, tokens = statuses + found[0], kinds + found[1], tokens + found[2]
         progress(len(table))
     return None, (statuses, kinds, tokens)
@@ -271,21 +284,24 @@ def _read(
 
 def _check_shard(run: Run, part: Part, records: PartRecords, marker: Marker, progress: Callable[[int], None]) -> bool:
     """Check the file of a committed shard that is not published yet; returns whether it is whole."""
+    remedy: Remedy
     try:
         table = results.read_committed(run.store, marker)
-        what = records.add(table, 0, run.facts)
         progress(len(table))
+        if (wrong := records.add(table, 0, run.facts)) is None:
+            part.checked["records"] += len(table)
+            return True
+        what, remedy = wrong.what, run.remedy(part.number, wrong)
     except StorageError as error:
         if error.kind != "missing":
             raise
-        what = "the file of a committed shard is missing"
-    except (results.RunError, pa.ArrowException) as error:
-        what = "altered: it does not match its marker" if isinstance(error, results.RunError) else "it cannot be read"
-    if what is not None:
-        part.findings.append(Finding(marker.file, what, "shard", part.number, 0, marker.shard))
-    else:
-        part.checked["records"] += len(table)
-    return what is None
+        what, remedy = "the file of a committed shard is missing", "shard"
+    except (RunError, pa.ArrowException) as error:
+        what = "altered: it does not match its marker" if isinstance(error, RunError) else "it cannot be read"
+        remedy = "shard"
+    remedy = "shard" if remedy == "part" else remedy
+    part.findings.append(Finding(marker.file, what, remedy, part.number, 0, marker.shard))
+    return False
 
 
 def _check_kept(run: Run, part: Part, markers: Iterable[Marker], generation: int) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -20,6 +20,13 @@ from paliscribe.storage.inline import START, shortened
 OWN = ("id", "image")
 CONSTANT = ("model", "revision", "precision")
 READ = ("id", "image", "task", "status", "error_kind", "tokens", *CONSTANT, "shard", "row")
+
+
+class Wrong(NamedTuple):
+    """What is wrong with records. `is_certain`: with them, and not with the run file or with the rows of a retry."""
+
+    what: str
+    is_certain: bool = True
 
 
 class Hasher:
@@ -73,8 +80,8 @@ class PartRecords:
         if len(self._hashes) != len(self._shards):
             raise results.Damaged(store.uri, "_run/manifest", "rows are missing in it")
 
-    def add(self, table: pa.Table, generation: int, facts: ModelFacts) -> str | None:
-        """Tick off records that a generation has answered or failed; says what is wrong with the first that is.
+    def add(self, table: pa.Table, generation: int, facts: ModelFacts) -> Wrong | None:
+        """Tick off records that a generation has answered or failed; returns what is wrong with the first that is.
 
         `table`: of the columns `READ` and the carried ones.
         """
@@ -92,11 +99,12 @@ class PartRecords:
             self._update(expected, table["shard"], places, generation)
         for name, value in zip(CONSTANT, (facts.model, facts.revision, facts.precision), strict=True):
             if not pc.all(pc.equal(table[name], value)).as_py() or table[name].null_count:
-                return f"column {name!r} is not the run's in all records"
+                return Wrong(f"column {name!r} is not the run's in all records", is_certain=False)
         if (wrong := table["shard"].to_numpy() != self._shards[places]).any():
             return self._named(table, wrong, "has the number of another shard")
         if (wrong := self._hasher.hashes(table) != expected).any():
-            return self._named(table, wrong, "has another id, image or carried column than the manifest")
+            words = "has another id, image or carried column than the manifest"
+            return self._named(table, wrong, words, is_certain=not generation)
         return None
 
     def missing(self, committed: Iterable[int] | None = None) -> str | None:
@@ -129,11 +137,11 @@ class PartRecords:
             found = numbers[order][at] == places
             expected[found] = hashes[order][at[found]]
 
-    def _named(self, table: pa.Table, wrong: npt.NDArray[np.bool_], words: str) -> str:
+    def _named(self, table: pa.Table, wrong: npt.NDArray[np.bool_], words: str, *, is_certain: bool = True) -> Wrong:
         first = int(np.flatnonzero(wrong)[0])
         row, task = table["row"][first].as_py(), table["task"][first].as_py()
         more = f" ({int(wrong.sum()):,} records)" if wrong.sum() > 1 else ""
-        return f"row {row} under task {task!r:.60} {words}{more}"
+        return Wrong(f"row {row} under task {task!r:.60} {words}{more}", is_certain)
 
 
 def count(table: pa.Table) -> tuple[Counter[str], Counter[str], int]:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from paliscribe import manifest, results
 from paliscribe.errors import RunError, UsageError
-from paliscribe.manifest.frozen import INDEX
+from paliscribe.manifest.frozen import FOLDER, INDEX
 from paliscribe.results import ModelFacts
 from paliscribe.results.lease import KEY as LEASE
 from paliscribe.results.publish import part_key
@@ -67,7 +67,8 @@ class _Verification:
         if given != (file.fingerprint.manifest, file.fingerprint.shard_rows, file.fingerprint.rows):
             self._found(INDEX, "it is not the manifest that the run file names")
             return
-        report.state = self._state()
+        trusted = self._trusted_rows()
+        report.state = self._state(trusted)
         self._check_parts()
         self._check_strays()
         if not report.driver:
@@ -101,7 +102,21 @@ class _Verification:
     def _found(self, key: str, what: str, **more: Any) -> None:
         self._report.findings.append(Finding(key, what, **more))
 
-    def _state(self) -> str:
+    def _trusted_rows(self) -> int:
+        """How many rows of the frozen manifest are proven by its digest: those with which the run began, or none."""
+        try:
+            digest = manifest.frozen_digest(self._store, self._frozen)
+        except results.Damaged as damaged:
+            self._found(damaged.key, damaged.what)
+            return 0
+        if digest is None:
+            return 0
+        if digest != self._frozen.digest:
+            self._found(FOLDER, "the rows in it are not those that were frozen")
+            return 0
+        return self._file.fingerprint.rows
+
+    def _state(self, trusted: int) -> str:
         """finished, unfinished or running. Sets what the parts are verified against."""
         begun = results.retries_begun(self._store)
         summary, frozen = self._summary, self._frozen
@@ -123,7 +138,7 @@ class _Verification:
         spec = self._file.model
         facts = ModelFacts(spec.id, self._file.fingerprint.revision, spec.precision)
         hashes = {key: str(found["sha256"]) for key, found in summary["files"].items()} if summary else {}
-        self._run = Run(self._store, frozen, layout, facts, begun, may_lack, hashes)
+        self._run = Run(self._store, frozen, layout, facts, begun, may_lack, hashes, trusted)
         if self._report.driver:
             return "running"
         return "finished" if summary and begun == done and frozen.rows <= summary["rows"] else "unfinished"
@@ -140,7 +155,7 @@ class _Verification:
         self._files: set[str] = set()
         self._lacking = False  # whether a part is not published
         for part in in_order(self._part, range(self._run.layout.parts), PARTS):
-            self._report.findings += part.findings
+            self._report.findings += [each for each in part.findings if each not in self._report.findings]
             self._report.checked.update(part.checked)
             self._report.checked["parts"] += bool(part.markers)
             self._lacking = self._lacking or not part.is_published

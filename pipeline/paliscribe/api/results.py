@@ -80,7 +80,7 @@ class Results:
 
 
 def load(output: str | Path) -> Results:
-    """Open the results of a finished run. Raises UsageError if there is none or it cannot be read, RunError if damaged."""
+    """Open the results of a finished run. Raises UsageError if there is none that can be read, RunError for damage."""
     place = str(output)
     try:
         store = open_store(place)

@@ -328,20 +328,17 @@ class hashed:  # a context manager
         self._store, self._key = store, key
 
     def __enter__(self) -> tuple[BinaryIO, str]:
-        source = self._store.open(self._key)
-        if is_local(self._store.uri):
-            self._stream = source
-            return source, self._rewound(hashlib.file_digest(source, "sha256").hexdigest())
-        digest, self._stream = hashlib.sha256(), tempfile.TemporaryFile()
-        with source:
-            while chunk := source.read(CHUNK):
-                digest.update(chunk)
-                self._stream.write(chunk)
-        return self._stream, self._rewound(digest.hexdigest())
-
-    def _rewound(self, digest: str) -> str:
+        source, digest = self._store.open(self._key), hashlib.sha256()
+        copy = None if is_local(self._store.uri) else tempfile.TemporaryFile()
+        self._stream: BinaryIO = copy or source  # type: ignore[assignment]
+        while chunk := source.read(CHUNK):
+            digest.update(chunk)
+            if copy is not None:
+                copy.write(chunk)
+        if copy is not None:
+            source.close()
         self._stream.seek(0)
-        return digest
+        return self._stream, digest.hexdigest()
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()

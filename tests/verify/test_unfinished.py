@@ -37,12 +37,9 @@ def crashes(output: str, action: Callable[[], object], patch: pytest.MonkeyPatch
             return
         except Crash:
             at += EVERY
-            if not open_store(output).exists(INDEX):
-                open_store(output).delete("_run/lease.json")
-                continue
-            running = verify(output)
-            assert running.good and running.state == "running" and running.driver is not None
             open_store(output).delete("_run/lease.json")
+            if not open_store(output).exists(INDEX):
+                continue
             report = verify(output)
             ends = {"_SUCCESS", "_summary.json"}  # a crash right before one of them looks like its loss
             assert {finding.key for finding in report.findings} <= ends, f"write {at - EVERY}: {report.findings}"

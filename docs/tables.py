@@ -27,6 +27,7 @@ ROOMS: list[tuple[str, str]] = [
     ("images", "PIL httpx numpy"),
     ("results", "numpy pyarrow pydantic"),
     ("manifest", "ijson numpy pyarrow"),
+    ("verify", "duckdb numpy pyarrow"),
     ("published", "duckdb fsspec pyarrow"),
     ("view", "PIL duckdb numpy"),
     ("evaluation", "duckdb numpy pyarrow pycocotools rapidfuzz"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import whole
 from demo_run import demo_run
 from hub import hub
 
@@ -27,6 +28,8 @@ for name in [name for name in os.environ if name.startswith("AWS_")]:
     del os.environ[name]
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
+
+whole.watch()
 
 SLOW = (  # files that compute for more than some seconds, or open a browser
     "bench/*",
@@ -66,6 +69,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skipped)
         if item.get_closest_marker("long") and not (os.environ.get("LONG") or os.environ.get("FULL")):
             item.add_marker(postponed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """A test that passes ends with the check that the runs are whole that were finished in it, or for it."""
+    try:
+        yield
+        whole.check_noted()
+    finally:
+        whole.forget()
 
 
 @dataclass(frozen=True, slots=True)

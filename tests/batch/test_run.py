@@ -70,6 +70,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     for name, changes in (("run.json", {"manifest": digest}), ("manifest/manifest.json", {"identity": None})):
         path = output / "_run" / name
         found = json.loads(path.read_text())
+        del found["check"]
         found.get("fingerprint", found).update(changes)
         path.write_text(json.dumps(found))
     assert open_run(source, output).fingerprint.manifest == digest

@@ -60,8 +60,8 @@ def test_shards(shard_rows: int, file_rows: int, batch: int, tmp_path: Path, mon
     manifest.freeze(write(tmp_path / "a.jsonl", range(20)), store, shard_rows=shard_rows)
     index = store.get(INDEX)
     assert list(json.loads(index)) == [
-        *("source", "rows", "shards", "shard_rows", "digest", "identity", "files", "columns")
-    ], "as it was before there were appends"
+        *("source", "rows", "shards", "shard_rows", "digest", "identity", "files", "columns", "check")
+    ], "as it was before there were appends, and a hash"
     assert extended(store, write(tmp_path / "b.jsonl", range(5, 18))).additions == () and store.get(INDEX) == index
     extended(store, write(tmp_path / "a.jsonl", range(33)))
     frozen = extended(store, write(tmp_path / "c.jsonl", range(31, 36)), retries=2)
@@ -85,7 +85,7 @@ def test_a_run_whose_shards_have_a_file_each(tmp_path: Path) -> None:
         store.put(f"{FOLDER}/shard-{shard:05d}.arrow", encode(pa.Table.from_pylist(values)))
     store.delete_many([found.key for found in store.list(f"{FOLDER}/rows-")])
     index = json.loads(store.get(INDEX))
-    del index["files"], index["identity"]
+    del index["files"], index["identity"], index["check"]
     store.put(INDEX, json.dumps(index).encode())
     extended(store, write(tmp_path / "b.jsonl", range(7, 15)))
     check_shards(store, extended(store, write(tmp_path / "b.jsonl", range(18))), [*range(18)])

@@ -69,7 +69,7 @@ def test_the_manifest_of_a_run_of_an_older_version(source: str) -> None:
         store.put(f"{FOLDER}/shard-{shard:05d}.arrow", encode(pa.Table.from_pylist(values)))
     index = json.loads(store.get(INDEX))
     store.delete_many(found.key for found in list(store.list(f"{FOLDER}/rows-")))
-    for name in ("files", "identity"):
+    for name in ("files", "identity", "check"):
         del index[name]
     store.put(INDEX, json.dumps(index).encode())
     shards = Shards(store)

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 
 from paliscribe import results
 from paliscribe.api.status import run_status
-from paliscribe.errors import UsageError
+from paliscribe.errors import RunError, UsageError
 from paliscribe.storage import StorageError, open_store
 from paliscribe.storage.arrow import filesystem
 
@@ -80,7 +80,7 @@ class Results:
 
 
 def load(output: str | Path) -> Results:
-    """Open the results of a finished run. Raises UsageError if there is none or it cannot be read."""
+    """Open the results of a finished run. Raises UsageError if there is none that can be read, RunError for damage."""
     place = str(output)
     try:
         store = open_store(place)
@@ -94,8 +94,12 @@ def load(output: str | Path) -> Results:
         [f"{folder}/{key}" for key in summary["files"] if key.startswith(f"{kind}/")]
         for kind in ("annotations", "errors")
     ]
-    schema = ds.dataset(next(filter(None, kinds))[0], format="parquet", filesystem=files).schema
-    annotations, errors = (ds.dataset(keys, schema=schema, format="parquet", filesystem=files) for keys in kinds)
+    try:
+        schema = ds.dataset(next(filter(None, kinds))[0], format="parquet", filesystem=files).schema
+        annotations, errors = (ds.dataset(keys, schema=schema, format="parquet", filesystem=files) for keys in kinds)
+    except (OSError, pa.ArrowException, StopIteration) as error:
+        words = (str(error).splitlines() or ["there are none"])[0][:200]
+        raise RunError(f"{place}: its files cannot be read ({words}); see `paliscribe verify {place}`") from None
     return Results(place, summary, annotations, errors)
 
 

@@ -37,7 +37,7 @@ class Run:
     @property
     def layout(self) -> Layout:
         """How shards fall into parts."""
-        return layout_of(self.frozen, self.job)
+        return self.frozen.layout(self.job.tasks, self.job.partition_by)
 
     @property
     def newest_generation(self) -> int:
@@ -47,7 +47,7 @@ class Run:
     def wanted(self, published: set[int]) -> npt.NDArray[np.bool_]:
         """[shards]: whether this generation must annotate each shard, if these parts are published."""
         found = np.zeros(self.frozen.shards, np.bool_)
-        unpublished = [part for part in range(self.layout.parts) if part not in published]
+        unpublished = [part for part in range(self.layout.parts_in(self.generation)) if part not in published]
         if self.generation == 0:
             for part in unpublished:
                 shards = self.layout.shards_of(part)
@@ -63,12 +63,6 @@ def in_settled_precision(spec: ModelSpec, file: RunFile | None) -> ModelSpec:
     if file is None or spec.precision != "auto":
         return spec
     return spec.model_copy(update={"precision": file.model.precision})
-
-
-def layout_of(frozen: FrozenManifest, job: JobConfig) -> Layout:
-    """How the shards of a frozen manifest fall into parts."""
-    appended = tuple((added.shard, added.retries) for added in frozen.additions)
-    return Layout(frozen.shards, frozen.shard_rows, frozen.rows, job.tasks, job.partition_by, appended)
 
 
 def with_errors(store: Store, layout: Layout, parts: Iterable[int], generation: int) -> Iterator[list[int]]:

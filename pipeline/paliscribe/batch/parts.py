@@ -27,6 +27,7 @@ class Parts:
         starts = [layout.shards_of(part).start for part in range(layout.parts)]
         self._left = np.add.reduceat(todo.astype(np.int64), starts)  # [parts], of shards that are not committed
         self._published = np.isin(np.arange(layout.parts), list(published))
+        self._published[layout.parts_in(run.generation) :] = True  # appended after this retry
         self._under_way: dict[Future[None], int] = {}
 
     def committed(self, shard: int) -> None:

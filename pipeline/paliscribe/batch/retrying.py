@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from paliscribe import manifest, results
-from paliscribe.batch.generation import layout_of, with_errors
+from paliscribe.batch.generation import with_errors
 from paliscribe.batch.progress import Progress
 from paliscribe.config import JobConfig
 from paliscribe.errors import UsageError
@@ -36,7 +36,7 @@ def _read_again(
     def read_failed(shard: int) -> list[dict[str, Any]]:
         return results.read_failed(store, shard, frozen.retried_generation(shard, generation))
 
-    layout = layout_of(frozen, job)
+    layout = frozen.layout(job.tasks, job.partition_by)
     with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
         failed = manifest.KnownIds(Path(folder))
         shards = itertools.chain.from_iterable(with_errors(store, layout, range(layout.parts), generation))

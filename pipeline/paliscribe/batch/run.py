@@ -52,7 +52,13 @@ def run_batch(
         file, frozen = open_run(job, tasks, store, progress)
         if (summary := finished_summary(store, frozen)) is not None:
             return summary
-        return run_generation(Run(job, store, frozen, file, tasks, 0, progress, guard, pool))
+        run = Run(job, store, frozen, file, tasks, 0, progress, guard, pool)
+        again = 0
+        retries = results.retries_begun(store)  # of a run of which `verify --repair` has withdrawn parts
+        for generation in range(retries):
+            again += _annotate_generation(replace(run, generation=generation))
+        summary = run_generation(replace(run, generation=retries))
+        return summary | {"shards_annotated": again + summary["shards_annotated"]}
 
 
 def run_append(job: JobConfig, report: Report = lambda progress: None) -> dict[str, Any]:
@@ -142,6 +148,20 @@ def _existing(store: Store, words: str) -> tuple[RunFile, FrozenManifest]:
 
 def run_generation(run: Run) -> dict[str, Any]:
     """Annotate uncommitted shards, publish unpublished parts, and write the summary."""
+    annotated = _annotate_generation(run)
+    facts = {
+        "model": run.job.model.id,
+        "revision": run.file.fingerprint.revision,
+        "precision": run.file.model.precision,
+    }
+    summary = results.finish(run.store, run.layout, facts, run.newest_generation)
+    results.sweep(run.store)
+    run.progress.stage = "finished"
+    return summary | {"shards_annotated": annotated}
+
+
+def _annotate_generation(run: Run) -> int:
+    """Annotate uncommitted shards and publish unpublished parts; returns the number of shards."""
     base = results.generation_base(run.generation)
     published = results.published(run.store, run.generation)
     todo = run.wanted(published)
@@ -164,15 +184,7 @@ def run_generation(run: Run) -> dict[str, Any]:
         run.file.write(run.store)
     run.progress.stage = "publishing"
     parts.publish_rest()
-    facts = {
-        "model": run.job.model.id,
-        "revision": run.file.fingerprint.revision,
-        "precision": run.file.model.precision,
-    }
-    summary = results.finish(run.store, run.layout, facts, run.newest_generation)
-    results.sweep(run.store)
-    run.progress.stage = "finished"
-    return summary | {"shards_annotated": annotated}
+    return annotated
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from paliscribe.cli import evaluate as evaluations
 from paliscribe.cli import export as exports
 from paliscribe.cli import jobs, live, preview, report_file, runs
 from paliscribe.cli import query as queries
+from paliscribe.cli import verify as verifying
 from paliscribe.cli.options import Json
 from paliscribe.errors import PaliscribeError, RunError, Stopped, did_you_mean
 
@@ -39,6 +40,9 @@ app.command(epilog="Example:  paliscribe preview job.yaml -n 128 --gpu-hour-pric
 app.command(epilog="Example:  paliscribe demo --folder /tmp/demo -n 200")(runs.demo)
 app.command(epilog="Example:  paliscribe status s3://bucket/run-1 --json")(runs.status)
 app.command(epilog="Example:  paliscribe retry s3://bucket/run-1")(runs.retry)
+app.command(epilog="Examples:  paliscribe verify s3://bucket/run-1  |  paliscribe verify s3://bucket/run-1 --repair")(
+    verifying.verify
+)
 app.command(
     help=queries.HELP, epilog='Example:  paliscribe query s3://bucket/run-1 "SELECT count(*) FROM errors" --format csv'
 )(queries.query)

@@ -2,7 +2,7 @@
 
 from paliscribe.manifest.checked import COLUMNS, Scan
 from paliscribe.manifest.extending import Extension, commit_extension, extend
-from paliscribe.manifest.freezing import freeze, identity, scan
+from paliscribe.manifest.freezing import freeze, frozen_digest, identity, scan
 from paliscribe.manifest.frozen import FrozenManifest, Shards, load
 from paliscribe.manifest.ids import KnownIds, hashed
 from paliscribe.manifest.legacy import legacy_digest
@@ -23,6 +23,7 @@ __all__ = [
     "extend",
     "fixed_columns",
     "freeze",
+    "frozen_digest",
     "hashed",
     "identity",
     "legacy_digest",

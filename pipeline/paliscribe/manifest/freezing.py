@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from paliscribe.errors import UsageError
 from paliscribe.manifest import formats
-from paliscribe.manifest.checked import Checked, Count, Scan, text_bytes
-from paliscribe.manifest.frozen import BATCH_ROWS, FOLDER, INDEX, FrozenManifest, as_index, file_key
+from paliscribe.manifest.checked import COLUMNS, Checked, Count, Scan, digest, text_bytes
+from paliscribe.manifest.frozen import BATCH_ROWS, FOLDER, INDEX, FrozenManifest, as_index, file_key, read_file
 from paliscribe.manifest.kinds import settled
 from paliscribe.manifest.naming import ColumnSettings, Naming
 from paliscribe.manifest.reading import Tell
@@ -120,6 +120,23 @@ def freeze(
     )
     store.put(INDEX, as_index(frozen))
     return frozen
+
+
+def frozen_digest(store: Store, frozen: FrozenManifest) -> str | None:
+    """The digest of the rows with which a run began, computed from its files; None if an older version wrote them.
+
+    Raises StorageError, and Damaged for a file that cannot be read.
+    """
+    if frozen.shard_files or not frozen.digest.startswith(COLUMNS):
+        return None
+    whole, valued = hashlib.sha256(), set[str]()
+    for file in range(frozen.additions[0].file if frozen.additions else len(frozen.files)):
+        table = read_file(store, frozen, file)
+        whole.update(digest(table))
+        valued.update(name for name in table.column_names if table[name].null_count < len(table))
+    types = {field.name: field.type for field in frozen.schema if field.name in valued}
+    whole.update(str([(name, str(kind)) for name, kind in sorted(types.items())]).encode())
+    return f"{COLUMNS}{whole.hexdigest()}"
 
 
 def write_files(store: Store, files: Iterable[pa.Table], first: int = 0, attempt: str | None = None) -> list[int]:

@@ -1,21 +1,23 @@
 """The frozen manifest of a run: its files, its index, and the shards that are read from them."""
 
 import bisect
-import json
+import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from paliscribe.errors import TemporaryError
+from paliscribe.manifest.columns import ID
 from paliscribe.manifest.kinds import TYPES
 from paliscribe.manifest.reading import as_rows
 from paliscribe.records import ManifestRow
-from paliscribe.results import retried_generation
+from paliscribe.results import Layout, retried_generation, state
 from paliscribe.storage import StorageError, Store, redacted
 from paliscribe.storage.arrow import decode
 
@@ -71,6 +73,11 @@ class FrozenManifest:
         """What holds source, digest and identity of each manifest that was given, in order."""
         return self, *self.additions
 
+    def layout(self, tasks: tuple[str, ...], partition_by: tuple[str, ...]) -> Layout:
+        """How the shards fall into parts."""
+        appended = tuple((added.shard, added.retries) for added in self.additions)
+        return Layout(self.shards, self.shard_rows, self.rows, tasks, partition_by, appended)
+
     def first_row(self, shard: int) -> int:
         """The first row of a shard."""
         added = self._last_addition("shard", shard)
@@ -107,19 +114,20 @@ class FrozenManifest:
 
 
 def load(store: Store) -> FrozenManifest | None:
-    """The frozen manifest of a run; None if there is none, or if freezing was interrupted. Raises StorageError."""
-    try:
-        return _parsed(store.get(INDEX))
-    except StorageError as error:
-        if error.kind == "missing":
-            return None
-        raise
+    """The frozen manifest of a run; None if there is none, or if freezing was interrupted.
+
+    Raises StorageError, and Damaged.
+    """
+    return state.read(store, INDEX, _parsed)
 
 
 def replace_index(store: Store, before: FrozenManifest, now: FrozenManifest) -> None:
     """Put an index in the place of another. Raises TemporaryError if it is not there: another driver was faster."""
     body, etag = store.get_with_etag(INDEX)
-    if _parsed(body) != before or store.put_if_match(INDEX, as_index(now), etag) is None:
+    if (
+        state.decode(store.uri, INDEX, body, _parsed) != before
+        or store.put_if_match(INDEX, as_index(now), etag) is None
+    ):
         raise TemporaryError(f"another driver appended to {store.uri} at the same time; run the same command again")
 
 
@@ -134,7 +142,7 @@ def as_index(frozen: FrozenManifest) -> bytes:
         if not values[name]:
             del values[name]
     columns = {field.name: str(field.type) for field in frozen.schema}
-    return json.dumps(values | {"columns": columns}, indent=2).encode()
+    return state.encode(values | {"columns": columns}, indent=2)
 
 
 def file_key(number: int, attempt: str | None = None) -> str:
@@ -147,27 +155,73 @@ def shard_file_key(shard: int) -> str:
     return f"{FOLDER}/shard-{shard:05d}.arrow"
 
 
-def _parsed(body: bytes) -> FrozenManifest:
-    index = json.loads(body)
+class _Index(TypedDict):
+    """The values of an index, for the check of their types."""
+
+    source: str | list[str]
+    rows: int
+    shards: int
+    shard_rows: int
+    digest: str
+    identity: NotRequired[str | None]
+    files: NotRequired[list[int]]
+    shard_files: NotRequired[int]
+    additions: NotRequired[list[dict[str, Any]]]
+    nested: NotRequired[list[str]]
+    columns: dict[str, str]
+
+
+def _parsed(values: dict[str, Any]) -> FrozenManifest:
+    state.check_types(_Index, values)
+    index = dict(values)
     by_name = {str(kind): kind for kind in TYPES.values()}
     schema = pa.schema([pa.field(name, by_name[kind]) for name, kind in index.pop("columns").items()])
     added = tuple(map(_addition, index.pop("additions", ())))
     if not index.get("files"):
         index |= {"files": [index["rows"]], "shard_files": index["shards"]}
-    return FrozenManifest(
+    frozen = FrozenManifest(
         **index | {"source": _source(index), "files": tuple(index["files"]), "nested": tuple(index.get("nested", ()))},
         schema=schema,
         additions=added,
     )
+    starts = [0, *(each.row for each in added), frozen.rows]
+    shards = sum(-(-(end - start) // frozen.shard_rows) for start, end in itertools.pairwise(starts))
+    if sorted({*starts, *frozen.files}) != sorted({0, *frozen.files}) or shards != frozen.shards or min(starts) < 0:
+        raise ValueError("its counts do not fit together")
+    return frozen
 
 
 def _addition(values: dict[str, Any]) -> Addition:
     dropped = values.get("dropped")
-    return Addition(**values | {"source": _source(values), "dropped": None if dropped is None else tuple(dropped)})
+    given = values | {"source": _source(values), "dropped": None if dropped is None else tuple(dropped)}
+    return state.typed(Addition)(given)
 
 
 def _source(values: dict[str, Any]) -> str | tuple[str, ...]:
     return values["source"] if isinstance(values["source"], str) else tuple(values["source"])
+
+
+def read_file(store: Store, frozen: FrozenManifest, file: int) -> pa.Table:
+    """The rows in a file. Raises StorageError, and Damaged for one that cannot be read."""
+    with _damage(store, [key := frozen.key_of(file)]):
+        table = decode(store.get(key))
+        if len(table) != frozen.files[file] - (frozen.files[file - 1] if file else 0):
+            raise ValueError("its number of rows is not that of the index")
+        return table
+
+
+@contextlib.contextmanager
+def _damage(store: Store, at: list[str]) -> Iterator[None]:
+    """Raise Damaged for a file that is missing or cannot be read: that with the key `at[0]`."""
+    try:
+        yield
+    except StorageError as error:
+        if error.kind != "missing":
+            raise
+        raise state.Damaged(store.uri, at[0], "the file is missing") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise state.Damaged(store.uri, at[0], words) from None
 
 
 class Shards:
@@ -183,25 +237,37 @@ class Shards:
         self._batch: tuple[tuple[int, int], pa.RecordBatch] | None = None
 
     def read(self, shard: int) -> list[ManifestRow]:
-        """The rows of a shard. Raises StorageError."""
+        """The rows of a shard. Raises as `tables`."""
         start = self.frozen.first_row(shard)
-        if shard < self.frozen.shard_files:
-            tables = iter([decode(self._store.get(shard_file_key(shard))).drop_columns("row")])
-        else:
-            tables = self._tables(start, start + self.frozen.rows_of(shard))
         rows: list[ManifestRow] = []
-        for table in tables:
+        for table in self.tables(shard):
             rows += as_rows(table, start + len(rows))
         return rows
 
-    def _tables(self, start: int, end: int) -> Iterator[pa.Table]:
-        """The rows from `start` to `end`, which may be in several files and batches."""
+    def tables(self, shard: int) -> Iterator[pa.Table]:
+        """The rows of a shard as tables of id, image and those carried columns that have values there.
+
+        Raises StorageError, and Damaged for a file that cannot be read.
+        """
+        start = self.frozen.first_row(shard)
+        at = [shard_file_key(shard)]
+        with _damage(self._store, at):
+            if shard < self.frozen.shard_files:
+                yield decode(self._store.get(at[0])).drop_columns("row")
+            else:
+                yield from self._tables(start, start + self.frozen.rows_of(shard), at)
+
+    def _tables(self, start: int, end: int, at: list[str]) -> Iterator[pa.Table]:
+        """The rows from `start` to `end`, which may be in several files and batches. Sets `at[0]` to the file's key."""
         while start < end:
             file = bisect.bisect_right(self.frozen.files, start)
+            at[0] = self.frozen.key_of(file)
             first = self.frozen.files[file - 1] if file else 0
             size, batch = self._read_batch(file, start - first)
             offset = (start - first) % size
-            found = pa.Table.from_batches([batch.slice(offset, end - start)])
+            found = pa.Table.from_batches([batch.slice(offset, min(end, self.frozen.files[file]) - start)])
+            if not len(found) or found[ID].null_count:
+                raise ValueError("rows are missing in it")
             start += found.num_rows
             types = [
                 self.frozen.schema.field(f).type if f in self.frozen.schema.names else pa.string()

@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from paliscribe import manifest, results
-from paliscribe.errors import UsageError
+from paliscribe.errors import RunError, UsageError
 from paliscribe.manifest.frozen import shard_file_key
 from paliscribe.published.files import OutputFiles
 from paliscribe.published.marks import marks_table
@@ -55,7 +55,8 @@ def open_tables(
     """Open the tables of a run. Nothing but footers is read.
 
     `connection`: where to add them, with names that begin with `prefix`; None: a new one, which takes at most `memory`
-    and otherwise writes to a temporary folder. Raises UsageError if nothing is published there, or it cannot be read.
+    and otherwise writes to a temporary folder. Raises UsageError if nothing is published there, or it cannot be read,
+    RunError if it is damaged.
     """
     try:
         store = open_store(output)
@@ -81,6 +82,9 @@ def open_tables(
         tables.refresh()
     except StorageError as error:
         raise UsageError(str(error)) from None
+    except (OSError, pa.ArrowException, duckdb.Error) as error:
+        words = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RunError(f"{output}: its files cannot be read ({words}); see `paliscribe verify {output}`") from None
     return tables
 
 

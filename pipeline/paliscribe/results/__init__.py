@@ -22,16 +22,19 @@ from paliscribe.results.publish import (
     published,
     read_part,
     read_parts,
-    read_summary,
     run_name,
+    summarise,
     sweep,
 )
-from paliscribe.results.retrying import begin_retry, read_failed, retry_begun, retry_rows
+from paliscribe.results.retrying import begin_retry, read_failed, retries_begun, retry_begun, retry_rows
 from paliscribe.results.schema import ModelFacts, describe, record_values, schema, to_table
+from paliscribe.results.state import Damaged
+from paliscribe.results.summary import read_summary
 
 __all__ = [
     "SUCCESS",
     "SUMMARY",
+    "Damaged",
     "Layout",
     "Lease",
     "Marker",
@@ -58,10 +61,12 @@ __all__ = [
     "read_summary",
     "record_values",
     "retried_generation",
+    "retries_begun",
     "retry_begun",
     "retry_rows",
     "run_name",
     "schema",
+    "summarise",
     "sweep",
     "to_table",
     "write_shard",

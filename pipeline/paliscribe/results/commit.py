@@ -7,7 +7,6 @@ whose name starts with an underscore.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paliscribe.errors import RunError
+from paliscribe.results import state
 from paliscribe.storage import Store
 from paliscribe.storage.arrow import decode, encode
 
@@ -41,12 +41,12 @@ class Marker:
 
     def as_json(self) -> bytes:
         """Canonical JSON: equal markers give equal bytes."""
-        return json.dumps(asdict(self), sort_keys=True).encode()
+        return state.encode(asdict(self))
 
     @classmethod
-    def from_json(cls, body: bytes | str) -> "Marker":
-        """Parse a marker."""
-        return cls(**json.loads(body))
+    def from_json(cls, body: bytes | str, place: tuple[str, str] = ("", "")) -> "Marker":
+        """Parse a marker. `place`: its store and key. Raises Damaged."""
+        return state.decode(*place, body, state.typed(cls))
 
 
 def marker_key(shard: int, base: str = FIRST_RUN) -> str:
@@ -61,6 +61,11 @@ def write_shard(
     body = encode(table)
     key = f"{base}/shards/shard-{shard:05d}.{attempt}.arrow"
     store.put(key, body)
+    return described(shard, key, body, table, replicas)
+
+
+def described(shard: int, key: str, body: bytes, table: pa.Table, replicas: Sequence[str] = ()) -> Marker:
+    """The marker of a shard whose records are in this file."""
     return Marker(
         shard=shard,
         file=key,
@@ -83,8 +88,12 @@ def commit(store: Store, marker: Marker, base: str = FIRST_RUN) -> Marker:
 
 
 def read_marker(store: Store, shard: int, base: str = FIRST_RUN) -> Marker:
-    """The marker of a committed shard."""
-    return Marker.from_json(store.get(marker_key(shard, base)))
+    """The marker of a committed shard. Raises Damaged."""
+    key = marker_key(shard, base)
+    marker = Marker.from_json(store.get(key), (store.uri, key))
+    if marker.shard != shard:
+        raise state.Damaged(store.uri, key, f"it is the marker of shard {marker.shard}")
+    return marker
 
 
 def find_marker(store: Store, shard: int, base: str = FIRST_RUN) -> Marker | None:
@@ -111,7 +120,10 @@ def read_committed(store: Store, marker: Marker) -> pa.Table:
     """Records of a committed shard. Raises RunError if the file's hash differs from the marker's."""
     body = store.get(marker.file)
     if hashlib.sha256(body).hexdigest() != marker.sha256:
-        raise RunError(f"{store.uri}/{marker.file} does not match its marker: the output was modified or is corrupt")
+        raise RunError(
+            f"{store.uri}/{marker.file} does not match its marker: the output was modified or is corrupt; "
+            f"`paliscribe verify {store.uri}` says what can be repaired"
+        )
     return decode(body)
 
 

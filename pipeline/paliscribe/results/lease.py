@@ -5,7 +5,6 @@ synchronized. It is stale at once if its owner was a process of this boot of thi
 """
 
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from paliscribe.errors import TemporaryError
+from paliscribe.results import state
 from paliscribe.storage import StorageError, Store
 from paliscribe.storage.retry import done_waiting, hurried, still_waiting
 
@@ -54,11 +54,11 @@ class Owner:
 
     def as_json(self) -> bytes:
         """Canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True).encode()
+        return state.encode(asdict(self))
 
 
 def read_lease(store: Store) -> Owner | None:
-    """Owner of the output's lease, or None."""
+    """Owner of the output's lease, or None. Raises Damaged."""
     found = _read(store)
     return found[0] if found else None
 
@@ -173,7 +173,7 @@ def _read(store: Store) -> tuple[Owner, str] | None:
         if error.kind == "missing":
             return None
         raise
-    return Owner(**json.loads(body)), etag
+    return state.decode(store.uri, KEY, body, state.typed(Owner)), etag
 
 
 def _ago(moment: float) -> str:

@@ -34,9 +34,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from paliscribe.errors import RunError
+from paliscribe.results import state
 from paliscribe.results.commit import FIRST_RUN, Marker, add, read_committed, read_marker
 from paliscribe.results.layout import Layout
-from paliscribe.storage import StorageError, Store
+from paliscribe.storage import Store
 from paliscribe.storage.parallel import in_order
 
 READ_AHEAD = 4  # shards of a part that are read at the same time
@@ -61,7 +62,7 @@ class PartMarker:
 
     def as_json(self) -> bytes:
         """Canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True).encode()
+        return state.encode(asdict(self))
 
 
 def generation_base(generation: int) -> str:
@@ -70,13 +71,11 @@ def generation_base(generation: int) -> str:
 
 
 def read_part(store: Store, part: int, generation: int = 0) -> PartMarker | None:
-    """The marker of a published part, or None."""
-    try:
-        return PartMarker(**json.loads(store.get(_part_key(part, generation))))
-    except StorageError as error:
-        if error.kind == "missing":
-            return None
-        raise
+    """The marker of a published part, or None. Raises Damaged."""
+    found = state.read(store, key := part_key(part, generation), state.typed(PartMarker))
+    if found is not None and found.part != part:
+        raise state.Damaged(store.uri, key, f"it is the marker of part {found.part}")
+    return found
 
 
 def read_parts(store: Store, generation: int = 0) -> list[PartMarker]:
@@ -99,24 +98,39 @@ def publish_part(store: Store, layout: Layout, part: int, generation: int = 0) -
     base = generation_base(generation)
     shards = layout.shards_of(part) if before is None else before.shards_with_errors
     markers = list(in_order(lambda shard: read_marker(store, shard, base), shards))
-    suffix = "" if generation == 0 else f".retry-{generation:03d}"
     with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
-        files = _Files(Path(folder), layout, f"part-{part:05d}", suffix)
-        with contextlib.closing(in_order(lambda marker: read_committed(store, marker), markers, READ_AHEAD)) as tables:
-            for table in tables:
-                files.add(table)
-        written = files.close()
+        written = write_part(store, layout, part, generation, markers, Path(folder))
         if before is not None:
             store.delete_many(sorted(key for key in before.files if key.startswith("errors/")))
         for key in sorted(written, reverse=True):  # errors before annotations
             store.put_file(key, written[key][0])
-        made = _part_marker(part, markers, {key: facts for key, (_, facts) in written.items()})
-    store.put(_part_key(part, generation), made.as_json())
+        made = part_marker(part, markers, {key: facts for key, (_, facts) in written.items()})
+    store.put(part_key(part, generation), made.as_json())
     return made
 
 
+def write_part(
+    store: Store, layout: Layout, part: int, generation: int, markers: list[Marker], folder: Path
+) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Write the files of a part into a local folder, from these shards; returns key -> path, facts."""
+    suffix = "" if generation == 0 else f".retry-{generation:03d}"
+    files = _Files(folder, layout, f"part-{part:05d}", suffix)
+    with contextlib.closing(in_order(lambda marker: read_committed(store, marker), markers, READ_AHEAD)) as tables:
+        for table in tables:
+            files.add(table)
+    return files.close()
+
+
 def finish(store: Store, layout: Layout, facts: dict[str, Any], generation: int = 0) -> dict[str, Any]:
-    """Check the totals, write the summary, then `_SUCCESS`. `generation`: the newest one, that of the last retry.
+    """Check the totals, write the summary, then `_SUCCESS`. Arguments and errors: see `summarise`."""
+    summary = summarise(store, layout, facts, generation)
+    store.put(SUMMARY, json.dumps(summary, indent=2).encode())
+    store.put(SUCCESS, b"")
+    return summary
+
+
+def summarise(store: Store, layout: Layout, facts: dict[str, Any], generation: int = 0) -> dict[str, Any]:
+    """The summary of a run whose parts are all published. `generation`: the newest one, that of the last retry.
 
     Raises RunError if a number of records is wrong.
     """
@@ -155,19 +169,6 @@ def finish(store: Store, layout: Layout, facts: dict[str, Any], generation: int 
     }
     if layout.appended:
         summary["appends"] = len(layout.appended)
-    store.put(SUMMARY, json.dumps(summary, indent=2).encode())
-    store.put(SUCCESS, b"")
-    return summary
-
-
-def read_summary(store: Store) -> dict[str, Any] | None:
-    """The summary of a finished run, or None."""
-    try:
-        summary: dict[str, Any] = json.loads(store.get(SUMMARY))
-    except StorageError as error:
-        if error.kind == "missing":
-            return None
-        raise
     return summary
 
 
@@ -199,11 +200,13 @@ def sweep(store: Store) -> int:
     return deleted
 
 
-def _part_key(part: int, generation: int) -> str:
+def part_key(part: int, generation: int) -> str:
+    """Key of a part's marker."""
     return f"{generation_base(generation)}/parts/part-{part:05d}.json"
 
 
-def _part_marker(part: int, markers: list[Marker], files: dict[str, dict[str, Any]]) -> PartMarker:
+def part_marker(part: int, markers: list[Marker], files: dict[str, dict[str, Any]]) -> PartMarker:
+    """The marker of a part with these shards and files."""
     statuses: Counter[str] = Counter()
     error_kinds: Counter[str] = Counter()
     for marker in markers:
@@ -281,6 +284,12 @@ def _split(table: pa.Table, columns: tuple[str, ...]) -> Iterator[tuple[list[str
         rows.setdefault(folders, []).append(row)
     for folders, chosen in rows.items():
         yield list(folders), table.take(pa.array(chosen))
+
+
+def is_in_folder(table: pa.Table, columns: tuple[str, ...], key: str) -> bool:
+    """Whether the records of a file belong into its folder. `columns`: those that name the folders."""
+    values = table.select(columns).group_by(list(columns)).aggregate([]) if columns else table
+    return [folders for folders, _ in _split(values, columns)] == [key.split("/")[1:-1]]
 
 
 def _folder(column: str, value: Any, most: int) -> str:

@@ -1,6 +1,5 @@
 """The state of a retry: that it was begun, and the rows that it read from the manifest again, by shard."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import groupby
@@ -9,9 +8,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from paliscribe.records import ManifestRow
+from paliscribe.results import state
 from paliscribe.results.commit import read_committed, read_marker
 from paliscribe.results.publish import SUCCESS, generation_base
-from paliscribe.storage import StorageError, Store
+from paliscribe.storage import Store
 from paliscribe.storage.parallel import in_order
 
 
@@ -24,33 +24,36 @@ def begin_retry(store: Store, generation: int, rows: Iterable[ManifestRow], shar
     store.delete(SUCCESS)
     begun = retry_begun(store, generation)
     if begun:  # an earlier version kept the rows in this file
-        rows = [ManifestRow(**row) for row in json.loads(store.get(_begun_key(generation))).get("rows", [])]
+        rows = state.read(store, begun_key(generation), _rows) or ()
         rows = sorted(rows, key=lambda row: row.row)
     else:  # an attempt that was interrupted here may have read other rows
         store.delete_many([found.key for found in store.list(_rows_folder(generation))])
     for _ in in_order(
-        lambda found: store.put(_rows_key(generation, found[0]), found[1]),
+        lambda found: store.put(rows_key(generation, found[0]), found[1]),
         ((shard, _encoded(found)) for shard, found in groupby(rows, lambda row: shard_of(row.row))),
     ):
         pass
     if not begun:
-        store.put_if_absent(_begun_key(generation), b"{}")
+        store.put_if_absent(begun_key(generation), b"{}")
 
 
 def retry_begun(store: Store, generation: int) -> bool:
     """Whether this retry was started."""
-    return store.exists(_begun_key(generation))
+    return store.exists(begun_key(generation))
+
+
+def retries_begun(store: Store) -> int:
+    """How many retries were started."""
+    generation = 0
+    while retry_begun(store, generation + 1):
+        generation += 1
+    return generation
 
 
 def retry_rows(store: Store, generation: int, shard: int) -> dict[int, ManifestRow]:
-    """Row number -> row, for the rows of a shard that a retry read from the manifest again."""
-    try:
-        rows = json.loads(store.get(_rows_key(generation, shard)))
-    except StorageError as error:
-        if error.kind == "missing":
-            return {}
-        raise
-    return {row["row"]: ManifestRow(**row) for row in rows}
+    """Row number -> row, for the rows of a shard that a retry read from the manifest again. Raises Damaged."""
+    found = state.read(store, rows_key(generation, shard), _rows)
+    return {row.row: row for row in found or ()}
 
 
 def read_failed(store: Store, shard: int, generation: int) -> list[dict[str, Any]]:
@@ -61,7 +64,8 @@ def read_failed(store: Store, shard: int, generation: int) -> list[dict[str, Any
     return records
 
 
-def _begun_key(generation: int) -> str:
+def begun_key(generation: int) -> str:
+    """Key of the file that begins a retry."""
     return f"{generation_base(generation)}/begun.json"
 
 
@@ -69,9 +73,14 @@ def _rows_folder(generation: int) -> str:
     return f"{generation_base(generation)}/rows/"
 
 
-def _rows_key(generation: int, shard: int) -> str:
+def rows_key(generation: int, shard: int) -> str:
+    """Key of the rows of a shard that a retry read again."""
     return f"{_rows_folder(generation)}shard-{shard:05d}.json"
 
 
 def _encoded(rows: Iterable[ManifestRow]) -> bytes:
-    return json.dumps([asdict(row) for row in rows]).encode()
+    return state.encode({"rows": [asdict(row) for row in rows]})
+
+
+def _rows(values: dict[str, Any]) -> list[ManifestRow]:
+    return list(map(state.typed(ManifestRow), values.get("rows", [])))

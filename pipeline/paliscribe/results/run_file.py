@@ -1,13 +1,13 @@
 """The run file: settings of a run, so that only the same run can be resumed in an output."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from paliscribe.config import JobConfig, ModelSpec
 from paliscribe.errors import RunError, UsageError
+from paliscribe.results import state
 from paliscribe.results.publish import SUMMARY
-from paliscribe.storage import StorageError, Store, redacted
+from paliscribe.storage import Store, redacted
 
 RUN_FILE = "_run/run.json"
 VERSION = 1
@@ -100,26 +100,27 @@ class RunFile:
             "model": self.model.model_dump(mode="json"),
             "image_size": self.image_size,
         }
-        return json.dumps(body, indent=2).encode()
+        return state.encode(body, indent=2)
 
     @classmethod
     def read(cls, store: Store) -> "RunFile | None":
-        """The run file of an output, or None. Raises RunError for a file of another version."""
-        try:
-            body: dict[str, Any] = json.loads(store.get(RUN_FILE))
-        except StorageError as error:
-            if error.kind == "missing":
-                return None
-            raise
-        if body["version"] != VERSION:
-            raise RunError(f"{store.uri}: this run was written by another version of paliscribe; use that version")
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body["fingerprint"].items()}
-        return cls(
-            fingerprint=Fingerprint(**given),
-            job=JobConfig.model_validate(body["job"]),
-            model=ModelSpec.model_validate(body["model"]),
-            image_size=body["image_size"],
-        )
+        """The run file of an output, or None. Raises RunError for a file of another version, Damaged."""
+
+        def build(body: dict[str, Any]) -> RunFile:
+            if body["version"] != VERSION:
+                raise RunError(f"{store.uri}: this run was written by another version of paliscribe; use that version")
+            given = {k: tuple(v) if isinstance(v, list) else v for k, v in body["fingerprint"].items()}
+            made = cls(
+                fingerprint=state.typed(Fingerprint)(given),
+                job=JobConfig.model_validate(body["job"]),
+                model=ModelSpec.model_validate(body["model"]),
+                image_size=body["image_size"],
+            )
+            if type(made.image_size) is not int or made.job.tasks != made.fingerprint.tasks:
+                raise ValueError("its settings do not fit together")
+            return made
+
+        return state.read(store, RUN_FILE, build)
 
 
 def refuse_changes(store: Store, then: Fingerprint, now: Fingerprint, limit: int | None = None) -> None:

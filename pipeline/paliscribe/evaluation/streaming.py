@@ -12,9 +12,9 @@ SPACE = " \t\r\n"
 
 
 def members(text: TextIO, name: str) -> Iterator[tuple[str, Any]]:
-    """Pairs of a key and an element of its array, or of a key and its value. `name`: of the file, in messages.
+    """Pairs of a key and an element of its array, or of a key and its value; of an empty array None.
 
-    Raises UsageError for text that is no JSON object.
+    `name`: of the file, in messages. Raises UsageError for text that is no JSON object.
     """
     scan = _Scan(text, name)
     scan.expect("{")
@@ -25,6 +25,8 @@ def members(text: TextIO, name: str) -> Iterator[tuple[str, Any]]:
             yield key, scan.value()
         else:
             scan.expect("[")
+            if scan.peek() == "]":
+                yield key, None
             while scan.peek() != "]":
                 yield key, scan.value()
                 if scan.peek() == ",":

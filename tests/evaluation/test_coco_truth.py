@@ -168,6 +168,13 @@ def test_masks_in_three_spellings() -> None:
     assert masks([[{"label": "cat", "bbox": [1, 2, 3, 4]}]], 10, 10) == []
 
 
+@pytest.mark.parametrize("counts", [[1, 2], [200], [150, -50], "x", [None]])
+def test_what_is_no_mask(counts: Any) -> None:
+    given = {"label": "cat", "rle": counts, "height": 10, "width": 10}
+    with pytest.raises(Unreadable):
+        masks([given], 10, 10)
+
+
 def test_texts() -> None:
     assert texts(["a", ["b", None, 3], 2.0, True, {"answer": "c"}, math.nan, '["d"]', "[exit]"]) == [
         "a", "b", "3", "2", "yes", "c", "d", "[exit]"

@@ -28,7 +28,7 @@ ROOMS: list[tuple[str, str]] = [
     ("manifest", "ijson numpy pyarrow"),
     ("published", "duckdb fsspec pyarrow"),
     ("view", "PIL duckdb numpy"),
-    ("evaluation", "duckdb numpy pyarrow pycocotools rapidfuzz"),
+    ("evaluation", "duckdb ijson numpy pyarrow pycocotools rapidfuzz"),
     ("demo", "PIL numpy safetensors sklearn tokenizers torch transformers"),
     ("model", "PIL filelock huggingface_hub numpy pydantic safetensors tokenizers torch transformers"),
     ("engine", "numpy torch"),

@@ -16,6 +16,7 @@ from results.made import Job
 from paliscribe.cli import main as cli
 from paliscribe.errors import UsageError
 from paliscribe.evaluation import Options, evaluate, read_evaluation, read_maps
+from paliscribe.evaluation.truth import choose
 from paliscribe.grammar.masks import encode_rle
 from paliscribe.published import Mark, put_mark
 from paliscribe.records import Box, Mask, Record
@@ -175,6 +176,21 @@ def test_columns_that_the_run_carries(run: str) -> None:
     [task] = evaluate(run, Options(columns={"ocr": "question"}))["tasks"]
     assert (task["kind"], task["column"], task["rows"]["evaluated"]) == ("ocr", "question", SCENES + 1)
     assert value(task, "error_rate") == pytest.approx(1 / (SCENES + 1), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "task", "kind", "column"),
+    [
+        (["truth_boxes", "truth_captions"], "detect cat ; dog", "detect", "truth_boxes"),
+        (["truth_boxes", "truth_captions"], "caption en", "caption", "truth_captions"),
+        (["objects", "boxes"], "detect {objects}", "detect", "boxes"),  # what fills the prompt is not its truth
+        (["prefix", "suffix"], "{prefix}", "free", "suffix"),
+        (["Caption", "caption en", "text"], "caption en", "caption", "caption en"),
+        (["Caption", "text"], "caption en", "caption", "Caption"),
+    ],
+)
+def test_the_column_of_a_task(names: list[str], task: str, kind: str, column: str) -> None:
+    assert choose(names, [(task, kind)], {}, "truth") == {task: column}
 
 
 def test_marks_of_reviewers_as_truth(demo_run: DemoRun, tmp_path: Path) -> None:

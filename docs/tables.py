@@ -30,7 +30,7 @@ ROOMS: list[tuple[str, str]] = [
     ("verify", "duckdb numpy pyarrow"),
     ("published", "duckdb fsspec pyarrow"),
     ("view", "PIL duckdb numpy"),
-    ("evaluation", "duckdb numpy pyarrow pycocotools rapidfuzz"),
+    ("evaluation", "duckdb ijson numpy pyarrow pycocotools rapidfuzz"),
     ("export", "numpy pyarrow yaml"),
     ("demo", "PIL numpy safetensors sklearn tokenizers torch transformers"),
     ("model", "PIL filelock huggingface_hub numpy pydantic safetensors tokenizers torch transformers"),

@@ -4,9 +4,11 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from demo_run import SCENES, DemoRun
 from results.made import Job
@@ -14,7 +16,10 @@ from results.made import Job
 from paliscribe.cli import main as cli
 from paliscribe.errors import UsageError
 from paliscribe.evaluation import Options, evaluate, read_evaluation, read_maps
+from paliscribe.evaluation.truth import choose
+from paliscribe.grammar.masks import encode_rle
 from paliscribe.published import Mark, put_mark
+from paliscribe.records import Box, Mask, Record
 from paliscribe.storage import open_store
 
 CAPTIONS = "caption en"
@@ -173,6 +178,21 @@ def test_columns_that_the_run_carries(run: str) -> None:
     assert value(task, "error_rate") == pytest.approx(1 / (SCENES + 1), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("names", "task", "kind", "column"),
+    [
+        (["truth_boxes", "truth_captions"], "detect cat ; dog", "detect", "truth_boxes"),
+        (["truth_boxes", "truth_captions"], "caption en", "caption", "truth_captions"),
+        (["objects", "boxes"], "detect {objects}", "detect", "boxes"),  # what fills the prompt is not its truth
+        (["prefix", "suffix"], "{prefix}", "free", "suffix"),
+        (["Caption", "caption en", "text"], "caption en", "caption", "caption en"),
+        (["Caption", "text"], "caption en", "caption", "Caption"),
+    ],
+)
+def test_the_column_of_a_task(names: list[str], task: str, kind: str, column: str) -> None:
+    assert choose(names, [(task, kind)], {}, "truth") == {task: column}
+
+
 def test_marks_of_reviewers_as_truth(demo_run: DemoRun, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(demo_run.output, run)
@@ -217,6 +237,43 @@ def test_two_runs(demo_run: DemoRun, run: str, tmp_path: Path) -> None:
     same = tasks["detect"]["against"]
     assert same["changed"] == 0
     assert same["differences"]["AP"] == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+
+class Segmented(Job):
+    """A run that segments: a square of 4 pixels in pictures of 10 x 10, which is one pixel off in every second row."""
+
+    def shard(self, shard: int, failing: Any = lambda row, task: False) -> list[Record]:
+        records = []
+        for record in super().shard(shard, failing):
+            at = 2 + record.row % 2
+            box = Box("dog", at, 1, at + 4, 5, 0.5)
+            mask = Mask("dog", box, (0,) * 16, 10, 10, _square(at))
+            records.append(replace(record, status="ok", boxes=(box,), masks=(mask,), width=10, height=10))
+        return records
+
+
+def _square(at: int) -> tuple[int, ...]:
+    """The run lengths of a square of 4 pixels from column `at` and row 1 on."""
+    pixels = np.zeros((10, 10), np.bool_)
+    pixels[1:5, at : at + 4] = True
+    return encode_rle(pixels)
+
+
+def test_boxes_and_masks_of_a_run_that_segments(tmp_path: Path, truth_of: Callable[..., str]) -> None:
+    job, store = Segmented([{} for _ in range(6)], tasks=("segment dog",)), open_store(str(tmp_path / "run"))
+    job.annotate(store)
+    job.publish(store)
+    polygon = {"label": "Dog", "bbox": [2, 1, 4, 4], "segmentation": [[2, 1, 6, 1, 6, 5, 2, 5]]}
+    other = {"label": "cat", "bbox": [0, 0, 1, 1], "segmentation": [[0, 0, 1, 0, 1, 1]]}
+    truth = truth_of(*({"id": f"id-{row}", "segment": [polygon, other]} for row in range(6)))
+    found = evaluate(str(tmp_path / "run"), Options(truth, fit=True))
+    assert [each["of"] for each in found["tasks"]] == ["boxes", "masks"]
+    for each in found["tasks"]:
+        assert value(each, "AP50") == 1, "a shift of one pixel leaves an IoU of 12/20"
+        # of equal scores every second one is right: precision 1, 2/3, 3/5 for 17 of the 101 recalls each
+        assert value(each, "AP75") == pytest.approx(17 * (1 + 2 / 3 + 3 / 5) / 101, abs=1e-6)
+        assert [label["label"] for label in each["labels"]] == ["dog"], "the prompt asks for no cat"
+    assert read_maps(store)["segment dog", "segment"].level == "box"
 
 
 def test_an_output_in_object_storage(demo_run: DemoRun, bucket: str) -> None:

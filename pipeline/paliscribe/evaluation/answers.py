@@ -142,7 +142,7 @@ def _rle(each: Mapping[str, Any], width: int | None, height: int | None) -> Any:
         if isinstance(given, dict) and not isinstance(given["counts"], list):
             return {"size": given["size"], "counts": given["counts"]}
         if isinstance(given, dict):
-            return coco.frPyObjects(given, *given["size"])
+            return rle_of(given["counts"], *given["size"])
         size = (int(each.get("height") or height or 0), int(each.get("width") or width or 0))
         if each.get("rle"):
             return rle_of(given, *size)
@@ -153,5 +153,7 @@ def _rle(each: Mapping[str, Any], width: int | None, height: int | None) -> Any:
 
 
 def rle_of(counts: Sequence[int], height: int, width: int) -> Any:
-    """Run lengths of a record as COCO's compressed RLE."""
+    """Run lengths as COCO's compressed RLE. Raises ValueError if they do not cover the image."""
+    if sum(counts) != height * width or min(counts, default=0) < 0:
+        raise ValueError(f"run lengths cover {sum(counts)} pixels of {height * width}")
     return coco.frPyObjects({"counts": list(counts), "size": [height, width]}, height, width)

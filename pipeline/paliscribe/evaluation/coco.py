@@ -1,16 +1,15 @@
 """COCO's JSON as truth: its annotations by the ids of a run's rows, in constant memory."""
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import ijson
 import pyarrow as pa
 
 from paliscribe.errors import UsageError
-from paliscribe.evaluation.streaming import members
 from paliscribe.evaluation.tables import TRUTH, Inserts
 from paliscribe.manifest.blocks import Source
-from paliscribe.manifest.messages import quoted
+from paliscribe.manifest.messages import cut, quoted
 from paliscribe.published import Tables
 from paliscribe.storage import redacted
 
@@ -47,7 +46,7 @@ def load_coco(tables: Tables, source: str, tasks: Sequence[tuple[str, str]]) -> 
     way, matched = _way(tables, source)
     con.execute(f"CREATE OR REPLACE TABLE _ids AS {matched}")
     with Inserts(con, "_annotations", {"image": pa.string(), "caption": pa.bool_(), "value": pa.string()}) as into:
-        for each in _annotations(source):
+        for each in _items(source, "annotations"):
             if "caption" in each:
                 into.add((str(each.get("image_id")), True, each["caption"]))
             elif "bbox" in each or "segmentation" in each:
@@ -68,34 +67,26 @@ def load_coco(tables: Tables, source: str, tasks: Sequence[tuple[str, str]]) -> 
     return columns, [f"rows were found by {way}"]
 
 
-def _open(source: str) -> Iterator[tuple[str, Any]]:
+def _items(source: str, name: str) -> Iterator[dict[str, Any]]:
+    """The objects of one of the file's lists; none if it is not there. Raises UsageError for what is no JSON."""
     codec = {"gz": "gzip", "st": "zstd"}.get(source.lower().partition("?")[0][-2:])
     opened = Source(source, codec, "image")
-    with opened.translating(), opened.lines() as text:
-        yield from members(io.TextIOWrapper(text.buffer, "utf-8-sig"), redacted(source))
+    try:
+        with opened.translating(), opened.open() as file:
+            yield from (each for each in ijson.items(file, f"{name}.item", use_float=True) if isinstance(each, dict))
+    except ijson.JSONError as error:
+        words = cut((str(error).splitlines() or ["it ends too soon"])[0])
+        raise UsageError(f"truth {redacted(source)}: not JSON: {words}") from None
 
 
 def _images(tables: Tables, source: str) -> dict[Any, str]:
     """Insert the images into `_images`; returns the names of the categories."""
-    categories: dict[Any, str] = {}
-    keys: dict[str, None] = {}
     with Inserts(tables.connection, "_images", {"image": pa.string(), "file": pa.string()}) as into:
-        for key, each in _open(source):
-            keys[key] = None
-            if key == "images" and isinstance(each, dict):
-                into.add((str(each.get("id")), str(each.get("file_name", ""))))
-            elif key == "categories" and isinstance(each, dict):
-                categories[each.get("id")] = str(each.get("name"))
-    if not {"images", "annotations"} <= keys.keys():
-        names = ", ".join(map(quoted, list(keys)[:8]))
-        raise UsageError(
-            f"truth {redacted(source)}: COCO has 'images' and 'annotations'; there are {names or 'no keys'}"
-        )
-    return categories
-
-
-def _annotations(source: str) -> Iterator[dict[str, Any]]:
-    return (each for key, each in _open(source) if key == "annotations" and isinstance(each, dict))
+        for each in _items(source, "images"):
+            into.add((str(each.get("id")), str(each.get("file_name", ""))))
+    if tables.connection.execute("SELECT count(*) FROM _images").fetchall() == [(0,)]:
+        raise UsageError(f"truth {redacted(source)}: no list of `images`, as COCO's JSON has")
+    return {each.get("id"): str(each.get("name")) for each in _items(source, "categories")}
 
 
 def _way(tables: Tables, source: str) -> tuple[str, str]:

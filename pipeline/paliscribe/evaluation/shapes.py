@@ -159,7 +159,7 @@ def _boxes(answer: Answer) -> Iterator[Shape]:
 
 def _masks(answer: Answer) -> Iterator[Shape]:
     for mask in answer.masks:
-        if mask["rle"] is not None:
+        if mask["rle"] is not None and sum(mask["rle"]) == mask["height"] * mask["width"]:
             rle = rle_of(mask["rle"], mask["height"], mask["width"])
             area = float(sum(mask["rle"][1::2]))
             yield Shape(same_label(mask["label"]), rle, area, score=_score(mask["score"], answer.score))

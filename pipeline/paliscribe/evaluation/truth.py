@@ -20,15 +20,15 @@ from paliscribe.storage import redacted
 from paliscribe.storage.inline import is_inline
 
 RUN, REVIEW = "run", "review"
-# Names under which data sets keep the truth of a kind, beside the kind's own.
+# Names under which data sets, and runs over a COCO file, keep the truth of a kind, beside the kind's own.
 NAMES: dict[str, tuple[str, ...]] = {
-    "caption": ("captions", "description", "text"),
-    "describe": ("description", "caption", "captions", "text"),
+    "caption": ("captions", "truth_captions", "description", "text"),
+    "describe": ("description", "caption", "captions", "truth_captions", "text"),
     "answer": ("answers", "multiple_choice_answer", "label"),
     "question": ("questions",),
     "ocr": ("text", "transcription", "ocr_text", "words"),
-    "detect": ("boxes", "bboxes", "objects", "annotations"),
-    "segment": ("masks", "segmentation", "objects", "annotations"),
+    "detect": ("boxes", "truth_boxes", "bboxes", "objects", "annotations"),
+    "segment": ("masks", "truth_boxes", "segmentation", "objects", "annotations"),
     "free": (),
 }
 LAST = ("suffix", "truth")

@@ -194,7 +194,7 @@ LOST: dict[str, Callable[[Path], object]] = {
         output, "_run/run.json", lambda v: v["fingerprint"].update(revision="x")
     ),
     "another model": lambda output: rewrite(output, RETRIED, other("model", "x"), hashes=True),
-    "the rows of a retry missing": lambda output: [path.unlink() for path in output.glob("_run/retry-00*/rows/*")],
+    "the rows of a retry missing": lambda output: list(map(shutil.rmtree, output.glob("_run/retry-00*/rows"))),
 }
 
 

@@ -330,7 +330,7 @@ class hashed:  # a context manager
     def __enter__(self) -> tuple[BinaryIO, str]:
         source, digest = self._store.open(self._key), hashlib.sha256()
         copy = None if is_local(self._store.uri) else tempfile.TemporaryFile()
-        self._stream: BinaryIO = copy or source  # type: ignore[assignment]
+        self._stream: BinaryIO = copy or source
         while chunk := source.read(CHUNK):
             digest.update(chunk)
             if copy is not None:

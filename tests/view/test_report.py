@@ -26,7 +26,7 @@ from paliscribe.grammar.masks import decode_rle, encode_rle
 from paliscribe.published import open_tables
 from paliscribe.records import Box, Mask, Record
 from paliscribe.storage import open_store
-from paliscribe.view.pictures import Picture, colouring, drawn, sampled_mask
+from paliscribe.view.embedded import Picture, colouring, drawn, sampled_mask
 from paliscribe.view.report import report
 from paliscribe.view.samples import Samples
 

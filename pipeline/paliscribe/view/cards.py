@@ -88,7 +88,7 @@ def _answer(record: Found, colour: Callable[[str], int]) -> str:
 
 
 def curves_of(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, list[tuple[float, float, int]]]]:
-    """The reliability curves in nested figures: the names on the way to each, and its points for `plots.reliability`."""
+    """The reliability curves in nested figures: the names on the way to each, and points as plots have them."""
     if _is_curve(value):
         yield _cut(" › ".join(names), 200), [(point["score"], point["right"], point["n"]) for point in value]
     elif len(names) < DEEP:

@@ -11,8 +11,8 @@ from paliscribe.published import Tables
 from paliscribe.results.run_file import RunFile
 from paliscribe.storage import StorageError
 from paliscribe.view import cards, plots
-from paliscribe.view.figures import Figures, TaskFigures, drawn
 from paliscribe.view.embedded import Pictures, colouring
+from paliscribe.view.figures import Figures, TaskFigures, drawn
 from paliscribe.view.samples import Examples, Found, Samples
 
 EVALUATION: Final = "_evaluation/latest.json"

@@ -182,13 +182,19 @@ def test_the_evaluation_is_shown(demo_run: DemoRun, tmp_path: Path) -> None:
     file = tmp_path / "output/_evaluation/latest.json"
     file.parent.mkdir()
     curve = [{"score": 0.25, "right": 0.5, "n": 3}, {"score": 0.75, "right": 0.7, "n": 5}]
-    task = {"task": "ocr", "of": "text", "figures": {"exact": {"value": 0.7512345, "interval": [0.7, 0.8]}}}
-    figures = {"tasks": [task | {"calibration": {"n": 1234, "curve": curve}}], "empty": [], "against": None}
+    task = {"task": "ocr", "of": "text", "figures": {"exact": {"value": 0.7512345, "low": 0.7, "high": 0.8}}}
+    figures = {
+        "tasks": [task | {"calibration": {"n": 1234, "curve": curve}}],
+        "pair": [0.1, 2],
+        "empty": [],
+        "against": None,
+    }
     file.write_text(json.dumps(figures))
     found = Parsed(made(tmp_path / "output", samples=0))
     found.check_inert()
     name = "tasks › ocr, text › figures › exact"
-    assert {"Evaluation", f"{name} › value", "0.7512", f"{name} › interval", "0.7, 0.8", "1,234"} <= set(found.texts)
+    assert {"Evaluation", name, "0.7512 (0.7 to 0.8)", "0.1, 2", "1,234"} <= set(found.texts)
+    assert "against" not in found.texts
     assert "tasks › ocr, text › calibration › curve" in found.texts and found.tags["circle"] == 2
     for body in ("{", "[" * 100_000):
         file.write_text(body)

@@ -14,6 +14,7 @@ from paliscribe.view.samples import Found
 
 ANSWERS: Final = 20  # tasks of a picture that are shown
 NAMED: Final = 30  # boxes that are named below a picture
+NAMES: Final = ("task", "of", "label", "name")  # keys of what an item of figures calls itself
 LEAVES, ITEMS, DEEP = 400, 12, 8  # figures of an evaluation, items of a list in one cell, levels
 
 
@@ -97,19 +98,23 @@ def curves_of(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, li
 
 
 def _collect(value: Any, names: tuple[str, ...], leaves: list[tuple[str, str | int | float | None]]) -> None:
-    if len(leaves) > LEAVES or _is_curve(value):
+    if len(leaves) > LEAVES or value is None or _is_curve(value):
         return
+    if isinstance(value, dict) and set(value) == {"value", "low", "high"}:
+        figure, low, high = (_words(_leaf(value[name])) for name in ("value", "low", "high"))
+        value = None if value["value"] is None else f"{figure} ({low} to {high})"
     inner = _items(value) if len(names) < DEEP else []
     for name, each in inner:
         _collect(each, (*names, name), leaves)
-    if not inner and value not in ([], {}):
+    if not inner and value not in (None, [], {}):
         leaves.append((_cut(" › ".join(names), 200), _leaf(value)))
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:
     """What a mapping, or a list of mappings or lists, has, each with its name; nothing for all else."""
     if isinstance(value, dict):
-        return [(str(name), inner) for name, inner in value.items()]
+        named = NAMES if _named(value) else ()  # these are in the name already
+        return [(str(name), inner) for name, inner in value.items() if name not in named]
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         return [(_named(item) or str(number), item) for number, item in enumerate(value, start=1)]
     return []
@@ -117,7 +122,7 @@ def _items(value: Any) -> list[tuple[str, Any]]:
 
 def _named(item: Any) -> str:
     """What an item of a list calls itself."""
-    found = (item.get(key) for key in ("task", "of", "label", "name")) if isinstance(item, dict) else ()
+    found = (item.get(key) for key in NAMES) if isinstance(item, dict) else ()
     return ", ".join(word for word in found if isinstance(word, str))
 
 

@@ -26,7 +26,7 @@ from paliscribe.grammar.masks import decode_rle, encode_rle
 from paliscribe.published import open_tables
 from paliscribe.records import Box, Mask, Record
 from paliscribe.storage import open_store
-from paliscribe.view.pictures import Picture, colouring, drawn, sampled_mask
+from paliscribe.view.embedded import Picture, colouring, drawn, sampled_mask
 from paliscribe.view.report import report
 from paliscribe.view.samples import Samples
 
@@ -181,16 +181,21 @@ def test_the_evaluation_is_shown(demo_run: DemoRun, tmp_path: Path) -> None:
     shutil.copytree(demo_run.output, tmp_path / "output")
     file = tmp_path / "output/_evaluation/latest.json"
     file.parent.mkdir()
+    curve = [{"score": 0.25, "right": 0.5, "n": 3}, {"score": 0.75, "right": 0.7, "n": 5}]
+    task = {"task": "ocr", "of": "text", "figures": {"exact": {"value": 0.7512345, "low": 0.7, "high": 0.8}}}
     figures = {
-        "tasks": {"ocr": {"exact": {"value": 0.7512345, "interval": [0.7, 0.8]}}},
-        "bins": [{"n": 1234}],
-        "x": None,
+        "tasks": [task | {"calibration": {"n": 1234, "curve": curve}}],
+        "pair": [0.1, 2],
+        "empty": [],
+        "against": None,
     }
     file.write_text(json.dumps(figures))
     found = Parsed(made(tmp_path / "output", samples=0))
-    assert {"Evaluation", "tasks › ocr › exact › value", "0.7512", "0.7, 0.8", "bins › 1 › n", "1,234"} <= set(
-        found.texts
-    )
+    found.check_inert()
+    name = "tasks › ocr, text › figures › exact"
+    assert {"Evaluation", name, "0.7512 (0.7 to 0.8)", "0.1, 2", "1,234"} <= set(found.texts)
+    assert "against" not in found.texts
+    assert "tasks › ocr, text › calibration › curve" in found.texts and found.tags["circle"] == 2
     for body in ("{", "[" * 100_000):
         file.write_text(body)
         assert "is not JSON" in made(tmp_path / "output", samples=0)

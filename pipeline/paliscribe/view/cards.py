@@ -3,17 +3,18 @@
 import hashlib
 import json
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from paliscribe.storage import redacted
 from paliscribe.storage.inline import shortened
-from paliscribe.view.pictures import Picture, drawn, label_words
+from paliscribe.view.embedded import Picture, drawn, label_words
 from paliscribe.view.plots import escaped
 from paliscribe.view.samples import Found
 
 ANSWERS: Final = 20  # tasks of a picture that are shown
 NAMED: Final = 30  # boxes that are named below a picture
+NAMES: Final = ("task", "of", "label", "name")  # keys of what an item of figures calls itself
 LEAVES, ITEMS, DEEP = 400, 12, 8  # figures of an evaluation, items of a list in one cell, levels
 
 
@@ -87,17 +88,53 @@ def _answer(record: Found, colour: Callable[[str], int]) -> str:
     return f'<div class="answer">{"".join(lines)}</div>'
 
 
+def curves_of(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, list[tuple[float, float, int]]]]:
+    """The reliability curves in nested figures: the names on the way to each, and points as plots have them."""
+    if _is_curve(value):
+        yield _cut(" › ".join(names), 200), [(point["score"], point["right"], point["n"]) for point in value]
+    elif len(names) < DEEP:
+        for name, inner in _items(value):
+            yield from curves_of(inner, (*names, name))
+
+
 def _collect(value: Any, names: tuple[str, ...], leaves: list[tuple[str, str | int | float | None]]) -> None:
-    if len(leaves) > LEAVES:
+    if len(leaves) > LEAVES or value is None or _is_curve(value):
         return
-    if isinstance(value, dict) and len(names) < DEEP:
-        for name, inner in value.items():
-            _collect(inner, (*names, str(name)), leaves)
-    elif isinstance(value, list) and any(isinstance(item, dict | list) for item in value) and len(names) < DEEP:
-        for number, inner in enumerate(value, start=1):
-            _collect(inner, (*names, str(number)), leaves)
-    else:
+    if isinstance(value, dict) and set(value) == {"value", "low", "high"}:
+        figure, low, high = (_words(_leaf(value[name])) for name in ("value", "low", "high"))
+        value = None if value["value"] is None else f"{figure} ({low} to {high})"
+    inner = _items(value) if len(names) < DEEP else []
+    for name, each in inner:
+        _collect(each, (*names, name), leaves)
+    if not inner and value not in (None, [], {}):
         leaves.append((_cut(" › ".join(names), 200), _leaf(value)))
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    """What a mapping, or a list of mappings or lists, has, each with its name; nothing for all else."""
+    if isinstance(value, dict):
+        named = NAMES if _named(value) else ()  # these are in the name already
+        return [(str(name), inner) for name, inner in value.items() if name not in named]
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return [(_named(item) or str(number), item) for number, item in enumerate(value, start=1)]
+    return []
+
+
+def _named(item: Any) -> str:
+    """What an item of a list calls itself."""
+    found = (item.get(key) for key in NAMES) if isinstance(item, dict) else ()
+    return ", ".join(word for word in found if isinstance(word, str))
+
+
+def _is_curve(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_point(item) for item in value)
+
+
+def _is_point(item: Any) -> bool:
+    if not isinstance(item, dict) or set(item) != {"score", "right", "n"}:
+        return False
+    shares = all(type(item[name]) in (int, float) and 0 <= item[name] <= 1 for name in ("score", "right"))
+    return shares and type(item["n"]) is int and item["n"] >= 0
 
 
 def _leaf(value: Any) -> str | int | float | None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from importlib.resources import files
+from itertools import islice
 from typing import Any, Final
 
 from paliscribe.config import FetchConfig
@@ -10,12 +11,13 @@ from paliscribe.published import Tables
 from paliscribe.results.run_file import RunFile
 from paliscribe.storage import StorageError
 from paliscribe.view import cards, plots
+from paliscribe.view.embedded import Pictures, colouring
 from paliscribe.view.figures import Figures, TaskFigures, drawn
-from paliscribe.view.pictures import Pictures, colouring
 from paliscribe.view.samples import Examples, Found, Samples
 
 EVALUATION: Final = "_evaluation/latest.json"
 EVALUATION_BYTES: Final = 4 * 2**20
+CURVES: Final = 40  # plots of an evaluation at most
 LOWEST, EXAMPLES = 12, 3  # pictures with the lowest scores; of each kind of error
 
 
@@ -122,6 +124,10 @@ def _evaluation(tables: Tables) -> Iterator[str]:
         return
     yield "<h2>Evaluation</h2>\n"
     yield cards.figures_of(found)
+    yield '<div class="plots">\n'
+    for name, points in islice(cards.curves_of(found), CURVES):
+        yield f"<div>{plots.reliability(name, points)}</div>\n"
+    yield "</div>\n"
 
 
 def _settings(tables: Tables) -> FetchConfig:

@@ -83,7 +83,7 @@ def test_pycocotools_reads_coco_and_boxes_are_at_the_truth(demo_run: DemoRun, ma
     coco = COCO(str(folder / "annotations.json"))
     names = {kind["id"]: kind["name"] for kind in coco.loadCats(coco.getCatIds())}
     assert list(names) == list(range(1, len(names) + 1)) and list(names.values()) == sorted(names.values())
-    found = {}
+    found: dict[str, Corners] = {}
     for image in coco.loadImgs(coco.getImgIds()):
         assert Image.open(folder / image["file_name"]).size == (image["width"], image["height"])
         found[image["paliscribe_id"]] = [

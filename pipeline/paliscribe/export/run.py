@@ -32,7 +32,8 @@ def export(output: str, form: str, to: str, filters: Filters | None = None, *, i
     if filters.min_score is not None and not 0 <= filters.min_score <= 1:
         raise UsageError(f"--min-score: {filters.min_score} is not in 0 to 1")
     tables = open_tables(output, memory=MEMORY)
-    tables.connection.execute("SET threads = 1")  # windows are small, and threads that share a file have misread it
+    for setting in ("threads = 1", "enable_external_file_cache = false"):  # at its limit of memory the cache misreads
+        tables.connection.execute(f"SET {setting}")
     selection = Selection(tables, filters, boxes=found.boxes, name=form)
     [(model, revision)] = tables.connection.execute("SELECT model, revision FROM runs").fetchall()
     run = Run(output, model or "", revision or "", selection.tasks, labels(tables), tables.schema, images)

@@ -15,6 +15,7 @@ from paliscribe.published.query import BATCH, mistakes, rows_of
 from paliscribe.published.tables import Tables, literal
 from paliscribe.records import Box, Mask
 from paliscribe.results.schema import NAMES
+from paliscribe.storage import is_local
 
 WINDOW = 8192  # rows of the manifest that are read together
 PART = re.compile(r"/part-(\d+)")
@@ -95,7 +96,7 @@ class Selection:
         """The pictures with the answers that pass. Raises UsageError if the condition fails on a record."""
         order = f"ORDER BY row, list_position({literal([task for task, _ in self.tasks])}, annotations.task)"
         connection = self._tables.connection
-        for files in _parts(self._tables.files):
+        for files in _parts(_addresses(self._tables)):
             source = f"read_parquet({literal(files)})"
             [(first, last)] = connection.execute(f"SELECT min(row), max(row) FROM {source}").fetchall()
             for start in range(first, last + 1, WINDOW):
@@ -221,6 +222,14 @@ def _tasks(tables: Tables) -> tuple[tuple[str, tuple[str, ...]], ...]:
     for task, kind in tables.connection.execute(sql).fetchall():
         kinds.setdefault(task, []).append(kind)
     return tuple((task, tuple(found)) for task, found in kinds.items())
+
+
+def _addresses(tables: Tables) -> list[str]:
+    """The files of a run; those in a folder are read by DuckDB itself, unless it took the path for a pattern."""
+    if not is_local(tables.store.uri):
+        return list(tables.files)
+    paths = [f"{tables.store.uri}/{file.partition('://')[2]}" for file in tables.files]
+    return list(tables.files) if any(set(path) & set("*?[") for path in paths) else paths
 
 
 def _parts(files: Sequence[str]) -> list[list[str]]:

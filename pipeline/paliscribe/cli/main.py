@@ -14,8 +14,8 @@ from paliscribe.cli import evaluate as evaluations
 from paliscribe.cli import export as exports
 from paliscribe.cli import jobs, live, preview, report_file, runs
 from paliscribe.cli import query as queries
-from paliscribe.cli import view as views
 from paliscribe.cli import verify as verifying
+from paliscribe.cli import view as views
 from paliscribe.cli.options import Json
 from paliscribe.errors import PaliscribeError, RunError, Stopped, did_you_mean
 

@@ -31,8 +31,8 @@ class Tables:
     `annotations`: the answered records (ok and invalid). `errors`: the dead letters. `rows`: id, image and own columns
     of the frozen manifest. `runs`: one row about the run. `review`: the marks of its reviewers, see `marks.Mark`; as of
     the last `refresh`. `finished`: whether all parts are published; otherwise those that are there are read. `prefix`:
-    before the names of the tables. A cursor of `connection` serves one thread; it lacks `rows`. `files`: addresses of the files of
-    `annotations`, as DuckDB reads them, in the order of their keys.
+    before the names of the tables. A cursor of `connection` serves one thread; it lacks `rows`. `files`: addresses
+    of the files of `annotations`, as DuckDB reads them, in the order of their keys.
     """
 
     output: str

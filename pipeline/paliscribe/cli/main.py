@@ -15,6 +15,7 @@ from paliscribe.cli import export as exports
 from paliscribe.cli import jobs, live, preview, report_file, runs
 from paliscribe.cli import query as queries
 from paliscribe.cli import verify as verifying
+from paliscribe.cli import view as views
 from paliscribe.cli.options import Json
 from paliscribe.errors import PaliscribeError, RunError, Stopped, did_you_mean
 
@@ -56,6 +57,9 @@ app.command(
     "paliscribe export s3://bucket/run-1 -f label-studio --to s3://bucket/review --task detect --min-score 0.3"
 )(exports.export)
 app.command(epilog="Example:  paliscribe import-review run-1 project-1.json")(exports.import_review)
+app.command(
+    epilog="Examples:  paliscribe view s3://bucket/run-1  |  paliscribe view run-1 run-2  |  paliscribe view --example"
+)(views.view)
 app.command(
     epilog="Examples:  paliscribe ask photo.jpg 'caption en'  |  paliscribe ask s3://b/k.jpg 'detect cat' --save k.png"
 )(live.ask)

@@ -1,6 +1,7 @@
 """Commands for runs: `paliscribe annotate`, `demo`, `status` and `retry`."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,7 @@ def demo(
     for name, value in accuracy.items():
         print(f"  {name:<28} {value}")
     print(f"\nImages and truth: {manifest.parent}\nAnnotations:      {job.output}/annotations")
+    print(f"Look at them:     paliscribe view {shlex.quote(job.output)}")
 
 
 def status(output: Annotated[str, typer.Argument(help="The output of a run.")], as_json: Json = False) -> None:

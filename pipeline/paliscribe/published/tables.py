@@ -31,8 +31,8 @@ class Tables:
     `annotations`: the answered records (ok and invalid). `errors`: the dead letters. `rows`: id, image and own columns
     of the frozen manifest. `runs`: one row about the run. `review`: the marks of its reviewers, see `marks.Mark`; as of
     the last `refresh`. `finished`: whether all parts are published; otherwise those that are there are read. `prefix`:
-    before the names of the tables. A cursor of `connection` serves one thread. `files`: addresses of the files of
-    `annotations`, as DuckDB reads them, in the order of their keys.
+    before the names of the tables. A cursor of `connection` serves one thread; it lacks `rows`. `files`: addresses
+    of the files of `annotations`, as DuckDB reads them, in the order of their keys.
     """
 
     output: str
@@ -46,7 +46,7 @@ class Tables:
 
     def refresh(self) -> None:
         """Read the marks of the reviewers again. Raises StorageError."""
-        self.connection.register(f"{self.prefix}review", marks_table(self.store))
+        _keep(self.connection, f"{self.prefix}review", marks_table(self.store))
 
 
 def open_tables(
@@ -75,9 +75,9 @@ def open_tables(
             if keys:
                 made.execute(f"CREATE OR REPLACE VIEW {prefix}{name} AS SELECT * FROM read_parquet({literal(keys)})")
             else:
-                made.register(f"{prefix}{name}", schema.empty_table())
+                _keep(made, f"{prefix}{name}", schema.empty_table())
         made.register(f"{prefix}rows", _rows(frozen, base, folder))
-        made.register(f"{prefix}runs", _runs(output, summary, RunFile.read(store)))
+        _keep(made, f"{prefix}runs", _runs(output, summary, RunFile.read(store)))
         tables = Tables(output, store, made, schema, frozen, summary is not None, prefix, addresses[ANNOTATIONS])
         tables.refresh()
     except StorageError as error:
@@ -86,6 +86,13 @@ def open_tables(
         words = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise RunError(f"{output}: its files cannot be read ({words}); see `paliscribe verify {output}`") from None
     return tables
+
+
+def _keep(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    """Copy a small table into the database, where cursors find it, as they do not find what is registered."""
+    connection.register("arriving", table)
+    connection.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM arriving")
+    connection.unregister("arriving")
 
 
 def _published(store: Store) -> tuple[list[str], dict[str, Any] | None]:

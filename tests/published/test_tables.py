@@ -76,6 +76,15 @@ def test_only_dead_letters(tmp_path: Path) -> None:
     assert one(tables, "SELECT count(*) FROM errors") == (8,)
 
 
+def test_cursors_have_the_tables(tmp_path: Path) -> None:
+    job, store = Job([{}] * 5), open_store(str(tmp_path))
+    job.annotate(store)
+    job.publish(store)
+    cursor = open_tables(str(tmp_path)).connection.cursor()  # of a run without dead letters or marks
+    for table in ("annotations", "errors", "runs", "review"):
+        cursor.execute(f"SELECT * FROM {table}").fetchall()
+
+
 def test_a_run_that_goes_on_shows_what_is_published(demo_run: DemoRun, tmp_path: Path) -> None:
     shutil.copytree(demo_run.output, tmp_path / "run")
     for name in ("_SUCCESS", "_summary.json"):

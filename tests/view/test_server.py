@@ -156,7 +156,8 @@ def test_marks(demo_view: Viewed) -> None:
         assert [each["verdict"] for each in items(again, verdict="fix")] == ["fix"]
     assert demo_view.client.put("/api/mark", json=body | {"verdict": None}).status_code == 200
     assert mark_of(store, one["id"], "ocr") is None and not items(demo_view, verdict="fix")
-    for bad in ({}, [], {**body, "verdict": "burn"}, {**body, "row": "1"}, {**body, "text": 3}):
+    wrong: list[Any] = [{}, [], {**body, "verdict": "burn"}, {**body, "row": "1"}, {**body, "text": 3}]
+    for bad in wrong:
         assert demo_view.client.put("/api/mark", json=bad).status_code == 400
     assert demo_view.client.put("/api/mark", json=body | {"task": "none"}).status_code == 404
     assert demo_view.client.put("/api/mark", content=b"x" * 10**6).status_code == 400

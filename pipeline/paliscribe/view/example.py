@@ -1,15 +1,15 @@
 """A small run to look at: what the demo model answered about scenes, which are drawn anew."""
 
-import json
 from pathlib import Path
 from typing import Final
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from paliscribe import results
 from paliscribe.demo.collection import write_collection
-from paliscribe.results import SUCCESS, SUMMARY
+from paliscribe.results import Layout
+from paliscribe.storage import open_store
 
 RECORDS: Final = Path(__file__).parent / "example.parquet"  # of the run, with images relative to its manifest
 SCENES, SEED = 24, 7  # of the run
@@ -25,16 +25,10 @@ def write_example(folder: Path) -> str:
     place = table.schema.get_field_index("image")
     images = pc.binary_join_element_wise(str(collection), table["image"], "/")
     table = table.set_column(place, table.schema.field(place), images)
-    is_error = pc.equal(table["status"], "error")
-    files = {}
-    for name, part in (("annotations", table.filter(pc.invert(is_error))), ("errors", table.filter(is_error))):
-        files[f"{name}/part-00000.parquet"] = _written(part, output / name / "part-00000.parquet")
-    (output / SUMMARY).write_text(json.dumps({"files": files, "model": "demo", "rows": SCENES + 1}))
-    (output / SUCCESS).touch()
+    store = open_store(str(output))
+    tasks = tuple(pc.unique(table["task"]).to_pylist())
+    layout = Layout(shards=1, shard_rows=SCENES + 1, rows=SCENES + 1, tasks=tasks, partition_by=("task",))
+    results.commit(store, results.write_shard(store, 0, "example", table))
+    results.publish_part(store, layout, 0)
+    results.finish(store, layout, {"model": "demo"})
     return str(output)
-
-
-def _written(table: pa.Table, path: Path) -> dict[str, int]:
-    path.parent.mkdir(parents=True)
-    pq.write_table(table, path)
-    return {"records": table.num_rows}

@@ -155,27 +155,35 @@ class Items:
         """Counts by task, kind, status, error_kind, verdict and label, and of scores, sizes and letters by bins."""
         where, values = self._where(chosen)
         facets = ("task", "kind", "status", "error_kind")
-        sql = f"""SELECT {", ".join(facets)}, least(floor(score * {BINS}), {BINS - 1})::INT, count(*)
-            FROM {self._items} WHERE {where} GROUP BY ALL"""
-        found = self._rows(sql, values)
-        counts: dict[str, Any] = {name: {} for name in facets} | {"score": [0] * BINS}
-        for *names, score, count in found:
+        with mistakes(), self._cursor() as cursor:
+            source, meant = self._items, ""
+            if values:  # found once, for all of the counts
+                source, meant = "chosen", "SEMI JOIN chosen USING (row, task)"
+                columns = f"row, id, {', '.join(facets)}, score, letters"
+                cursor.execute(f"CREATE TEMP TABLE chosen AS SELECT {columns} FROM {self._items} WHERE {where}", values)
+
+            def rows(sql: str) -> list[tuple[Any, ...]]:
+                return cursor.execute(sql).fetchall()
+
+            score = f"least(floor(score * {BINS}), {BINS - 1})::INT"
+            found = rows(f"SELECT {', '.join(facets)}, {score}, count(*) FROM {source} GROUP BY ALL")
+            letters = f"least(letters // {LETTERS}, {BINS - 1})"
+            counts: dict[str, Any] = {name: {} for name in facets} | {"score": [0] * BINS}
+            counts["letters"] = _bins(
+                rows(f"SELECT {letters}, count(*) FROM {source} WHERE letters IS NOT NULL GROUP BY 1")
+            )
+            size = f"least(floor(size * {BINS}), {BINS - 1})::INT"
+            counts["size"] = _bins(rows(f"SELECT {size}, count(*) FROM {self._boxes} {meant} GROUP BY 1"))
+            labels = f"SELECT label, count(*) FROM {self._boxes} {meant} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {LABELS}"
+            counts["label"] = dict(rows(labels))
+            marked = f"SELECT verdict, count(*) FROM marked SEMI JOIN {source} USING (id, task) GROUP BY 1"
+            counts["verdict"] = dict(rows(marked))
+        for *names, bin_, count in found:
             for name, value in zip(facets, names, strict=True):
                 if value is not None:
                     counts[name][value] = counts[name].get(value, 0) + count
-            if score is not None and 0 <= score < BINS:
-                counts["score"][score] += count
-        sql = f"""SELECT least(letters // {LETTERS}, {BINS - 1}), count(*) FROM {self._items}
-            WHERE letters IS NOT NULL AND {where} GROUP BY 1"""
-        counts["letters"] = _bins(self._rows(sql, values))
-        meant = f"SEMI JOIN (SELECT row, task FROM {self._items} WHERE {where}) USING (row, task)" if values else ""
-        size = f"least(floor(size * {BINS}), {BINS - 1})::INT"
-        counts["size"] = _bins(self._rows(f"SELECT {size}, count(*) FROM {self._boxes} {meant} GROUP BY 1", values))
-        sql = f"SELECT label, count(*) FROM {self._boxes} {meant} GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {LABELS}"
-        counts["label"] = dict(self._rows(sql, values))
-        sql = f"""SELECT verdict, count(*) FROM marked SEMI JOIN (SELECT id, task FROM {self._items} WHERE {where})
-            USING (id, task) GROUP BY 1"""
-        counts["verdict"] = dict(self._rows(sql, values))
+            if bin_ is not None and 0 <= bin_ < BINS:
+                counts["score"][bin_] += count
         return counts | {"total": sum(count for *_, count in found)}
 
     def mark(self, row_id: str, task: str, verdict: str | None) -> None:

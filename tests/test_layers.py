@@ -82,6 +82,11 @@ def test_there_is_no_cycle() -> None:
         visit(path, ())
 
 
+def test_test_files_have_different_names() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), "pytest imports them by their names alone"
+
+
 def test_every_room_is_in_the_list() -> None:
     assert {room(path) for path in modules()} - {"__init__", "__main__"} == set(ORDER)
 

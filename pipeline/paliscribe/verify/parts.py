@@ -266,7 +266,8 @@ def _read(
     if not file.schema_arrow.equals(schema):
         return Wrong("its columns are not those of the run"), (statuses, kinds, tokens)
     allowed = {"ok", "invalid"} if key.startswith("annotations/") else {"error"}
-    columns = [name for name in schema.names if name in READ or name in run.frozen.schema.names]
+    needed = {*READ, *run.layout.partition_by, *run.frozen.schema.names}
+    columns = [name for name in schema.names if name in needed]
     for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
         table = pa.Table.from_batches([batch])
         found = count(table)

@@ -12,17 +12,16 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from paliscribe import results
 from paliscribe.batch import parts as parts_module
 from paliscribe.batch import run as run_module
+from paliscribe.batch.annotate import plan_of
 from paliscribe.batch.generation import Run
 from paliscribe.batch.parts import Parts
-from paliscribe.batch.stage import Plan, Stage
+from paliscribe.batch.stage import Stage
 from paliscribe.config import ModelSpec
 from paliscribe.engine import Engine
 from paliscribe.model import paligemma
 from paliscribe.records import Prediction, Request
-from paliscribe.results import ModelFacts
 from paliscribe.storage import Store
 
 SIZE = 28  # pixels of an image's side, as the model is given it
@@ -76,14 +75,8 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts, pool: Any = No
     """In the place of `batch.annotate.annotate`. `size`: of images; 0: the model's."""
     run.file = replace(run.file, model=run.file.model.resolved(gpu=False))
     run.file.write(run.store)
-    spec, schema = run.file.model, results.schema(run.frozen.schema)
-    facts = ModelFacts(spec.id, run.file.fingerprint.revision, spec.precision)
-    settings: dict[str, Any] = {"generation": run.generation, "options_column": run.job.options_column}
-    settings["deduplicate"] = run.job.deduplicate
-    stage = Stage(
-        Plan(run.store.uri, tuple(run.tasks), schema, facts, size or run.file.image_size, run.job.fetch, **settings),
-        pool or Pool(),
-    )
+    plan = plan_of(run)
+    stage = Stage(replace(plan, image_size=size or plan.image_size), pool or Pool())
     stage.store = run.store
     for marker in stage.annotate(todo.tolist()):
         rows = run.frozen.rows_of(marker.shard)

@@ -26,15 +26,10 @@ from paliscribe.results import Marker, ModelFacts
 RATE_SAMPLE = 20  # minimum number of finished requests before max_error_rate can stop a run
 
 
-def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
-    """Annotate shards on a pool, and publish parts as they are completed. Stage processes start while the pool does.
-
-    Raises RunError if the pool does not come up or too many requests fail, UsageError if a named pool is not served.
-    """
-    run.file = settle_precision(run)
+def plan_of(run: Run) -> Plan:
+    """The configuration of a run's stage processes; its precision is settled."""
     job, spec = run.job, run.file.model
-    run.progress.stage = f"starting the pool of {spec.id}"
-    plan = Plan(
+    return Plan(
         output=run.store.uri,
         tasks=tuple(run.tasks),
         schema=results.schema(run.frozen.schema),
@@ -48,6 +43,17 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
         deduplicate=job.deduplicate,
         generation=run.generation,
     )
+
+
+def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
+    """Annotate shards on a pool, and publish parts as they are completed. Stage processes start while the pool does.
+
+    Raises RunError if the pool does not come up or too many requests fail, UsageError if a named pool is not served.
+    """
+    run.file = settle_precision(run)
+    job, spec = run.job, run.file.model
+    run.progress.stage = f"starting the pool of {spec.id}"
+    plan = plan_of(run)
     free = ray.available_resources().get("CPU", 0.0)  # a pool that is begun takes its share only later
     with contextlib.ExitStack() as opened:
         pool = run.pool or opened.enter_context(open_pool(spec, job.pool, results.run_name(run.store.uri)))

@@ -24,6 +24,7 @@ from paliscribe.storage.arrow import encode
 from paliscribe.storage.local import is_recent
 from paliscribe.storage.parallel import in_order
 
+SAMPLE = "-sample-"  # in the digest of a sample
 BATCH, BATCH_BYTES = 8192, 8 << 20  # rows and bytes of text of a batch in a file at most
 WRITES = 2  # at the same time
 LEAST_ROWS, MOST_ROWS, SHARDS = 256, 8192, 4096  # rows per shard, and shards, of automatic sizes
@@ -112,7 +113,7 @@ def freeze(
         rows=rows,
         shards=-(-rows // size),
         shard_rows=size,
-        digest=found.digest if sample is None else f"{found.digest}-sample-{sample.rows}-{sample.seed}",
+        digest=found.digest if sample is None else f"{found.digest}{SAMPLE}{sample.rows}-{sample.seed}",
         schema=found.schema,
         identity=known if sample is None else None,
         files=tuple(itertools.accumulate(written)),
@@ -125,9 +126,11 @@ def freeze(
 def frozen_digest(store: Store, frozen: FrozenManifest) -> str | None:
     """The digest of the rows with which a run began, computed from its files; None if an older version wrote them.
 
+    Also None for a sample, whose digest is that of all rows of its manifest.
+
     Raises StorageError, and Damaged for a file that cannot be read.
     """
-    if frozen.shard_files or not frozen.digest.startswith(COLUMNS):
+    if frozen.shard_files or not frozen.digest.startswith(COLUMNS) or SAMPLE in frozen.digest:
         return None
     whole, valued = hashlib.sha256(), set[str]()
     for file in range(frozen.additions[0].file if frozen.additions else len(frozen.files)):

@@ -14,15 +14,25 @@ RETRYABLE: frozenset[str] = frozenset({"throttled", "unreachable"})
 class StorageError(PaliscribeError):
     """An object could not be read or written. Callers translate it: `Fetcher` to RowError, `batch` to RunError.
 
-    `kind`: the cause. `uri`: without secrets. `retry_after`: seconds that the store asked to wait, if any.
+    `kind`: the cause. `uri`: without secrets. `retry_after`: seconds that the store asked to wait, if any. `is_alone`:
+    whether the store works, and only this object cannot be read.
     """
 
-    def __init__(self, kind: StorageErrorKind, uri: str, message: str, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        kind: StorageErrorKind,
+        uri: str,
+        message: str,
+        retry_after: float | None = None,
+        *,
+        is_alone: bool = False,
+    ) -> None:
         self.uri = redacted(uri)
         super().__init__(kind, self.uri, message)
         self.kind: StorageErrorKind = kind
         self.message = message
         self.retry_after = retry_after
+        self.is_alone = is_alone
 
     def __str__(self) -> str:
         return f"{self.uri}: {self.message}"

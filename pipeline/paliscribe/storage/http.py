@@ -95,7 +95,7 @@ def open_response(
                 status = response.status_code
                 kind = STATUS.get(status, "unreachable" if status >= 500 or status == PARTIAL else "forbidden")
                 words = f"the server answered {status}" + " with a part" * (status == PARTIAL)
-                raise StorageError(kind, uri, words, retry_after(response))
+                raise StorageError(kind, uri, words, retry_after(response), is_alone=status == PARTIAL)
             yield response
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.TooManyRedirects) as error:
         raise StorageError("bad_uri", uri, f"not an address that can be fetched ({type(error).__name__})") from error

@@ -43,7 +43,7 @@ def with_retries(attempt: Callable[[], T], retries: int, store: str = "", host: 
                 waited_for = name in _answered and not getattr(_thread, "hurried", False) if name else False
                 silent = (store and error.kind == "throttled") or _answered.get(name, 0.0) < seen
                 seen = time.monotonic()
-                failures += not (waited_for and silent and seen - begun < patience)
+                failures += not (waited_for and silent and not error.is_alone and seen - begun < patience)
                 if failures > retries:
                     if waited_for and host and seen - begun >= patience:
                         _answered.pop(name, None)

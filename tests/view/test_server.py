@@ -197,6 +197,20 @@ def test_the_example_is_what_the_demo_model_answers(demo_run: DemoRun, tmp_path:
     assert now.keys() == recorded.keys() and sum(same) >= 0.9 * len(same)
 
 
+def test_a_run_in_object_storage(demo_run: DemoRun, demo_view: Viewed, bucket: str) -> None:
+    store = open_store(f"s3://{bucket}/a run")
+    for path in filter(Path.is_file, demo_run.output.rglob("*")):
+        store.put(path.relative_to(demo_run.output).as_posix(), path.read_bytes())
+    with viewed(f"s3://{bucket}/a run") as view:
+        assert items(view, sort="score") == items(demo_view, sort="score")
+        assert counts(view, kind="detect") == counts(demo_view, kind="detect")
+        assert view.client.get("/picture/3").status_code == 200
+        one = items(view, task="ocr")[0]
+        body = {"row": one["row"], "task": "ocr", "verdict": "reject"}
+        assert view.client.put("/api/mark", json=body, headers={"Origin": view.address}).status_code == 200
+        assert (mark := mark_of(store, one["id"], "ocr")) and mark.verdict == "reject"
+
+
 def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "paliscribe", "view", "--example", "--no-browser"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

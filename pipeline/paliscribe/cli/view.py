@@ -16,7 +16,7 @@ def view(
     output: Annotated[str | None, typer.Argument(help="The output of a run: a folder or an s3:// prefix.")] = None,
     other: Annotated[str | None, typer.Argument(help="Another output, to compare with.")] = None,
     example: Annotated[bool, typer.Option("--example", help="Look at a small example run.")] = False,
-    host: Annotated[str, typer.Option(help="Address to listen on. Whoever has the printed address can look.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on. Anyone with the printed address can look.")] = (
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: a free one.")] = 0,
@@ -39,7 +39,7 @@ def view(
 
         def ready(address: str) -> None:
             print(address, flush=True)
-            print("Ctrl-C stops; whoever has this address can look and mark", file=sys.stderr, flush=True)
+            print("Ctrl-C stops; anyone with this address can look and mark", file=sys.stderr, flush=True)
             if browser and has_display():
                 webbrowser.open(address)
 

@@ -145,4 +145,4 @@ def read_maps(store: Store) -> dict[tuple[str, str], ScoreMap]:
             return {}
         raise
     except (ValueError, TypeError, KeyError):
-        raise UsageError(f"{store.uri}/{KEY} holds no maps of scores; make it anew with evaluate --fit") from None
+        raise UsageError(f"{store.uri}/{KEY} holds no maps of scores; run evaluate --fit again") from None

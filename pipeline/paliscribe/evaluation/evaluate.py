@@ -92,7 +92,7 @@ def read_evaluation(store: Store) -> dict[str, Any] | None:
             return None
         raise
     except ValueError:
-        raise UsageError(f"{store.uri}/{KEY} is no evaluation; make it anew with evaluate") from None
+        raise UsageError(f"{store.uri}/{KEY} is no evaluation; run evaluate again") from None
 
 
 def _keep(store: Store, result: Mapping[str, Any], maps: Mapping[tuple[str, str], ScoreMap] | None) -> None:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 # room is for is read from its first line. tests/test_layers.py holds it.
 ROOMS: list[tuple[str, str]] = [
     ("errors", ""),
+    ("signals", ""),
     ("records", "numpy"),
     ("config", "pydantic yaml"),
     ("grammar", "numpy"),

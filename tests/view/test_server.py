@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -211,7 +212,8 @@ def test_a_run_in_object_storage(demo_run: DemoRun, demo_view: Viewed, bucket: s
         assert (mark := mark_of(store, one["id"], "ocr")) and mark.verdict == "reject"
 
 
-def test_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command(number: int) -> None:
     command = [sys.executable, "-m", "paliscribe", "view", "--example", "--no-browser"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -220,7 +222,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert httpx.get(address, trust_env=False).status_code == 200
     assert httpx.get(f"{place}/api/run", trust_env=False).status_code == 403
     assert "An example" in httpx.get(f"{place}/api/run?token={token}", trust_env=False).json()["note"]
-    process.send_signal(2)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0 and not out and "Traceback" not in err
 

@@ -4,11 +4,11 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 
 from paliscribe import results
 from paliscribe.batch.progress import Progress, Report
 from paliscribe.errors import Stopped, TemporaryError
+from paliscribe.signals import stop_on_signals
 from paliscribe.storage import StorageError, Store
 from paliscribe.storage.retry import waiting
 
@@ -33,7 +33,7 @@ def session(store: Store, report: Report) -> Iterator[Progress]:
         progress.stage = words
 
     try:
-        with ticking(progress, report), signals(), results.hold(store, on_lost=on_lost, waiting=watching):
+        with ticking(progress, report), stop_on_signals(), results.hold(store, on_lost=on_lost, waiting=watching):
             yield progress
     except Stopped as stopped:
         if lost.is_set():
@@ -44,27 +44,6 @@ def session(store: Store, report: Report) -> Iterator[Progress]:
         raise
     except StorageError as error:
         raise TemporaryError(f"storage failed at {error}; run the same command again to resume") from error
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[None]:
-    """Raise Stopped on the first SIGINT or SIGTERM; the previous handlers take the second one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signum, before[signum])
-        raise Stopped(signum)
-
-    before = {number: signal.getsignal(number) for number in (int(signal.SIGINT), int(signal.SIGTERM))}
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from typing import Any
 
 from ray import serve
 
-from paliscribe.batch.session import signals
 from paliscribe.config import ServeConfig, parse_serve
 from paliscribe.errors import Stopped, UsageError
 from paliscribe.model.abilities import abilities
@@ -26,6 +25,7 @@ from paliscribe.pool.ray_cluster import cluster, make_private, started_here
 from paliscribe.pool.serving import applications
 from paliscribe.pool.temporary import ends_with_driver
 from paliscribe.results.record import load_mask_decoder
+from paliscribe.signals import stop_on_signals
 
 APPLICATION = "paliscribe"
 UNGUARDED = "its proxy passes callers' headers on as they are, and answers /-/routes to everybody"
@@ -95,7 +95,7 @@ def serve_forever(
         tell("loading the models; waiting for the first answer of each replica")
         with ends_with_driver(APPLICATION):
             try:
-                with signals():
+                with stop_on_signals():
                     run_application(made, APPLICATION, "/")
                     if not wait_until_answered(config):
                         log.warning("Serve was started by another program: %s", UNGUARDED)

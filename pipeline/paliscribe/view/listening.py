@@ -10,7 +10,8 @@ from collections.abc import Callable
 import psutil
 import uvicorn
 
-from paliscribe.errors import RunError
+from paliscribe.errors import RunError, Stopped
+from paliscribe.signals import stop_on_signals
 from paliscribe.view.server import View, create_app
 
 START = 30.0  # seconds
@@ -18,10 +19,10 @@ KEEP = 3.0  # seconds after the start: the first items are shown before
 
 
 def serve_view(view: View, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until KeyboardInterrupt. `port`: 0 for a free one. `ready`: called with the address, token included, once
+    """Serve until SIGINT or SIGTERM. `port`: 0 for a free one. `ready`: called with the address, token included, once
     it answers. Raises RunError if nothing can listen there."""
     token = secrets.token_urlsafe(24)
-    with _listening(host, port) as listener:
+    with contextlib.suppress(Stopped), stop_on_signals(), _listening(host, port) as listener:
         port = int(listener.getsockname()[1])
         app = create_app(view, token, host, _names(host))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=2))
@@ -39,8 +40,6 @@ def serve_view(view: View, host: str, port: int, ready: Callable[[str], None]) -
             ready(f"http://{_called(host)}:{port}/?token={token}")
             while thread.is_alive():
                 thread.join(1)
-        except KeyboardInterrupt:
-            pass
         finally:
             keeping.cancel()
             server.should_exit = True

@@ -17,16 +17,35 @@ from PIL import Image
 
 HEAVY = {"torch", "ray", "transformers"}
 RUN = """
-import json, resource, sys
+import json, os, resource, sys
 from paliscribe.cli.main import main
-code = 0
-try:
-    main()
-except SystemExit as exit_:
-    code = exit_.code
-used = resource.getrusage(resource.RUSAGE_SELF)
-facts = {"code": code, "seconds": used.ru_utime + used.ru_stime, "modules": sorted(sys.modules)}
-print("facts", json.dumps(facts), file=sys.stderr)
+
+def seconds():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+def child(number, words, environment):
+    os.environ.update(environment)
+    sys.argv[1:] = words
+    os.dup2(os.open(f"{number}.err", os.O_WRONLY | os.O_CREAT), 2)
+    code = 0
+    try:
+        main()
+    except SystemExit as exit_:
+        code = exit_.code
+    sys.stderr.flush()
+    facts = {"code": code, "seconds": imports + seconds(), "modules": sorted(sys.modules)}
+    with open(f"{number}.json", "w") as file:
+        json.dump(facts, file)
+
+imports = seconds()
+for number, (words, environment) in enumerate(json.load(sys.stdin)):
+    if not (pid := os.fork()):
+        try:
+            child(number, words, environment)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
 """
 
 
@@ -37,21 +56,28 @@ def listener() -> Iterator[int]:
         yield int(taken.getsockname()[1])
 
 
-def in_process(folder: Path, words: list[str], **environment: str) -> tuple[dict[str, Any], list[str]]:
-    """Facts of a command in a process of its own, and the lines that it wrote to stderr."""
+def in_children(
+    folder: Path, commands: list[tuple[list[str], dict[str, str]]]
+) -> list[tuple[dict[str, Any], list[str]]]:
+    """For each command, with its environment, in a process of its own: facts, and the lines that it wrote to stderr.
+
+    The processes are forks of one that has imported the command line, which saves a second for each.
+    """
     plain = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PALISCRIBE_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *words],
-        env=plain | {"HOME": str(folder)} | environment,
+    subprocess.run(
+        [sys.executable, "-c", RUN],
+        input=json.dumps(commands),
+        env=plain | {"HOME": str(folder)},
         cwd=folder,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
         text=True,
-        timeout=120,
-        check=False,
+        timeout=240,
+        check=True,
     )
-    *lines, facts = done.stderr.splitlines()
-    assert facts.startswith("facts "), done.stderr
-    return json.loads(facts.removeprefix("facts ")), lines
+    return [
+        (json.loads((folder / f"{number}.json").read_text()), (folder / f"{number}.err").read_text().splitlines())
+        for number in range(len(commands))
+    ]
 
 
 def refusals(folder: Path, taken: int, free: int) -> list[tuple[list[str], dict[str, str], int, str]]:
@@ -98,8 +124,9 @@ def test_refusals_come_before_heavy_imports_in_one_line(tmp_path: Path, capsys: 
     rows = []
     [free] = free_ports(1)
     with listener() as taken:
-        for words, environment, code, said in refusals(tmp_path, taken, free):
-            facts, lines = in_process(tmp_path, words, **environment)
+        expected = refusals(tmp_path, taken, free)
+        found = in_children(tmp_path, [(words, environment) for words, environment, *_ in expected])
+        for (words, _, code, said), (facts, lines) in zip(expected, found, strict=True):
             line = lines[-1]
             assert facts["code"] == code and line.startswith("paliscribe: ") and said in line, lines
             assert len(line) < 400 and not HEAVY & set(facts["modules"]), (words, line)

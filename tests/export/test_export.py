@@ -18,6 +18,7 @@ from PIL import Image
 
 from paliscribe.cli import export as command
 from paliscribe.errors import UsageError
+from paliscribe.evaluation import Options, evaluate, read_maps
 from paliscribe.export import FORMATS, Filters, export
 from paliscribe.export.coco import packed
 from paliscribe.grammar.masks import decode_rle, encode_rle
@@ -265,6 +266,32 @@ def test_filters(demo_run: DemoRun, tmp_path: Path) -> None:
     assert all(one["score"] >= least for one in high if one["kind"] != "detect")
     assert sum(one["kind"] == "detect" for one in high) == SCENES, "a picture without boxes of this score stays"
     assert len(high) < SCENES * 4
+
+
+def test_calibrated_scores(demo_run: DemoRun, output: Path, tmp_path: Path) -> None:
+    def lines(name: str, **filters: Any) -> dict[tuple[str, str], dict[str, Any]]:
+        export(str(output), "jsonl", str(tmp_path / name), Filters(**filters))
+        found = [json.loads(line) for line in (tmp_path / name / "annotations.jsonl").read_text().splitlines()]
+        return {(one["id"], one["task"]): one for one in found}
+
+    with pytest.raises(UsageError, match="has no maps of scores; `paliscribe evaluate OUTPUT --truth FILE --fit`"):
+        lines("none", calibrated=True)
+    evaluate(str(output), Options(str(demo_run.collection / "truth.jsonl"), fit=True))
+    maps = read_maps(open_store(str(output)))
+    levels = {each.level for each in maps.values()}
+    assert levels == {"record", "box"}
+    before, after = lines("scores"), lines("calibrated", calibrated=True)
+    assert before.keys() == after.keys()
+    for (row_id, task), one in after.items():
+        found, old = maps.get((task, one["kind"])), before[row_id, task]
+        of_record, of_boxes = (found if found and found.level == level else None for level in ("record", "box"))
+        assert one["score"] == (pytest.approx(float(of_record(old["score"])), abs=1e-4) if of_record else None)
+        expected = [of_boxes and pytest.approx(float(of_boxes(box["score"])), abs=1e-4) for box in old["boxes"]]
+        assert [box["score"] for box in one["boxes"]] == expected
+    some = lines("sure", calibrated=True, min_score=0.5)
+    assert {key for key, one in some.items() if one["kind"] != "detect"} == {
+        key for key, one in after.items() if one["kind"] != "detect" and (one["score"] or 0) >= 0.5
+    }
 
 
 def test_review(output: Path, tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ def export(
     ] = None,
     reviewed: Annotated[bool, typer.Option("--reviewed", help="Only what a reviewer accepted or corrected.")] = False,
     invalid: Annotated[bool, typer.Option("--invalid", help="Answers that are malformed, too.")] = False,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Scores as probabilities, by the maps of `evaluate --fit`.")
+    ] = False,
     images: Annotated[bool, typer.Option("--images", help="Copy the images too.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -34,7 +37,7 @@ def export(
     from paliscribe.export import Filters
     from paliscribe.export import export as run
 
-    filters = Filters(tuple(task or ()), min_score, where, reviewed, invalid)
+    filters = Filters(tuple(task or ()), min_score, where, reviewed, invalid, calibrated)
     made = run(output, form, to, filters, images=images)
     if as_json:
         print(json.dumps(made))

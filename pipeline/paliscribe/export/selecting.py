@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paliscribe.errors import UsageError, did_you_mean
+from paliscribe.export.calibrated import calibrate, kept_maps
 from paliscribe.export.names import stem
 from paliscribe.export.pictures import BOX_KINDS, NO_LABEL, Answer, Picture, Region
 from paliscribe.published.query import BATCH, mistakes, rows_of
@@ -28,7 +29,8 @@ class Filters:
     `tasks`: tasks or kinds; none: all. `min_score`: boxes of a lower score are left out, and other answers of a lower
     score; a box without a score has its answer's. `where`: a condition in SQL over the columns of `annotations`.
     `reviewed`: only what a reviewer accepted or corrected. `invalid`: invalid answers too. What a reviewer accepted or
-    corrected passes `min_score` and needs no `invalid`; what one rejected never passes.
+    corrected passes `min_score` and needs no `invalid`; what one rejected never passes. `calibrated`: scores are
+    probabilities by the maps that `evaluate --fit` has kept, null without one; `min_score` is compared with these.
     """
 
     tasks: tuple[str, ...] = ()
@@ -36,6 +38,7 @@ class Filters:
     where: str | None = None
     reviewed: bool = False
     invalid: bool = False
+    calibrated: bool = False
 
 
 class Selection:
@@ -59,6 +62,7 @@ class Selection:
         if boxes and not kinds & set(BOX_KINDS):
             words = _listed([task for task, _ in self.tasks])
             raise UsageError(f"{name} holds boxes, and this run has none: {words}. Use jsonl, csv, hf or webdataset")
+        self._maps = kept_maps(tables.store) if filters.calibrated else None
         self._condition, self._reviewing = self._conditions(boxes)
         with mistakes("--where"):
             found = tables.connection.execute(f"{self._sql(f'{tables.prefix}annotations')} LIMIT 1").fetchone()
@@ -127,6 +131,8 @@ class Selection:
     def _answer(self, record: dict[str, Any], verdict: str | None, text: str | None, boxes: Any) -> Answer | None:
         """A record with its corrections, or None if its score is too low."""
         least = None if verdict in SEEN else self._filters.min_score
+        if self._maps is not None:
+            calibrate(record, self._maps.get((record["task"], record["kind"])))
         if verdict == "fix":
             record |= {"status": "ok", "score": None, "error_message": None}
             if boxes is not None:

@@ -7,6 +7,15 @@ LOCK ?= infra/constraints.txt
 INSTALL = -m pip install --quiet --editable '.[test,lint,train]' $(if $(LOCK),--constraint $(LOCK))
 # Two processes, a file in one of them.
 TWO = -n 2 --dist loadfile
+# Tests without Ray in the background, and those with it; the output of the former comes last.
+define lanes
+mkdir -p build; status=0; \
+	nice -n 19 $(BIN)/python -m pytest $(TWO) -m "$(1)" > build/without-ray.log 2>&1 & others=$$!; \
+	trap "kill $$others" INT TERM; \
+	$(BIN)/python -m pytest -m "$(2)" $(3) || status=1; \
+	wait $$others || status=1; \
+	cat build/without-ray.log; exit $$status
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick test-long test-full lint format setup lock clean docs
@@ -28,15 +37,10 @@ quick: setup  ## tests without Ray, browser and long computation: under two minu
 	$(BIN)/python -m pytest $(TWO) -m "not cluster and not slow"
 
 test: setup  ## the tests that need no GPU and minutes: those with Ray, and beside them, with less priority, the others in two processes
-	@mkdir -p build; status=0; \
-	nice -n 19 $(BIN)/python -m pytest $(TWO) -m "not cluster" > build/without-ray.log 2>&1 & others=$$!; \
-	trap "kill $$others" INT TERM; \
-	$(BIN)/python -m pytest -m cluster tests/front || status=1; \
-	wait $$others || status=1; \
-	cat build/without-ray.log; exit $$status
+	@$(call lanes,not cluster,cluster,tests/front)
 
 test-long: setup  ## tests that start clusters again and again or compute for half a minute; .ci/run runs them too
-	LONG=1 $(BIN)/python -m pytest -m long
+	@export LONG=1; $(call lanes,long and not cluster,long and cluster)
 
 test-full: setup  ## all tests, and what takes hours: all paths of the CPU libraries, all precisions, full sizes
 	FULL=1 $(BIN)/python -m pytest

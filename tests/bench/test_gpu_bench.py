@@ -20,6 +20,8 @@ from bench.machine import machine, release
 from paliscribe.engine import Engine
 from paliscribe.records import Prediction
 
+pytestmark = pytest.mark.long
+
 torch.set_num_threads(1)
 SMALL = ["--small", "--tokens", "3", "--longest", "4", "--rounds", "1", "--images", "3", "--json"]
 

@@ -6,6 +6,8 @@ import pytest
 
 from bench import baseline, mixed
 
+pytestmark = pytest.mark.long
+
 
 def test_first_tokens_take_at_most_two_steps_more_than_when_idle() -> None:
     subject = baseline.demo()

@@ -7,6 +7,8 @@ import pytest
 from bench import precision
 from bench.precision import SCORES, TASKS
 
+pytestmark = pytest.mark.long
+
 
 def test_the_last_line_is_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
     precision.main(["--scenes", "4", "--texts", "3", "--variants", "float32", "bfloat16", "nf4-double", "--json"])

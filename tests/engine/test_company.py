@@ -67,11 +67,11 @@ PATHS = {
     "ATEN_CPU_CAPABILITY": ("default",),
 }
 EXACT, SHORT = ("float32:1", "float32:2"), ("bfloat16:1", "float16:1")
-OFTEN = [("MKL_CBWR", "COMPATIBLE", EXACT), ("ONEDNN_MAX_CPU_ISA", "SSE41", SHORT)]  # whose products these are
+OFTEN = [("MKL_CBWR", "COMPATIBLE", EXACT)]  # whose products these are
 SELDOM = [
     ("MKL_CBWR", "COMPATIBLE", SHORT),
     ("MKL_CBWR", "AVX2", EXACT + SHORT),
-    ("ONEDNN_MAX_CPU_ISA", "SSE41", EXACT),
+    ("ONEDNN_MAX_CPU_ISA", "SSE41", EXACT + SHORT),
 ]
 EVERY = [("", ""), *((name, value) for name, values in PATHS.items() for value in values)]
 

@@ -64,9 +64,7 @@ def test_equals_generate_beyond_the_sliding_window(window: int) -> None:
 
 
 @given(data=st.data())
-@settings(
-    max_examples=60 if os.environ.get("FULL") else 10, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+@settings(max_examples=60 if os.environ.get("FULL") else 5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_company_changes_nothing(data: st.DataObject) -> None:
     """Whatever the mix, order, arrival, priority, cancellations and slots: tokens, text and scores stay the same."""
     model, _ = random_model(data.draw(st.integers(0, 1)), data.draw(st.sampled_from(["gemma", "gemma2"])))

@@ -61,6 +61,7 @@ def resident(process: psutil.Process) -> int:
     return int(process.memory_info().rss)
 
 
+@pytest.mark.long
 def test_thousands_of_requests_leave_nothing_behind(demo: Model) -> None:
     running = engine(demo, embedding_cache=2)
     running.start()

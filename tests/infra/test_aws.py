@@ -143,6 +143,7 @@ def test_only_the_service_accounts_of_the_manifests_may_assume_the_role() -> Non
     assert roles == {"paliscribe-eks"} and "--role-name paliscribe-eks" in (INFRA / "aws/README.md").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_aws")
 def test_the_heads_policy_equals_the_autoscalers_calls() -> None:
     """Ray's provider starts, tags, describes and terminates the nodes of cluster.yaml on moto."""

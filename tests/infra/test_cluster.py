@@ -126,6 +126,7 @@ def no_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_aws")
 def test_ray_bootstraps_aws() -> None:
     """`ray up` on moto until the head is started: key pair, subnets, security group, GPUs of the instance type."""

@@ -187,6 +187,7 @@ def test_keys_of_many_long_values_fit_into_a_store(tmp_path: Path) -> None:
     check(store.uri, job, never, READERS)
 
 
+@pytest.mark.long
 def test_many_folders(tmp_path: Path) -> None:
     job = Job([{"n": row} for row in range(1010)], pa.schema([("n", pa.int64())]), by=("n",), shard_rows=500)
     job.annotate(store := open_store(str(tmp_path)))

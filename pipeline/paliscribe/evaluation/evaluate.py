@@ -22,6 +22,7 @@ from paliscribe.storage import StorageError, Store, redacted
 KEY = "_evaluation/latest.json"
 OTHER = "other_"  # before the names of the other run's tables
 MASK_BATCHES = 20  # of rows that are searched for masks
+MEMORY = "128MB"  # of DuckDB
 
 Evaluated = Texts | Shapes
 
@@ -49,7 +50,7 @@ def evaluate(output: str, options: Options, tell: Callable[[str], None] = lambda
     `tell`: gets a line about what is done. Raises UsageError: nothing published, truth that cannot be read or has
     nothing for any task, no row in common, an output that cannot be written.
     """
-    tables = open_tables(output)
+    tables = open_tables(output, memory=MEMORY)
     found = units(tables)
     if options.against is not None:
         open_tables(options.against, tables.connection, prefix=OTHER)

@@ -108,7 +108,7 @@ def _previewed(
             "tokens": each.tokens,
             "score": each.score,
         }
-        for each in Figures(open_tables(place)).tasks()
+        for each in Figures(open_tables(place, rows=False)).tasks()
     ]
     guess = found["estimate"]
     if price is not None and guess["gpus"]:

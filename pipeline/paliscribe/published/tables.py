@@ -8,7 +8,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from paliscribe import manifest, results
@@ -50,12 +50,18 @@ class Tables:
 
 
 def open_tables(
-    output: str, connection: duckdb.DuckDBPyConnection | None = None, *, prefix: str = "", memory: str = "1GB"
+    output: str,
+    connection: duckdb.DuckDBPyConnection | None = None,
+    *,
+    prefix: str = "",
+    memory: str = "1GB",
+    rows: bool = True,
 ) -> Tables:
     """Open the tables of a run. Nothing but footers is read.
 
     `connection`: where to add them, with names that begin with `prefix`; None: a new one, which takes at most `memory`
-    and otherwise writes to a temporary folder. Raises UsageError if nothing is published there, or it cannot be read,
+    and otherwise writes to a temporary folder. `rows`: with the table of this name, whose reader takes half a second to
+    import. Raises UsageError if nothing is published there, or it cannot be read,
     RunError if it is damaged.
     """
     try:
@@ -76,7 +82,8 @@ def open_tables(
                 made.execute(f"CREATE OR REPLACE VIEW {prefix}{name} AS SELECT * FROM read_parquet({literal(keys)})")
             else:
                 _keep(made, f"{prefix}{name}", schema.empty_table())
-        made.register(f"{prefix}rows", _rows(frozen, base, folder))
+        if rows:
+            made.register(f"{prefix}rows", _rows(frozen, base, folder))
         _keep(made, f"{prefix}runs", _runs(output, summary, RunFile.read(store)))
         tables = Tables(output, store, made, schema, frozen, summary is not None, prefix, addresses[ANNOTATIONS])
         tables.refresh()
@@ -108,11 +115,13 @@ def _published(store: Store) -> tuple[list[str], dict[str, Any] | None]:
 
 
 def _schema(files: Sequence[str], base: Any, folder: str) -> pa.Schema:
-    return ds.dataset(f"{folder}/{files[0]}", format="parquet", filesystem=base).schema
+    return pq.read_schema(f"{folder}/{files[0]}", filesystem=base)
 
 
 def _rows(frozen: manifest.FrozenManifest | None, base: Any, folder: str) -> Any:
     """The rows of the frozen manifest, lazily."""
+    import pyarrow.dataset as ds  # imports pandas
+
     schema = pa.schema([("id", pa.string()), ("image", pa.string())])
     if frozen is None:
         return schema.empty_table()

@@ -48,8 +48,8 @@ class View:
 
 def open_view(output: str, other: str | None = None, note: str = "") -> View:
     """Open a run, and another one to compare it with. Raises UsageError."""
-    tables = open_tables(output)
-    second = open_tables(other, tables.connection, prefix="other_") if other is not None else None
+    tables = open_tables(output, rows=False)
+    second = open_tables(other, tables.connection, prefix="other_", rows=False) if other is not None else None
     try:
         file = RunFile.read(tables.store)
     except StorageError as error:

@@ -1,10 +1,11 @@
 """Faults in runs, at random for a given time: `python -m bench.chaos --minutes 30 --seed 1 [--into FILE]`.
 
 Drivers of small runs are killed and stopped, and their disk and object store fail, all without Ray. After each trial
-the run is resumed and compared with an undisturbed one: published files byte for byte, every record once, `paliscribe
-verify`. Prints a row for each kind of fault. `re-work`: requests that were sent to the pool, over those of undisturbed runs. `recovery`: seconds from
-a fault, or from the moment when a store or a disk works again, to the next step that is written: median and longest.
-`--into` adds the counts to those in a file. The machinery is that of `tests/chaos/`.
+the run is resumed and compared with an undisturbed one: published files byte for byte, every record once, and
+`paliscribe verify`. Prints a row for each kind of fault. `re-work`: requests that were sent to the pool, over those of
+undisturbed runs. `recovery`: seconds from a fault, or from the moment when a store or a disk works again, to the next
+step that is written: median and longest. `--into` adds the counts to those in a file. The machinery is that of
+`tests/chaos/`.
 """
 
 import argparse

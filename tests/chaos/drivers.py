@@ -9,7 +9,7 @@ import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from chaos.trial import PHASES, Tally, World
+from chaos.trial import PHASES, RETRIES, Tally, World
 
 TTL = 0.6  # seconds, of a lease
 SECONDS = 60.0  # until a run that two drivers hinder is given up
@@ -43,7 +43,7 @@ def two_drivers(world: World, drawn: random.Random) -> Tally:
         _checked(world, process, tally)
     if not is_done:
         tally.wrong.append(f"{phase}: not finished after {SECONDS:.0f} s")
-    world.resume(phase, tally, None, ttl=TTL)
+    world.resume(phase, tally, None, may_retry=phase in RETRIES, ttl=TTL)
     return tally
 
 

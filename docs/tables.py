@@ -24,7 +24,7 @@ ROOMS: list[tuple[str, str]] = [
     ("records", "numpy"),
     ("config", "pydantic yaml"),
     ("grammar", "numpy"),
-    ("storage", "boto3 botocore httpx numpy pyarrow"),
+    ("storage", "boto3 botocore httpx numpy pyarrow urllib3"),
     ("images", "PIL httpx numpy"),
     ("results", "numpy pyarrow pydantic"),
     ("manifest", "ijson numpy pyarrow"),

@@ -1,10 +1,8 @@
 """An object store that fails in the middle of a run, and then for every fifth request: the run waits and ends well."""
 
 import contextlib
-import http.client
 import json
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -13,10 +11,10 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from chaos.proxy import Proxy, proxied
 from front.conftest import TASKS, read_rows, task_flags, write_rows
 from front.test_resume import wait_until_gone
 
@@ -28,60 +26,10 @@ SHARDS = 360
 BEFORE = 15  # seconds of work before the outage
 
 
-class Proxy(ThreadingHTTPServer):
-    """Passes requests to an S3 server, and answers 503 instead to a share of them."""
-
-    daemon_threads = True
-
-    def __init__(self, target: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.target, self.failing, self.failed = urlsplit(target).netloc, 0.0, 0
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Proxy
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
-
-    def _pass(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if random.random() < self.server.failing:
-            self.server.failed += 1
-            self.send_response(503)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        with contextlib.closing(http.client.HTTPConnection(self.server.target, timeout=60)) as connection:
-            connection.request(self.command, self.path, body, dict(self.headers.items()))  # signed for our own Host
-            answer = connection.getresponse()
-            data = answer.read()
-            self.send_response(answer.status)
-            length = answer.headers.get("Content-Length", str(len(data))) if self.command == "HEAD" else str(len(data))
-            for name, value in answer.getheaders():
-                if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
-                    self.send_header(name, value)
-            if answer.status != 204:
-                self.send_header("Content-Length", length)
-            self.end_headers()
-            self.wfile.write(data)
-
-    do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = _pass
-
-
 @pytest.fixture
 def proxy(s3_server: Any) -> Iterator[Proxy]:
-    server = Proxy(s3_server.endpoint)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with proxied(s3_server.endpoint) as server:
+        yield server
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
+from chaos.proxy import proxied
 
 from paliscribe.storage import StorageError, check_writable, open_store, retry, s3_client
 
@@ -168,3 +169,35 @@ def test_an_object_that_changes_while_it_is_read(bucket: str) -> None:
         store.put("k", b"b" * (20 << 20))
         error = refused(source.read)
     assert error.kind == "missing" and "replaced" in error.message
+
+
+@pytest.mark.parametrize("kind", ["truncated", "truncated headers"])
+def test_a_truncated_answer_is_retried(kind: str, bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any call, once each: also of those whose answers botocore reads itself."""
+    store = open_store(f"s3://{bucket}/run")
+    for name in ("k", "gone", "a/b"):
+        store.put(name, b"value" * 100)
+    with proxied(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        s3_client._clients.clear()
+
+        def cut(call: Callable[[], object]) -> object:
+            proxy.disturb(0, {kind: 1.0}, most=1)
+            found = call()
+            assert proxy.given[kind] == 1
+            return found
+
+        assert cut(lambda: store.get("k")) == b"value" * 100
+        assert cut(lambda: store.get_range("k", 5, 5)) == b"value"
+        assert cut(lambda: [found.key for found in store.list()]) == ["a/b", "gone", "k"]
+        assert cut(lambda: store.exists("k")) is True
+        assert str(cut(lambda: store.version("k"))).endswith("-500")
+        assert cut(lambda: store.open("k").read()) == b"value" * 100
+        assert cut(lambda: store.put("new", b"x"))
+        assert cut(lambda: store.put_if_absent("once", b"x")) is True
+        cut(lambda: store.delete_many(["gone", "new"]))
+        cut(lambda: store.delete("once"))
+        assert refused(lambda: cut(lambda: store.get("once"))).kind == "missing"
+        proxy.disturb(0, {kind: 1.0}, most=1000)
+        with retry.hurried():
+            assert refused(lambda: list(store.list())).kind == "unreachable"

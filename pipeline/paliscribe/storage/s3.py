@@ -55,7 +55,7 @@ class S3Store:
 
     def put(self, key: str, data: bytes) -> str:
         """See Store."""
-        return str(self._call("put_object", key, Body=data)["ETag"])
+        return str(self._call("put_object", key, ("ETag",), Body=data)["ETag"])
 
     def put_file(self, key: str, path: Path) -> str:
         """See Store. Large files are uploaded in parts."""
@@ -72,7 +72,7 @@ class S3Store:
                     raise StorageError("unreachable", self._uri(key), "the upload failed") from error
 
         retried(upload)
-        return str(self._call("head_object", key)["ETag"])
+        return str(self._call("head_object", key, ("ETag",))["ETag"])
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """See Store. Sends `If-None-Match: *`. A retry that finds its own earlier write is a success."""
@@ -109,7 +109,7 @@ class S3Store:
 
     def version(self, key: str, *, settled: bool = True) -> str | None:
         """See Store: the ETag and the size."""
-        head = self._call("head_object", key)
+        head = self._call("head_object", key, ("ETag", "ContentLength"))
         return f"{head['ETag']}-{head['ContentLength']}"
 
     def delete(self, key: str) -> None:
@@ -151,15 +151,17 @@ class S3Store:
     def _list_once(self, arguments: dict[str, str]) -> dict[str, Any]:
         with translate_errors(self.uri):
             page: dict[str, Any] = client().list_objects_v2(**arguments)
-        return page
+        return _whole(self.uri, page, "IsTruncated")  # else it would be taken for an empty prefix
 
-    def _call(self, operation: str, key: str, **arguments: Any) -> dict[str, Any]:
+    def _call(self, operation: str, key: str, needed: Sequence[str] = (), **arguments: Any) -> dict[str, Any]:
+        """Call an operation on an object. `needed`: fields of its answer."""
+
         def once() -> dict[str, Any]:
             with translate_errors(self._uri(key)):
                 answer: dict[str, Any] = getattr(client(), operation)(
                     Bucket=self.bucket, Key=self._key(key), **arguments
                 )
-            return answer
+            return _whole(self._uri(key), answer, *needed)
 
         return retried(once)
 
@@ -180,7 +182,7 @@ class S3Store:
                         if code != "PreconditionFailed" and not (code == "NoSuchKey" and "IfMatch" in condition):
                             raise
                         return self._etag_if_written(key, data) if in_doubt else None
-                    return str(answer["ETag"])
+                    return str(_whole(self._uri(key), answer, "ETag")["ETag"])
             except StorageError as error:
                 in_doubt |= error.kind == "unreachable"
                 raise
@@ -204,12 +206,25 @@ def get_once(
     """Read a whole object, without retries: its bytes and its ETag. Raises StorageError."""
     uri = f"s3://{bucket}/{key}"
     with translate_errors(uri):
-        answer = _get_object(bucket, key, connections, timeout)
+        answer = _with_length(uri, _get_object(bucket, key, connections, timeout))
         if max_bytes is not None and answer["ContentLength"] > max_bytes:
             answer["Body"].close()
             raise StorageError("too_large", uri, f"{answer['ContentLength']:,} bytes; the limit is {max_bytes:,}")
         with answer["Body"] as body:
-            return body.read(), str(answer["ETag"])
+            return body.read(), str(_whole(uri, answer, "ETag")["ETag"])
+
+
+def _whole(uri: str, answer: dict[str, Any], *names: str) -> dict[str, Any]:
+    """An answer with these fields. Raises StorageError if one is missing: it was cut off, which nothing else tells."""
+    if any(name not in answer for name in names):
+        raise StorageError("unreachable", uri, "the store's answer was cut off")
+    return answer
+
+
+def _with_length(uri: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a GET, whose body has a length or is sent in chunks; else a part of it would be taken for all."""
+    is_chunked = "transfer-encoding" in answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return answer if is_chunked else _whole(uri, answer, "ContentLength")
 
 
 def _get_object(bucket: str, key: str, connections: int, timeout: float) -> dict[str, Any]:
@@ -264,7 +279,7 @@ class _Ranges(io.RawIOBase):
     def _head(self) -> dict[str, Any]:
         with translate_errors(f"s3://{self._bucket}/{self._key}"):
             head: dict[str, Any] = client().head_object(Bucket=self._bucket, Key=self._key)
-        return head
+        return _whole(f"s3://{self._bucket}/{self._key}", head, "ETag", "ContentLength")
 
     def _range(self, first: int, last: int) -> bytes:
         return _range(self._bucket, self._key, first, last, IfMatch=self._etag)
@@ -272,8 +287,10 @@ class _Ranges(io.RawIOBase):
 
 def _range(bucket: str, key: str, first: int, last: int, **condition: str) -> bytes:
     """The bytes from `first` to `last`, inclusive, without retries. Raises StorageError."""
-    with translate_errors(f"s3://{bucket}/{key}"):
-        answer = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={first}-{last}", **condition)
+    uri = f"s3://{bucket}/{key}"
+    with translate_errors(uri):
+        found = client().get_object(Bucket=bucket, Key=key, Range=f"bytes={first}-{last}", **condition)
+        answer = _with_length(uri, found)
         with answer["Body"] as body:
             data: bytes = body.read()
     return data

@@ -102,6 +102,8 @@ def translate_errors(uri: str) -> Iterator[None]:
     """Translate botocore's exceptions into StorageError, by code and type."""
     from botocore import UNSIGNED
     from botocore import exceptions as boto
+    from botocore.parsers import ResponseParserError
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
@@ -116,7 +118,7 @@ def translate_errors(uri: str) -> Iterator[None]:
         raise StorageError("forbidden", uri, f"AWS credentials cannot be loaded ({type(error).__name__})") from error
     except boto.ParamValidationError as error:
         raise StorageError("bad_uri", uri, "not a valid bucket or key") from error
-    except (boto.BotoCoreError, OSError) as error:
+    except (boto.BotoCoreError, OSError, HTTPError, ResponseParserError) as error:  # the last two: a truncated answer
         raise StorageError("unreachable", uri, f"the store cannot be reached ({type(error).__name__})") from error
 
 

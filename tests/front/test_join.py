@@ -19,7 +19,7 @@ import pytest
 import ray.util
 from front.conftest import read_rows, replicas, write_rows
 from front.heads import PROGRAMS, TOKEN, free_ports, running
-from infra.test_observation import named
+from infra.test_observation import named, of_runs
 from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
@@ -121,6 +121,9 @@ def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp
             assert not replicas("paliscribe-batch-", driver), "a second copy of the weights"
             time.sleep(0.05)
         assert batch.returncode == 0, batch.communicate()[1]
+        shown = promql.shown(httpx.get(f"http://127.0.0.1:{head.metrics}/metrics", timeout=10).text)
+        assert not promql.missing(of_runs(), shown), "the alerts on runs name what a driver does not export"
+        assert [series["run"] for series in shown["ray_paliscribe_run_rows_left"]] == [str(tmp_path / "o")]
         assert len(live) > 20 and len({str(record["text"]) for record in live}) == 1
         assert ds.dataset(tmp_path / "o", format="parquet").count_rows() == len(rows) == 2400
         assert [replica.pid for replica in replicas("paliscribe:replica", driver)] == before and len(before) == 1

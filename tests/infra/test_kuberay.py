@@ -1,5 +1,8 @@
 """Kubernetes manifests: schemas of KubeRay, Kubernetes, Ray and paliscribe, and consistency."""
 
+import re
+import runpy
+import shlex
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,8 +13,10 @@ import pytest
 import yaml
 from infra.manifests import IMAGE, INFRA, MISSING, changed, documents, values
 from pydantic import ValidationError
+from ray.autoscaler._private.kuberay.autoscaling_config import _generate_available_node_types_from_ray_cr_spec
 from ray.scripts.scripts import start
 from ray.serve.schema import ServeDeploySchema
+from ray.util.accelerators import NVIDIA_L4, NVIDIA_TESLA_A10G
 
 from infra import crds
 from paliscribe.config import parse, parse_serve
@@ -20,10 +25,12 @@ from paliscribe.pool.deploy import DRAIN
 
 FOLDER = INFRA / "kuberay"
 KUBERNETES = "1.34"
-ALL = [document for path in sorted(FOLDER.glob("*.yaml")) for document in documents(path)]
-RAYS = [document for document in ALL if document["apiVersion"].startswith("ray.io/")]
-OTHERS = [document for document in ALL if document not in RAYS]
-HAVE_CRDS = pytest.mark.skipif(not crds.FOLDER.is_dir(), reason=f"KubeRay's CRDs are not in {crds.FOLDER}")
+rule = runpy.run_path(str(INFRA / "prometheus/prometheus_rule.py"))["rule"]
+FILES = sorted([*FOLDER.glob("*.yaml"), *INFRA.glob("overlays/*/*.yaml")])
+ALL = [document for path in FILES if path.name != "kustomization.yaml" for document in documents(path)]
+RAYS = [document for document in ALL if crds.group_of(document) == "ray.io"]
+CUSTOM = [*(document for document in ALL if crds.group_of(document) in crds.GROUPS), rule()]
+OTHERS = [document for document in ALL if crds.group_of(document) not in crds.GROUPS]
 
 
 def name_of(document: Any) -> str:
@@ -55,9 +62,8 @@ GROUPS = [
 each_group = partial(pytest.mark.parametrize, ("document", "name", "group"), GROUPS)
 
 
-@HAVE_CRDS
-@pytest.mark.parametrize("document", RAYS, ids=name_of)
-def test_kuberay_accepts_the_manifests(document: dict[str, Any]) -> None:
+@pytest.mark.parametrize("document", CUSTOM, ids=name_of)
+def test_the_crds_accept_the_manifests(document: dict[str, Any]) -> None:
     assert crds.problems(document) == []
 
 
@@ -66,7 +72,6 @@ HEAD = "headGroupSpec/template/spec"
 WORKER = "workerGroupSpecs/0"
 
 
-@HAVE_CRDS
 @pytest.mark.parametrize("kind", CLUSTERS)
 @pytest.mark.parametrize(
     ("place", "value"),
@@ -99,13 +104,14 @@ def test_invalid_cluster_fields_are_rejected(kind: str, place: str, value: Any) 
     assert crds.problems(changed(rays(kind), f"{CLUSTERS[kind]}/{place}", value)) != []
 
 
-@HAVE_CRDS
 @pytest.mark.parametrize(
     ("kind", "place", "value"),
     [
         ("RayService", "spec/serveConfig", "proxy_location: EveryNode"),
         ("RayService", "spec/serveConfigV2", {"proxy_location": "EveryNode"}),
         ("RayService", "spec/rayClusterConfig", MISSING),
+        ("RayService", "spec/upgradeStrategy/clusterUpgradeOption", {}),
+        ("RayService", "spec/upgradeStrategy/clusterUpgradeOptions/stepSizePercent", "25"),
         ("RayJob", "spec/entrypoints", "paliscribe annotate"),
         ("RayJob", "spec/backoffLimit", "3"),
         ("RayJob", "spec/shutdownAfterJobFinishes", "true"),
@@ -141,6 +147,8 @@ def test_kubernetes_accepts_the_pods(document: dict[str, Any], name: str, group:
         ("ConfigMap", "data/job.yaml", {"manifest": "s3://"}),
         ("Service", "spec/ports/0/port", MISSING),
         ("Namespace", "metadata/labels", ["restricted"]),
+        ("PodDisruptionBudget", "spec/maxUnavailables", 0),
+        ("StatefulSet", "spec/selector", MISSING),
     ],
 )
 def test_invalid_fields_of_other_kinds_are_rejected(kind: str, place: str, value: Any) -> None:
@@ -151,8 +159,8 @@ def test_invalid_fields_of_other_kinds_are_rejected(kind: str, place: str, value
 
 @each_group()
 def test_ray_start_accepts_the_params(document: dict[str, Any], name: str, group: dict[str, Any]) -> None:
-    """KubeRay passes each as `--key=value`."""
-    words = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
+    """KubeRay passes each as `--key=value` to a shell."""
+    words = shlex.split(" ".join(f"--{key}={value}" for key, value in group["rayStartParams"].items()))
     context = start.make_context("ray start", words)
     if name == "head":
         assert context.params["num_cpus"] == 0
@@ -172,7 +180,7 @@ def test_pods_are_restricted_and_have_limits_and_probes(
     assert container["securityContext"] == cluster_of(document)["autoscalerOptions"]["securityContext"] == confined
     requests, limits = container["resources"]["requests"], container["resources"]["limits"]
     assert requests["memory"] == limits["memory"] and {"cpu", "ephemeral-storage"} <= requests.keys()
-    assert ("nvidia.com/gpu" in limits) is (name == "gpu")
+    assert ("nvidia.com/gpu" in limits) is name.startswith("gpu")
     probes = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")}
     assert probes == {"/api/healthz"}
     ready = container["readinessProbe"]["httpGet"]
@@ -219,26 +227,33 @@ def test_secrets_are_referenced_and_never_written() -> None:
 
 
 def test_images_are_pinned_to_this_version() -> None:
-    images = [image for document in ALL for image in values(document, "image")]
-    assert len(images) == len(GROUPS) and {image.rpartition("/")[2] for image in images} == {IMAGE}
+    for document in RAYS:
+        for name, group in groups_of(document).items():
+            [image] = values(group, "image")
+            assert image.rpartition("/")[2] == (IMAGE if name.startswith("gpu") else f"{IMAGE}-cpu"), name
+    others = [image for document in OTHERS for image in values(document, "image")]
+    assert all(re.fullmatch(r"\w+:\d+\.\d+\.\d+-\w+", image) for image in others)
 
 
 def test_network_policies() -> None:
     """Ports open to other namespaces; the policies select every pod."""
     opened: dict[int, set[str]] = {}
-    for policy in [document["spec"] for document in ALL if document["kind"] == "NetworkPolicy"]:
+    for policy in [kind["spec"] for kind in documents(FOLDER / "common.yaml") if kind["kind"] == "NetworkPolicy"]:
         wanted = policy["podSelector"]["matchLabels"].items()
         labels = {name: g["template"]["metadata"]["labels"] for d in RAYS for name, g in groups_of(d).items()}
         met = {name for name, own in labels.items() if wanted <= own.items()}
         for rule in policy["ingress"]:
             for peer in rule["from"]:
                 if "podSelector" in peer:
-                    assert peer == {"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "paliscribe"}}}
+                    assert peer["podSelector"]["matchLabels"] in (
+                        {"app.kubernetes.io/part-of": "paliscribe"},
+                        {"gateway.networking.k8s.io/gateway-name": "paliscribe-gateway"},  # KubeRay's: NAME-gateway
+                    )
                     continue
                 [namespace] = peer["namespaceSelector"]["matchLabels"].values()
                 for port in rule["ports"]:
                     opened.setdefault(port["port"], set()).add(namespace)
-                    assert met == ({"head"} if port["port"] == 8265 else {"head", "gpu", "cpu"})
+                    assert met == ({"head"} if port["port"] == 8265 else {"head", "gpu", "gpu-a10g", "cpu"})
     assert opened == {8000: {"ingress-nginx"}, 8080: {"monitoring"}, 8265: {"paliscribe-admin", "kuberay-system"}}
 
 
@@ -322,4 +337,42 @@ def test_the_job_file_is_valid_and_mounted_where_it_is_read() -> None:
     [mount] = [m for m in head["containers"][0]["volumeMounts"] if m["name"] == "job"]
     assert spec["entrypoint"] == f"paliscribe annotate {mount['mountPath']}/job.yaml"
     gpus = groups_of(rays("RayJob"))["gpu"]["maxReplicas"]
-    assert job.pool.replicas == gpus and job.pool.gpus_per_replica == 1 and job.model.precision != "auto"
+    assert (job.pool.min_replicas, job.pool.max_replicas) == (1, gpus), "it begins with the first GPU"
+    assert job.pool.gpus_per_replica == 1 and job.model.precision != "auto"
+
+
+def test_the_upgrade_has_what_kuberay_demands() -> None:
+    """What its operator checks beyond the schema (ValidateClusterUpgradeOptions in KubeRay's validation.go)."""
+    spec = rays("RayService")["spec"]
+    strategy = spec["upgradeStrategy"]
+    options = strategy["clusterUpgradeOptions"]
+    assert (
+        strategy["type"] == "NewClusterWithIncrementalUpgrade" and spec["rayClusterConfig"]["enableInTreeAutoscaling"]
+    )
+    assert 0 < options["stepSizePercent"] <= options["maxSurgePercent"] <= 100 and options["intervalSeconds"] > 0
+    assert options["gatewayClassName"]
+
+
+@pytest.mark.parametrize("document", RAYS, ids=name_of)
+def test_the_autoscaler_knows_the_gpus_of_groups_without_nodes(document: dict[str, Any]) -> None:
+    """Ray's own reading of the groups: `accelerator_type` is found at zero nodes, and one type has priority."""
+    spec = cluster_of(document)
+    kinds = _generate_available_node_types_from_ray_cr_spec(spec)
+    found = {name: {key for key in kind["resources"] if key.startswith("accelerator")} for name, kind in kinds.items()}
+    assert found.pop("gpu") == {"accelerator_type:L4"} and found.pop("gpu-a10g") == {"accelerator_type:A10G"}
+    assert not any(found.values())
+    assert kinds["gpu"]["priority"] > kinds["gpu-a10g"].get("priority", 0)
+    assert (NVIDIA_L4, NVIDIA_TESLA_A10G) == ("L4", "A10G"), "the names that Ray gives to what it finds"
+    for name in ("gpu", "gpu-a10g"):
+        assert kinds[name]["resources"]["GPU"] == 1 and kinds[name]["max_workers"] == kinds["gpu"]["max_workers"]
+
+
+def test_metrics_are_scraped_from_every_pod() -> None:
+    [monitor] = [document for document in ALL if document["kind"] == "PodMonitor"]
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    for document in RAYS:
+        for group in groups_of(document).values():
+            assert wanted <= group["template"]["metadata"]["labels"].items()
+            ports = group["template"]["spec"]["containers"][0]["ports"]
+            assert endpoint["port"] in [port["name"] for port in ports]

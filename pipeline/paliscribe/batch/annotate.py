@@ -11,6 +11,7 @@ import ray
 from paliscribe import results
 from paliscribe.batch.dataset import annotate_shards
 from paliscribe.batch.generation import Run
+from paliscribe.batch.metrics import exported
 from paliscribe.batch.parts import Parts
 from paliscribe.batch.precision import settle_precision
 from paliscribe.batch.progress import Progress, Timeline
@@ -64,6 +65,7 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
             free=free - (held if pool.is_temporary else 0.0),
             replicas=held,
         )
+        opened.enter_context(exported(run))
         opened.enter_context(_reporting_startup(run, pool))
         shards = annotate_shards(plan, pool, todo, cpus=cpus, workers=workers, progress=run.progress)
         for marker in opened.enter_context(contextlib.closing(shards)):

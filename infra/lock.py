@@ -6,6 +6,7 @@ of tests, linters and training, for `make setup`. NVIDIA's libraries are left ou
 """
 
 import importlib.metadata
+import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +17,10 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS, CONSTRAINTS = ROOT / "infra/requirements.txt", ROOT / "infra/constraints.txt"
-HEAD = "# Written by infra/lock.py: the versions that the tests have passed with. NVIDIA's libraries come with torch.\n"
+HEAD = (
+    "# Written by infra/lock.py: the versions that the tests have passed with. NVIDIA's libraries come with torch.\n"
+    f"# Python {sys.version_info.major}.{sys.version_info.minor}\n"
+)
 LEFT_TO_TORCH = ("cuda-", "nvidia-", "triton")
 
 

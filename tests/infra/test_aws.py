@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore import xform_name
 from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
 from infra.manifests import INFRA, MISSING, ROOT, changed, documents
@@ -148,7 +149,8 @@ def test_only_the_service_accounts_of_the_manifests_may_assume_the_role() -> Non
 def test_the_heads_policy_equals_the_autoscalers_calls() -> None:
     """Ray's provider starts, tags, describes and terminates the nodes of cluster.yaml on moto."""
     calls: set[str] = set()
-    profiles = {"head": "paliscribe-head", "gpu": "paliscribe-writer", "cpu": "paliscribe-writer"}
+    profiles = {"head": "paliscribe-head", "gpu": "paliscribe-writer", "gpu_a10g": "paliscribe-writer"}
+    profiles["cpu"] = "paliscribe-writer"
     with mock_aws():
         for profile in set(profiles.values()):
             boto3.client("iam").create_instance_profile(InstanceProfileName=profile)
@@ -161,7 +163,7 @@ def test_the_heads_policy_equals_the_autoscalers_calls() -> None:
             assert kind["node_config"]["IamInstanceProfile"]["Name"] == profiles[name]
             provider.create_node(kind["node_config"], {"ray-user-node-type": name}, 1)
         nodes = provider.non_terminated_nodes({})
-        assert len(nodes) == 3
+        assert len(nodes) == len(profiles)
         provider.set_node_tags(nodes[0], {"ray-node-status": "up-to-date"})
         provider.terminate_nodes(nodes)
     policy = read("head-policy")
@@ -279,3 +281,38 @@ def test_s3_accepts_the_lifecycle_rules(bucket: str, s3_server: Any) -> None:
 )
 def test_invalid_lifecycle_rules_are_detected(place: str, value: Any) -> None:
     assert lifecycle_problems(changed(read("lifecycle"), place, value)) != ""
+
+
+def aws_commands(text: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Service, operation and options of each `aws` command in a text."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if (words := line.strip().split()) and words[0] == "aws":
+            yield words[1], words[2], [word[2:] for word in words if word.startswith("--")]
+
+
+def command_problems(text: str) -> list[str]:
+    """Operations and options of `aws` commands that AWS's API models do not have. `aws s3` is not of the API."""
+    found = []
+    for service, operation, options in aws_commands(text):
+        if service == "s3":
+            continue
+        model = boto3.session.Session()._session.get_service_model("s3" if service == "s3api" else service)
+        names = {xform_name(name, "-"): name for name in model.operation_names}
+        if operation not in names:
+            found.append(f"no operation {operation}")
+            continue
+        shape = model.operation_model(names[operation]).input_shape
+        known = {xform_name(member, "-") for member in shape.members}
+        needed = {xform_name(member, "-") for member in shape.required_members}
+        found += [f"{operation}: no option {name}" for name in set(options) - known]
+        found += [f"{operation}: {name} is missing" for name in needed - set(options)]
+    return found
+
+
+def test_the_readmes_commands_exist() -> None:
+    text = (INFRA / "aws/README.md").read_text()
+    assert len(list(aws_commands(text))) >= 10
+    assert command_problems(text) == []
+    assert command_problems("aws ec2 create-vpc-endpoints") == ["no operation create-vpc-endpoints"]
+    wrong = command_problems("aws ec2 create-vpc-endpoint --vpc-ids x --service-name y")
+    assert sorted(wrong) == ["create-vpc-endpoint: no option vpc-ids", "create-vpc-endpoint: vpc-id is missing"]

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import yaml
 from botocore.validate import ParamValidator
 from infra.manifests import INFRA, MISSING, ROOT, changed, documents
 from moto import mock_aws
+from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
@@ -76,7 +78,7 @@ def test_ray_accepts_the_files(path: Path) -> None:
         (AWS, "available_node_types/gpu/min_worker", 1),
         (AWS, "available_node_types/gpu/resources", MISSING),
         (AWS, "available_node_types/gpu/resources/GPU", "one"),
-        (AWS, "available_node_types/gpu/min_workers", 17),
+        (AWS, "available_node_types/gpu/min_workers", 25),
         (AWS, "setup_commands", "pip install paliscribe"),
         (AWS, "worker_start_ray_commands/1", ["ray", "start"]),
         (LOCAL, "max_wrokers", 3),
@@ -134,6 +136,7 @@ def test_ray_bootstraps_aws() -> None:
         found = _bootstrap_config(described(AWS), no_config_cache=True)
     kinds = found["available_node_types"]
     assert kinds["gpu"]["resources"].items() >= {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}.items()
+    assert kinds["gpu_a10g"]["resources"].items() >= {"CPU": 8, "GPU": 1, "accelerator_type:A10G": 1}.items()
     assert kinds["head"]["resources"] == {"CPU": 0} and kinds["head"]["max_workers"] == 0
     for kind in kinds.values():
         assert len(kind["node_config"]["SubnetIds"]) == 3, "one per zone"
@@ -211,9 +214,45 @@ def test_versions_are_pinned_and_consistent(path: Path) -> None:
     mounted = {remote: local for remote, local in config["file_mounts"].items() if not local.startswith("~")}
     assert sorted(mounted.values()) == [f"dist/{wheel}", "infra/requirements.txt"]
     assert all(Path(remote).name == Path(local).name for remote, local in mounted.items())
-    installs = [line for line in commands(config) if "pip install" in line]
-    assert [line.rpartition("/")[2] for line in installs] == ["requirements.txt", wheel]
+    installs = [line for line in commands(config) if "~/venv/bin/pip install" in line]
+    ends = [line.rpartition("/")[2] for line in installs]
+    assert ends == (["requirements.txt)"] if path == AWS else []) + ["requirements.txt", wheel]
     assert f"ray=={version('ray')}\n" in (ROOT / "infra/requirements.txt").read_text()
+
+
+def test_nodes_image_and_lock_have_one_python() -> None:
+    image = re.search(r"FROM python:(\d+\.\d+)(\.\d+)", (INFRA / "docker/Dockerfile").read_text())
+    assert image is not None
+    for name in ("requirements.txt", "constraints.txt"):
+        assert f"\n# Python {image[1]}\n" in (INFRA / name).read_text()
+    assert [
+        line for line in commands(described(AWS)) if f"uv venv --quiet --seed --python {image[1]}{image[2]} " in line
+    ]
+    assert [line for line in commands(described(LOCAL)) if f"python{image[1]} -m venv ~/venv" in line]
+
+
+def test_torch_without_cuda_is_the_locks_version() -> None:
+    """`+cpu` is a build of the version that requirements.txt pins, so pip leaves it there."""
+    [pin] = re.findall(r"^torch==(.+)$", (INFRA / "requirements.txt").read_text(), re.MULTILINE)
+    assert f"{pin}+cpu" in SpecifierSet(f"=={pin}")
+    for text in (AWS.read_text(), (INFRA / "docker/Dockerfile").read_text()):
+        assert re.search(r"--index-url https://download\.pytorch\.org/whl/cpu\s+\S*\$\(grep \^torch== \S+\)", text)
+
+
+def test_the_head_may_start_the_types_of_its_nodes_only() -> None:
+    config = described(AWS)
+    policy = json.loads((INFRA / "aws/head-policy.json").read_text())
+    [statement] = [
+        s for s in policy["Statement"] if "instance/*" in s["Resource"] and "ec2:RunInstances" in s["Action"]
+    ]
+    needed = statement["Condition"]["StringEquals"]
+    workers = [kind["node_config"] for name, kind in config["available_node_types"].items() if name != "head"]
+    assert sorted(needed["ec2:InstanceType"]) == sorted(kind["InstanceType"] for kind in workers)
+    assert needed["aws:RequestTag/ray-cluster-name"] == config["cluster_name"]
+    assert {kind["MetadataOptions"]["HttpTokens"] for kind in workers} == {needed["ec2:MetadataHttpTokens"]}
+    for other in policy["Statement"]:
+        if "ec2:RunInstances" in other["Action"] and other is not statement:
+            assert not any(fnmatch(arn, "*:instance/*") for arn in other["Resource"])
 
 
 def test_keys_are_unique() -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from infra.manifests import INFRA
-from infra.test_kuberay import documents
+from infra.manifests import INFRA, documents
 
 from infra import crds
 

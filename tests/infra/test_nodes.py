@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator
@@ -39,12 +40,13 @@ class Nodes:
         agent, metrics = free_ports(2)
         params = {"dashboard-agent-listen-port": agent, "metrics-export-port": metrics} | group["rayStartParams"]
         params["dashboard-host"] = "127.0.0.1"
-        words = ["--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in params.items()), *more]
-        given = {v["name"]: v["value"] for v in environment(group["template"]["spec"]).values() if "value" in v}
+        given = shlex.split(" ".join(f"--{name}={value}" for name, value in params.items()))  # a shell reads them
+        words = ["--block", "--disable-usage-stats", *given, *more]
+        variables = {v["name"]: v["value"] for v in environment(group["template"]["spec"]).values() if "value" in v}
         kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         command = [PROGRAMS / "ray", "start", *words]
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._processes.append(subprocess.Popen(command, env=kept | given | TOKEN, **silent))  # type: ignore[call-overload]
+        self._processes.append(subprocess.Popen(command, env=kept | variables | TOKEN, **silent))  # type: ignore[call-overload]
         wait_for(f"http://127.0.0.1:{agent}/api/healthz")
         return agent, metrics
 

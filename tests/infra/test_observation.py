@@ -208,6 +208,23 @@ def test_promtool_accepts_the_files(promtool: str) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_other_way_to_find_nodes_is_valid_and_rays(promtool: str, tmp_path: Path) -> None:
+    """The lines of prometheus.yaml that are commented out, in the place of file_sd_configs."""
+    from ray.dashboard.modules.reporter import reporter_head
+
+    text = (PROMETHEUS / "prometheus.yaml").read_text()
+    before, _, after = text.partition("    file_sd_configs:\n")
+    other = "".join(f"{line.replace('# ', '', 1)}\n" for line in after.splitlines() if line.startswith("    #"))
+    (tmp_path / "rules.yaml").write_text((PROMETHEUS / "rules.yaml").read_text())
+    (tmp_path / "prometheus.yaml").write_text(before + other)
+    [scrape] = yaml.safe_load(before + other)["scrape_configs"]
+    [discovery] = scrape["http_sd_configs"]
+    assert f'"{discovery["url"].partition(":8265")[2]}"' in Path(reporter_head.__file__).read_text()
+    words = [promtool, "check", "config", "--syntax-only", str(tmp_path / "prometheus.yaml")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_alerts_fire_when_they_should_and_only_then(promtool: str) -> None:
     path = Path(__file__).parent / "alerts.yaml"
     tested = [case for test in yaml.safe_load(path.read_text())["tests"] for case in test["alert_rule_test"]]

@@ -139,7 +139,8 @@ class Handler(BaseHTTPRequestHandler):
         if answer.status != 204:
             self.send_header("Content-Length", length)
         if cut == "truncated headers" or (cut and not data):
-            self.wfile.write(b"".join(self._headers_buffer[: len(self._headers_buffer) // 2]))
+            lines: list[bytes] = self._headers_buffer  # type: ignore[attr-defined]
+            self.wfile.write(b"".join(lines[: len(lines) // 2]))
             return self._drop("end")
         self.end_headers()
         self.wfile.write(data[: len(data) // 2] if cut else data)

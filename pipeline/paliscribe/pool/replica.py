@@ -77,6 +77,7 @@ class Replica:
         in hand if this replica is lost too. Live calls do not wait.
         """
         async with self._company.alone():
+            self.check_health()  # else a replica that is about to end would count as lost with these requests
             yield []
             for start in range(0, len(requests), size):
                 await asyncio.sleep(DELIVERY)

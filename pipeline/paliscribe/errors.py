@@ -37,7 +37,7 @@ RowErrorKind = Literal[
     "prompt",  # the prompt cannot be rendered, such as for a missing column
     "prompt_too_long",  # more tokens or characters than allowed
     "expired",  # the request's deadline passed
-    "replica_lost",  # replicas repeatedly died with the request in flight
+    "replica_lost",  # replicas crash, hang or run out of memory whenever they work on the request
     "model",  # the model failed on this request
 ]
 ROW_ERROR_KINDS: tuple[str, ...] = get_args(RowErrorKind)

@@ -1,18 +1,23 @@
 """Replicas that die while they work, requests that kill them, and pools that do not come up."""
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from front.conftest import replicas
 from pool.test_replica import broken_checkpoint
 from ray import serve
 
+from bench import poison
 from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.errors import RunError, UsageError
 from paliscribe.model.weights import locate
@@ -20,8 +25,9 @@ from paliscribe.pool.address import TEMPORARY, PoolAddress
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import open_pool, start_pool, wait_until_ready
 from paliscribe.pool.ray_cluster import cluster
-from paliscribe.records import Prediction, Request
+from paliscribe.records import Request
 
+ray.cloudpickle.register_pickle_by_value(poison)
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import test modules
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
 SPEC = locate(ModelSpec()).pin(ModelSpec().resolved(gpu=False))
@@ -95,25 +101,69 @@ def test_what_a_machine_alone_will_never_have_is_not_waited_for(pool: dict[str, 
         start_pool(another, PoolConfig.model_validate(pool), "never")
 
 
-class Poisonable:
-    """A replica without a model, so that it is soon replaced. It dies, as a process, of one prompt."""
+class Poisonable(poison.LightReplica):
+    """A replica without a model, so that it is soon replaced."""
 
-    async def predict(self, requests: list[Request]) -> list[Prediction]:
-        if any(request.prompt == "poison" for request in requests):
-            os._exit(1)
-        return [Prediction(request.id, "", (), (), None) for request in requests]
+    def __init__(self) -> None:
+        super().__init__(2.0, "light")
 
 
-def test_a_request_that_kills_replicas_is_isolated() -> None:
+@contextlib.contextmanager
+def killing_large(application: str, limit: int) -> Iterator[None]:
+    """Kill replicas that take more memory, as the kernel does."""
+
+    def kill() -> None:
+        while not done.wait(0.05):
+            for process in replicas(application):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.memory_info().rss > limit:
+                        process.kill()
+
+    done = threading.Event()
+    thread = threading.Thread(target=kill)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+
+
+def test_a_pool_that_half_its_nodes_can_hold_is_ready() -> None:
+    application = TEMPORARY + "half"
+    deployment = serve.deployment(name="light", num_replicas=2, ray_actor_options={"num_cpus": 1.2})(Poisonable)
+    pool = PoolAddress(application, "light", 2)
+    target = serve.RunTarget(deployment.bind(), name=application, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
+    try:
+        wait_until_ready(pool)
+        assert serve.status().applications[application].status == "DEPLOYING"
+        asked = [poison.request(number) for number in range(10)]
+        assert PoolClient(pool).predict(asked) == [poison.expected(each) for each in asked]
+    finally:
+        serve.delete(application)
+
+
+def test_requests_that_no_replica_survives_are_isolated() -> None:
     deployment = serve.deployment(
-        name="poisonable", ray_actor_options={"num_cpus": 0.1}, health_check_period_s=1, graceful_shutdown_timeout_s=1
+        name="poisonable",
+        num_replicas=2,
+        ray_actor_options={"num_cpus": 0.1},
+        health_check_period_s=1,
+        graceful_shutdown_timeout_s=1,
     )(Poisonable)
     serve.run(deployment.bind(), name="poisonable", route_prefix=None)
+    client = PoolClient(PoolAddress("poisonable", "poisonable", 2))
+    good = [[poison.request(100 * call + number) for number in range(60)] for call in range(1, 4)]
+    bad = [poison.request(number) for number in range(8)]
+    bad[2].prompt, bad[3].prompt, bad[6].prompt = "crash", "hang", "memory"
     try:
-        wanted = requests(4, 10)
-        wanted[2].prompt = "poison"
-        answers = PoolClient(PoolAddress("poisonable", "poisonable", 1)).predict(wanted)
+        with killing_large("poisonable", 2**30):
+            calls = [client.send(call) for call in (bad, *good)]
+            answers = [call.result() for call in calls]
     finally:
         serve.delete("poisonable")
-    assert [answer.error_kind for answer in answers] == [None, None, "replica_lost", None]
-    assert "replicas were lost" in str(answers[2].error_message)
+    kinds = ["replica_lost" if each.prompt in poison.KINDS else None for each in bad]
+    assert [answer.error_kind for answer in answers[0]] == kinds
+    assert "the last: the engine stopped: an engine step lasted more than 2 s" in str(answers[0][3].error_message)
+    assert "the last: its process ended: it crashed, or was killed" in str(answers[0][2].error_message)
+    for asked, found in zip([bad, *good], answers, strict=True):
+        assert all(a == poison.expected(r) for r, a in zip(asked, found, strict=True) if r.prompt not in poison.KINDS)

@@ -125,6 +125,12 @@ class PoolConfig(Settings):
         description="Fuse the model's smaller operations with `torch.compile`. Adds minutes to a replica's start. The "
         "speedup on a GPU has not been measured.",
     )
+    step_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds of one engine step after which a replica counts as hung and is replaced. Starting and "
+        "waiting are no steps. Ten times as long with `compile`, since a step may compile.",
+    )
     embedding_cache: int = Field(
         512, ge=0, description="A replica's cache of image embeddings, in MiB, for further tasks on the same images."
     )

@@ -5,9 +5,11 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from paliscribe.errors import ReplicaError
+from paliscribe.model.paligemma import Model
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,14 @@ def attempt(work: Callable[[], object]) -> Failure | None:
     if fatal:
         raise ReplicaError(fatal)
     return failure
+
+
+def require_memory(model: Model) -> None:
+    """Raise ReplicaError if there is not even memory for one image: then the device lacks it, whatever the request."""
+    pixels = np.zeros((model.image_size, model.image_size, 3), dtype=np.uint8)
+    failure = attempt(lambda: model.embed_images(model.upload([pixels])))
+    if failure is not None:
+        raise ReplicaError(f"the device cannot take a single image any more: {failure.line}")
 
 
 def clear_frames(error: BaseException) -> None:

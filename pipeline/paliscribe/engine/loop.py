@@ -19,7 +19,7 @@ from torch import Tensor
 
 from paliscribe.engine.decoder import Decoder
 from paliscribe.engine.embeddings import Embeddings
-from paliscribe.engine.failures import attempt, clear_frames, line
+from paliscribe.engine.failures import Failure, attempt, clear_frames, line, require_memory
 from paliscribe.engine.generation import Generation, OnPiece
 from paliscribe.engine.scheduler import Item, QueueFull, Scheduler
 from paliscribe.engine.sizing import Sizes, engine_sizes
@@ -133,11 +133,23 @@ class Engine:
             self._work.notify_all()
         if self._thread is not None:
             self._thread.join()
-        self._fail_all("the engine was closed")
+        self.fail("it was closed")
+
+    def fail(self, why: str) -> None:
+        """Fail all requests with ReplicaError and take no more. From any thread: the engine's own may hang."""
+        with self._work:
+            self._failure = self._failure or why
+            self._scheduler.drain()
+            unfinished = list(self._generations.values())
+            self._generations.clear()
+            self._cancelled.clear()
+        for generation in unfinished:
+            self._decoder.release(generation)
+            generation.fail(ReplicaError(f"the engine stopped: {why}"))
 
     @property
     def alive(self) -> bool:
-        """False once the thread has died or the engine was closed."""
+        """False once the engine has failed or was closed."""
         return not self._closed and self._failure is None
 
     def step_seconds(self) -> float:
@@ -191,7 +203,7 @@ class Engine:
             for generation in part:
                 self._decoder.release(generation)
             if len(part) == 1:
-                self._refuse(part[0], failure.line)
+                self._refuse(part[0], failure)
                 continue
             middle = len(part) // 2
             if failure.memory:
@@ -222,7 +234,7 @@ class Engine:
         for generation in half:
             self._decoder.release(generation)
         if len(live) == 1:
-            self._refuse(live[0], failure.line)
+            self._refuse(live[0], failure)
         else:
             for generation in half:
                 generation.restart()
@@ -278,11 +290,13 @@ class Engine:
             return "prompt_too_long", f"{words}; the setting is `pool.text_tokens`"
         return None
 
-    def _refuse(self, generation: Generation, why: str) -> None:
-        """Answer a request that the model failed on with an error."""
+    def _refuse(self, generation: Generation, failure: Failure) -> None:
+        """Answer a request that the model failed on with an error. Raises ReplicaError if the device is to blame."""
+        if failure.memory:
+            require_memory(self.model)
         with self._work:
             self._forget(generation)
-        generation.refuse("model", why)
+        generation.refuse("model", failure.line)
 
     def _forget(self, generation: Generation) -> None:
         """Remove an answered request; the caller holds the lock."""
@@ -310,9 +324,7 @@ class Engine:
                         return
                 self.step()
         except BaseException as error:  # any error: pending futures must not wait forever
-            with self._work:
-                self._failure = str(error) if isinstance(error, ReplicaError) else line(error)
-            self._fail_all(f"the engine stopped: {self._failure}")
+            self.fail(str(error) if isinstance(error, ReplicaError) else line(error))
             clear_frames(error)
             raise
 
@@ -325,16 +337,6 @@ class Engine:
             return False
         ready.set_result(None)
         return True
-
-    def _fail_all(self, message: str) -> None:
-        with self._work:
-            self._scheduler.drain()
-            unfinished = list(self._generations.values())
-            self._generations.clear()
-            self._cancelled.clear()
-        for generation in unfinished:
-            self._decoder.release(generation)
-            generation.fail(ReplicaError(message))
 
 
 def _on_done(engine: ref[Engine], ticket: int, future: Future[Prediction]) -> None:

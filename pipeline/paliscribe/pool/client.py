@@ -3,29 +3,37 @@
 import asyncio
 import contextlib
 import functools
-import time
-from collections import deque
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from ray import serve
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray import exceptions, serve
+from ray.exceptions import RayError
 
 from paliscribe.errors import ReplicaError, RequestError, RunError
 from paliscribe.pool.address import PoolAddress
+from paliscribe.pool.isolation import isolate
 from paliscribe.pool.ray_cluster import unwrapped
 from paliscribe.pool.replica import ReplicaFacts
 from paliscribe.records import Piece, Prediction, Request
 
+log = logging.getLogger(__name__)
 GRACE = 5.0  # seconds beyond the timeout, for the engine to report the expiry itself
-MAX_LOSSES = 3  # replicas lost to one request before it fails
+MAX_LOSSES = 3  # replicas lost to a live call before it fails
+LOSSES = (  # a replica was lost, or its answer with its node
+    exceptions.RayActorError,
+    exceptions.OutOfMemoryError,
+    exceptions.NodeDiedError,
+    exceptions.WorkerCrashedError,
+    exceptions.ObjectLostError,
+)
 
 
 class PoolClient:
     """Calls a pool from a process of the cluster, and survives the loss of replicas.
 
-    Serve does not retry a call that a replica had accepted when it died; this client does. A lost call is bisected, so
-    that a request that kills replicas is isolated, and fails after `MAX_LOSSES` of them.
+    Serve does not retry a call that a replica had accepted when it died; this client does, in pieces, so that a request
+    that no replica survives is isolated and fails: see `isolation`.
     """
 
     def __init__(self, address: PoolAddress, timeout: float = 3600.0) -> None:
@@ -68,39 +76,34 @@ class PendingCall:
     def result(self) -> list[Prediction]:
         """Wait for the answers; retry lost calls. Raises RunError if the pool does not answer in time."""
         try:
-            return self._wait(self._response)
-        except ReplicaError as error:
-            return self._repeat(error)
-
-    def _repeat(self, first: ReplicaError) -> list[Prediction]:
-        answers: dict[int, Prediction] = {}
-        waiting = deque([(range(len(self._requests)), 1, first)])
-        while waiting:
-            places, losses, error = waiting.popleft()
-            if len(places) == 1 and losses >= MAX_LOSSES:
-                request = self._requests[places[0]]
-                message = f"{losses} replicas were lost while working on this request; last error: {error}"
-                answers[places[0]] = Prediction(request.id, "", (), (), None, "replica_lost", message)
-                continue
-            middle = len(places) // 2
-            for half in (places[:middle], places[middle:]) if middle else (places,):
-                time.sleep(min(0.5 * losses, 5.0))  # time for a replacement to start
-                try:
-                    found = self._wait(self._client._handle.predict.remote([self._requests[i] for i in half]))
-                    answers.update(zip(half, found, strict=True))
-                except ReplicaError as again:
-                    waiting.append((half, losses + 1, again))
-        return [answers[place] for place in range(len(self._requests))]
-
-    def _wait(self, response: Any) -> list[Prediction]:
-        try:
             with _translated_errors():
-                answers: list[Prediction] = response.result(timeout_s=self._client.timeout)
+                answers: list[Prediction] = self._response.result(timeout_s=self._client.timeout)
                 return answers
         except TimeoutError:
-            raise RunError(f"the pool did not answer within {self._client.timeout:.0f} s") from None
+            raise self._late() from None
         except RequestError as error:
             raise RunError(f"a replica failed: {error}") from error
+        except ReplicaError as error:
+            log.warning("a replica was lost (%s); its %d requests are repeated", error, len(self._requests))
+        return asyncio.run(isolate(self._requests, self._apart))
+
+    async def _apart(self, requests: list[Request], size: int) -> AsyncIterator[list[Prediction]]:
+        """`Replica.predict_apart` of any replica."""
+        parts = self._client._handle.options(stream=True).predict_apart.remote(requests, size)
+        while True:
+            try:
+                with _translated_errors():
+                    part: list[Prediction] = await asyncio.wait_for(anext(parts), self._client.timeout)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise self._late() from None
+            except RequestError as error:
+                raise RunError(f"a replica failed: {error}") from error
+            yield part
+
+    def _late(self) -> RunError:
+        return RunError(f"the pool did not answer within {self._client.timeout:.0f} s")
 
 
 class PoolBackend:
@@ -111,7 +114,8 @@ class PoolBackend:
 
     async def predict(self, requests: Sequence[Request]) -> list[Prediction]:
         """See `Backend`."""
-        for _ in range(MAX_LOSSES):
+        for losses in range(MAX_LOSSES):
+            await asyncio.sleep(losses)  # a replica that has failed takes calls until it has ended
             with _http_errors():
                 answers: list[Prediction] = await asyncio.wait_for(
                     self._handle.predict.remote(list(requests)), self._timeout + GRACE
@@ -121,7 +125,8 @@ class PoolBackend:
 
     async def stream(self, request: Request) -> AsyncIterator[Piece | Prediction]:
         """See `Backend`. A stream that has sent a part is not retried: the client has seen its beginning."""
-        for _ in range(MAX_LOSSES):
+        for losses in range(MAX_LOSSES):
+            await asyncio.sleep(losses)
             begun = False
             parts = self._handle.options(stream=True).stream.remote(request)
             try:
@@ -164,7 +169,19 @@ def _translated_errors() -> Iterator[None]:
     except RayError as error:
         if (inner := unwrapped(error)) is not None:
             raise inner from None
-        if isinstance(error, RayActorError | ActorUnavailableError):
-            raise ReplicaError(type(error).__name__) from error
+        if isinstance(error, LOSSES):
+            raise ReplicaError(_how_lost(error)) from error
         cause = getattr(error, "cause", error)
         raise RunError(f"a replica failed: {type(cause).__name__}: {cause}") from error
+
+
+def _how_lost(error: RayError) -> str:
+    """How a replica was lost, in words."""
+    said = str(error)
+    if isinstance(error, exceptions.OutOfMemoryError) or "OUT_OF_MEMORY" in said:
+        return "its node ran out of memory, and Ray ended its process"
+    if isinstance(error, exceptions.NodeDiedError) or "its node has died" in said:
+        return "its node was lost"
+    if isinstance(error, exceptions.ActorDiedError | exceptions.WorkerCrashedError):
+        return "its process ended: it crashed, or was killed, as for lack of memory"
+    return type(error).__name__

@@ -29,6 +29,7 @@ from paliscribe.pool.temporary import ends_with_driver
 
 DRAIN = 90.0  # seconds for a removed replica to finish its calls; the timeout of a call is 60
 DEPLOY_TIMEOUT = 300.0  # seconds for a driver to deploy its temporary pool
+FIRST_STARTS = 8  # replicas of a pool without nodes that may be started before one of them has succeeded
 TICK = 0.2  # seconds between two looks at whether an application runs
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ def replicas(spec: ModelSpec, config: PoolConfig, *, lasting: bool = False) -> t
     each = config.gpus_per_replica or 0
     wanted = replica_resources(config, each)
     require_feasible(wanted)
-    count = config.replicas or config.max_replicas or replicas_that_fit(live_nodes(), wanted)
+    fitting = replicas_that_fit(live_nodes(), wanted)
+    count = config.replicas or config.max_replicas or fitting
     scaling = autoscaling(config, count)
     deployment = serve.deployment(
         name=deployment_name(spec, config.name),
@@ -99,11 +101,19 @@ def replicas(spec: ModelSpec, config: PoolConfig, *, lasting: bool = False) -> t
         max_surge_percent=100 if lasting and (scaling is not None or count == 1) else 0,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=DRAIN if scaling is not None or lasting else 5,
-        max_constructor_retry_count=2,
+        max_constructor_retry_count=failed_starts(count, fitting),
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )(Replica)
     threads = config.threads or (max(1, (os.cpu_count() or 2) - 1) if not each else None)
     return deployment.bind(spec, threads, config), count
+
+
+def failed_starts(replicas: int, fitting: int) -> int:
+    """Failed starts before the first success at which a pool fails. `fitting`: replicas that fit the nodes now.
+
+    As many as are started at once: a few bad nodes do not fail a large pool, a model that fails everywhere does soon.
+    """
+    return max(2, min(replicas, max(fitting, FIRST_STARTS)))
 
 
 def run_application(application: serve.Application, name: str, route_prefix: str | None = None) -> None:
@@ -118,12 +128,15 @@ def _wait(name: str) -> None:
 
 
 def is_ready(pool: PoolAddress) -> bool:
-    """Whether a pool has come up; True for pools that are not temporary. Raises RunError if it failed to."""
-    return not pool.is_temporary or _runs(pool.application)
+    """Whether a replica of a pool is up; True for pools that are not temporary. Raises RunError if it failed to start.
+
+    Others may still be starting, wait for nodes, or have been lost with theirs.
+    """
+    return not pool.is_temporary or _has_replica(pool) or _runs(pool.application)
 
 
 def wait_until_ready(pool: PoolAddress) -> None:
-    """Wait until a pool has come up. Raises RunError with a replica's error if none starts."""
+    """Wait until a replica of a pool is up. Raises RunError with a replica's error if none starts."""
     begun = time.monotonic()
     while not is_ready(pool):
         if time.monotonic() - begun > DEPLOY_TIMEOUT and pool.application not in _applications():
@@ -145,6 +158,13 @@ def _runs(name: str) -> bool:
     lines = [line.strip() for words in [*said, application.message] for line in words.splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith("paliscribe.errors.")] or lines or ["no reason is known"]
     raise RunError(f"no replica came up: {telling[-1].removeprefix('paliscribe.errors.')}")
+
+
+def _has_replica(pool: PoolAddress) -> bool:
+    """Whether a replica of a pool runs."""
+    application = _applications().get(pool.application)
+    deployment = application.deployments.get(pool.deployment) if application is not None else None
+    return deployment is not None and deployment.replica_states.get("RUNNING", 0) > 0
 
 
 def _applications() -> dict[str, ApplicationStatusOverview]:
@@ -197,5 +217,6 @@ def _served(*, starting: bool = True) -> list[tuple[str, str, int]]:
         (name, deployment, sum(status.replica_states.values()))
         for name, application in _applications().items()
         for deployment, status in application.deployments.items()
-        if deployment.startswith("replica-") and application.status in states and not name.startswith(TEMPORARY)
+        if deployment.startswith("replica-") and not name.startswith(TEMPORARY)
+        if application.status in states or (application.status == "UNHEALTHY" and status.replica_states.get("RUNNING"))
     ]

@@ -1,5 +1,6 @@
 """A replica: a Serve actor that holds one model."""
 
+import asyncio
 import logging
 import threading
 import time
@@ -13,12 +14,15 @@ from ray import serve
 from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.errors import ReplicaError, RequestError
 from paliscribe.pool.autoscaling import ROWS, SLOTS
-from paliscribe.records import Piece, Prediction, Request
+from paliscribe.pool.company import Company
+from paliscribe.pool.watch import watch
+from paliscribe.records import ONLINE, Piece, Prediction, Request
 
 if TYPE_CHECKING:  # it loads torch
     from paliscribe.engine import EngineStats
 
-STEP_TIMEOUT = 120.0  # seconds of one engine step after which the device counts as hung
+COMPILING = 10  # by how much longer a step may last that may compile
+DELIVERY = 0.05  # seconds for an answer to leave the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +60,30 @@ class Replica:
         self.model = self.engine.model
         self._load_seconds = time.monotonic() - begun
         threading.Thread(target=self._export_metrics, name="metrics", daemon=True).start()
+        self._company = Company()
+        watch(self.engine, config.step_timeout * (COMPILING if config.compile else 1))
 
     async def predict(self, requests: list[Request]) -> list[Prediction]:
         """Answer one call's requests, in order."""
+        if all(request.priority == ONLINE for request in requests):
+            return await self._answers(requests)
+        async with self._company.together():
+            return await self._answers(requests)
+
+    async def predict_apart(self, requests: list[Request], size: int) -> AsyncIterator[list[Prediction]]:
+        """Answer requests of a call that was lost with a replica, `size` at a time, without other calls of runs.
+
+        Yields an empty list first, when it begins, then the answers of each piece: so the caller knows which piece was
+        in hand if this replica is lost too. Live calls do not wait.
+        """
+        async with self._company.alone():
+            self.check_health()  # else a replica that is about to end would count as lost with these requests
+            yield []
+            for start in range(0, len(requests), size):
+                await asyncio.sleep(DELIVERY)
+                yield await self._answers(requests[start : start + size])
+
+    async def _answers(self, requests: list[Request]) -> list[Prediction]:
         with self._counting_refusals(requests):
             predictions = await self._aio.predict(self.engine, requests)
         self._metrics.answered(requests, predictions)
@@ -90,11 +115,9 @@ class Replica:
         return {ROWS: stats.waiting + stats.live, SLOTS: self.engine.sizes.limits.slots}
 
     def check_health(self) -> None:
-        """Serve's health check. Raises ReplicaError if the engine is dead or hangs; Serve then replaces the replica."""
+        """Serve's health check. Raises ReplicaError if the engine has failed; `watch` then ends the process."""
         if not self.engine.alive:
-            raise ReplicaError("the engine thread has died")
-        if self.engine.step_seconds() > STEP_TIMEOUT:
-            raise ReplicaError(f"an engine step has lasted more than {STEP_TIMEOUT:g} s: the device hangs")
+            raise ReplicaError("the engine has failed")
 
     @contextmanager
     def _counting_refusals(self, requests: Sequence[Request]) -> Iterator[None]:

@@ -19,6 +19,7 @@ import pytest
 from batch.alone import Answers, Pool, alone
 
 from paliscribe import results
+from paliscribe.batch import checks
 from paliscribe.batch import run as run_module
 from paliscribe.config import JobConfig
 from paliscribe.errors import RunError
@@ -136,7 +137,12 @@ class Watched:
         """End within the next write: on a disk before the file gets its name, else when the store has it already."""
         if not self.uri.startswith("s3://"):
             fsync = os.fsync
-            os.fsync = lambda file: (fsync(file), end())[0]
+
+            def ending(fd: Any) -> None:
+                fsync(fd)
+                end()
+
+            os.fsync = ending
             return
         with contextlib.suppress(OSError):
             urllib.request.urlopen(f"{os.environ['AWS_ENDPOINT_URL']}/-/end-after-next-write/{os.getpid()}", timeout=5)
@@ -197,8 +203,7 @@ def small_parts(patch: pytest.MonkeyPatch) -> None:
 
 
 def _prepare(patch: pytest.MonkeyPatch, order: Order, notes: Notes) -> None:
-    writable = run_module.writable
-    patch.setattr(run_module, "writable", lambda output: Watched(writable(output), notes, order.point))
+    patch.setattr(run_module, "writable", lambda output: Watched(checks.writable(output), notes, order.point))
     small_parts(patch)
     patch.setattr(results, "hold", functools.partial(results.hold, ttl=order.ttl))
     if order.boot:

@@ -145,7 +145,7 @@ class World:
 
     def start(self, order: Order) -> ForkServerProcess:
         """A driver in a process of its own."""
-        process = self._processes.Process(target=drive, args=(order,), daemon=True)
+        process: ForkServerProcess = self._processes.Process(target=drive, args=(order,), daemon=True)
         process.start()
         return process
 

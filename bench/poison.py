@@ -137,8 +137,10 @@ class Process:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # stacks of hung steps
             asyncio._set_running_loop(None)
             asyncio.set_event_loop(None)
-            asyncio.run(answer_calls(there, LightReplica(limit, name)))
-            os._exit(0)
+            try:
+                asyncio.run(answer_calls(there, LightReplica(limit, name)))
+            finally:
+                os._exit(0)
         there.close()
 
     async def read(self) -> int:
@@ -147,11 +149,12 @@ class Process:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 call, part = await received(reader)
-                self.calls[call].put_nowait(part)
+                if (parts := self.calls.get(call)) is not None:
+                    parts.put_nowait(part)
         self.alive = False
         self._writer.close()
-        for parts in self.calls.values():
-            parts.put_nowait(ReplicaError("its process ended"))
+        for waiting in self.calls.values():
+            waiting.put_nowait(ReplicaError("its process ended"))
         return (await asyncio.to_thread(os.waitpid, self.pid, 0))[1]
 
     async def ask(self, number: int, method: str, *arguments: Any) -> AsyncIterator[Any]:
@@ -261,12 +264,16 @@ async def measured(requests: Sequence[Request], replicas: int, limit: float) -> 
         async with free:
             answers.update((answer.id, answer) for answer in await pool.predict(some))
 
-    await asyncio.gather(*(call(list(requests[at : at + CALL])) for at in range(0, len(requests), CALL)))
+    all_calls = asyncio.gather(*(call(list(requests[at : at + CALL])) for at in range(0, len(requests), CALL)))
+    done, _ = await asyncio.wait([all_calls, *keepers], return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()  # raises the error of a keeper too
     seconds = time.monotonic() - begun
     for keeper in keepers:
         keeper.cancel()
     for process in pool.processes.values():
-        os.kill(process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
     return {"answers": answers, "lost": dict(pool.lost), "sent": pool.sent, "seconds": round(seconds, 1)}
 
 

@@ -219,7 +219,7 @@ class LightPool:
     async def keep(self, place: int) -> None:
         """Keep one replica up."""
         while True:
-            process = self.processes[place] = Process(self._limit, f"replica-{next(self._numbers)}")  # type: ignore
+            process = self.processes[place] = Process(self._limit, f"replica-{next(self._numbers)}")
             status = await process.read()
             self.lost[signal.Signals(status & 127).name if status & 127 else f"exit {status >> 8}"] += 1
 
@@ -227,7 +227,7 @@ class LightPool:
         """Kill replicas that take too much memory, as the kernel does."""
         while True:
             for process in self.processes.values():
-                if process is not None and process.alive:  # type: ignore[unreachable]
+                if process is not None and process.alive:
                     with contextlib.suppress(OSError):
                         now = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE
                         process.first = process.first or now
@@ -265,7 +265,8 @@ async def measured(requests: Sequence[Request], replicas: int, limit: float) -> 
             answers.update((answer.id, answer) for answer in await pool.predict(some))
 
     all_calls = asyncio.gather(*(call(list(requests[at : at + CALL])) for at in range(0, len(requests), CALL)))
-    done, _ = await asyncio.wait([all_calls, *keepers], return_when=asyncio.FIRST_COMPLETED)
+    watched: list[asyncio.Future[Any]] = [all_calls, *keepers]
+    done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()  # raises the error of a keeper too
     seconds = time.monotonic() - begun
@@ -273,7 +274,8 @@ async def measured(requests: Sequence[Request], replicas: int, limit: float) -> 
         keeper.cancel()
     for process in pool.processes.values():
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+            if process is not None:
+                os.kill(process.pid, signal.SIGKILL)
     return {"answers": answers, "lost": dict(pool.lost), "sent": pool.sent, "seconds": round(seconds, 1)}
 
 

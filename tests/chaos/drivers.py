@@ -6,12 +6,16 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import psutil
+from chaos.driver import Point
 from chaos.trial import PHASES, RETRIES, Tally, World
 
 TTL = 0.6  # seconds, of a lease
+LOCKED = "a process holds its lock and does not go on"  # stopped while it renewed its lease
 SECONDS = 60.0  # until a run that two drivers hinder is given up
 
 
@@ -47,6 +51,27 @@ def two_drivers(world: World, drawn: random.Random) -> Tally:
     return tally
 
 
+def overtaken(world: World, phase: str, point: Point) -> Tally:
+    """A driver is stopped at a point until another one has taken its lease and finished the run; then it goes on."""
+    tally = Tally()
+    world.begin(phase)
+    stopped = world.start(world.order(phase, boot="machine 0", ttl=TTL, point=replace(point, signal=signal.SIGSTOP)))
+    until = time.monotonic() + SECONDS
+    while stopped.exitcode is None and psutil.Process(stopped.pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < until, f"{point} was not reached"
+        time.sleep(0.01)
+    if stopped.exitcode is None and stopped.pid is not None:
+        tally.faults = 1
+        code, said = world.run(world.order(phase, boot="machine 1", ttl=TTL))
+        if code != 0 and LOCKED not in said:
+            tally.wrong.append(f"{phase}, {point}: the other driver ended with {code}: {said}")
+        os.kill(stopped.pid, signal.SIGCONT)
+        stopped.join(SECONDS)
+    _checked(world, stopped, tally)
+    world.resume(phase, tally, None, may_retry=phase in RETRIES, ttl=TTL)
+    return tally
+
+
 def _holder(output: Path) -> int | None:
     """The pid in the lease."""
     with contextlib.suppress(OSError, ValueError):
@@ -74,7 +99,12 @@ def _stopped(pid: int, seconds: float, output: Path, drawn: random.Random) -> in
 def _checked(world: World, process: ForkServerProcess, tally: Tally) -> bool:
     """Whether a driver has finished the run. It may also have ended with one line about the other one."""
     code, said = world.ended(process)
-    is_other = "another driver" in said or "retry was interrupted" in said or "append was interrupted" in said
+    is_other = (
+        "another driver" in said
+        or LOCKED in said
+        or "retry was interrupted" in said
+        or "append was interrupted" in said
+    )
     if code != 0 and not (is_other and len(said.splitlines()) == 1):
         tally.wrong.append(f"a driver ended with {code}: {said}")
     return code == 0

@@ -45,7 +45,7 @@ def test_a_drained_node_loses_no_call(tmp_path: Path) -> None:
     with ray_head(cpus=0) as head, ray_node(head):
         assert deploy(head.dashboard, tmp_path / "serve.yaml").returncode == 0
         wait_for(f"http://127.0.0.1:{port}/health")
-        until(lambda: len(running(head)) == 2, "gateway and replica")
+        until(lambda: len(running(head)) == 3, "two gateways and a replica")
         before = running(head)
         [doomed] = set(before.values())
         with ray_node(head):
@@ -55,7 +55,7 @@ def test_a_drained_node_loses_no_call(tmp_path: Path) -> None:
                 command = [str(PROGRAMS / "ray"), "drain-node", "--address", head.gcs, "--node-id", doomed, *DRAIN]
                 done = subprocess.run(command, env=PLAIN | TOKEN, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, done.stderr
-                until(lambda: len(now := running(head)) == 2 and doomed not in now.values(), "all have moved")
+                until(lambda: len(now := running(head)) == 3 and doomed not in now.values(), "all have moved")
                 answered = callers.outcomes["200"]
                 until(lambda: callers.outcomes["200"] > answered + 10, "calls go on")
             finally:

@@ -78,6 +78,13 @@ class ServeConfig(Settings):
         gt=0,
         description="Rate limit per key, in calls per second, with bursts of 10 s; without keys, of all clients.",
     )
+    gateways: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Number of gateways, the processes that check calls and decode images. On a cluster two or more, "
+        "on different nodes. They share `rate`.",
+    )
     timeout: float = Field(60.0, gt=0, description="Time limit for a call, in seconds; then it gets a 504.")
     max_body: int = Field(64 * 2**20, ge=1, description="Maximum body size of a call, in bytes.")
     max_prompt: int = Field(2000, ge=1, description="Maximum prompt length, in characters.")

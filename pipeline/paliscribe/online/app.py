@@ -212,7 +212,7 @@ class Guard:
             if not self.keys.are_required and scope["path"] != HEALTH:
                 check_names(self.config, scope["method"], _header(scope, "host"), _header(scope, "origin"))
             if scope["path"] not in OPEN_PATHS:
-                scope.setdefault("state", {})["owner"] = self.keys.admit(_header(scope, "authorization"))
+                scope.setdefault("state", {})["owner"] = await self.keys.admit(_header(scope, "authorization"))
             await self.app(scope, await self._read(body, scope, receive), labelled)
         except Exception as error:
             if not isinstance(error, RequestError):

@@ -17,10 +17,10 @@ from paliscribe.model.weights import locate
 from paliscribe.online.background.drivers import Drivers
 from paliscribe.online.background.work import ServedPool
 from paliscribe.online.checks import check
-from paliscribe.online.gateway import Gateway, ModelInfo
+from paliscribe.online.gateway import Gateway, ModelInfo, SharedCounts
 from paliscribe.online.listening import address, listen, listen_deployed, wait_until_answered
 from paliscribe.pool.deploy import deployment_name, replicas, run_application
-from paliscribe.pool.placement import has_gpus
+from paliscribe.pool.placement import has_gpus, on_cpu_nodes, per_node
 from paliscribe.pool.ray_cluster import cluster, make_private, started_here
 from paliscribe.pool.serving import applications
 from paliscribe.pool.temporary import ends_with_driver
@@ -28,6 +28,7 @@ from paliscribe.results.record import load_mask_decoder
 from paliscribe.signals import stop_on_signals
 
 APPLICATION = "paliscribe"
+GATEWAY_CPUS = 0.25
 UNGUARDED = "its proxy passes callers' headers on as they are, and answers /-/routes to everybody"
 
 log = logging.getLogger(__name__)
@@ -47,17 +48,48 @@ def application(config: ServeConfig) -> serve.Application:
             raise UsageError(f"model {served.called}: duplicate of another entry; give its pool another `name`")
         pools[name] = replicas(located.pin(spec), served.pool, lasting=True)[0]
         served_pools[served.called] = ServedPool(spec, name)
-    gateway = serve.deployment(
-        name="gateway",
-        max_ongoing_requests=1000,
-        max_surge_percent=100,  # a redeploy starts the new gateway before it stops the old one
-        ray_actor_options={"num_cpus": 0.25},
-        logging_config={"enable_access_log": False, "log_level": "INFO"},
-    )(serve.ingress()(Gateway))
-    bound: serve.Application = gateway.bind(
-        config, infos, keys, load_mask_decoder(config.mask_decoder), _drivers(config, served_pools), *pools.values()
+    wants_gpus = gpu or any(served.pool.gpus(available=gpu) > 0 for served in config.models)
+    bound: serve.Application = gateways(config, wants_gpus).bind(
+        config,
+        infos,
+        keys,
+        load_mask_decoder(config.mask_decoder),
+        _drivers(config, served_pools),
+        counts(config),
+        *pools.values(),
     )
     return bound
+
+
+def gateways(config: ServeConfig, gpus: bool) -> serve.Deployment:
+    """The deployment of the gateways, on several nodes if possible. `gpus`: whether to avoid nodes with GPUs."""
+    each = per_node(config.gateways, GATEWAY_CPUS)
+    return serve.deployment(
+        name="gateway",
+        num_replicas=config.gateways,
+        max_replicas_per_node=each,
+        max_ongoing_requests=1000,
+        # A redeploy starts new gateways before it stops old ones, unless the nodes have no place for both.
+        max_surge_percent=100 if each is None else 0,
+        health_check_period_s=5,
+        ray_actor_options={"num_cpus": GATEWAY_CPUS} | (on_cpu_nodes() if gpus else {}),
+        logging_config={"enable_access_log": False, "log_level": "INFO"},
+    )(serve.ingress()(Gateway))
+
+
+def counts(config: ServeConfig) -> serve.Application | None:
+    """The deployment that counts the calls of all gateways; None if there is one, or no limit."""
+    if config.rate is None or config.gateways == 1:
+        return None
+    deployment = serve.deployment(
+        name="counts",
+        max_ongoing_requests=1000,
+        max_surge_percent=100,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )(SharedCounts)
+    return deployment.bind(config.rate)
 
 
 def _drivers(config: ServeConfig, models: dict[str, ServedPool]) -> serve.Application | None:

@@ -11,11 +11,13 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from paliscribe.config import ServeConfig
+from paliscribe.errors import TemporaryError
 from paliscribe.grammar.masks import MaskDecoder
 from paliscribe.model.abilities import Abilities
 from paliscribe.online.app import create_app
 from paliscribe.online.background.store import BackgroundJob, BackgroundStore
 from paliscribe.online.keys import Keys
+from paliscribe.online.limits import Counts, Limit, LocalLimit, SharedLimit
 from paliscribe.online.service import Served, Service
 from paliscribe.pool.client import GRACE, PoolBackend
 from paliscribe.pool.metrics import GatewayMetrics
@@ -52,6 +54,34 @@ class DriversLauncher:
             await asyncio.wait_for(method.remote(job), GRACE)
 
 
+class SharedCounts:
+    """The deployment that counts the calls of all gateways. One replica; if it is lost, Serve starts another."""
+
+    def __init__(self, rate: float) -> None:
+        self._counts = Counts(rate)
+
+    async def take(self, key: str, wanted: int, known: float | None, alone: bool) -> tuple[int, float]:
+        """See `Counts`. On the event loop, so that one question is answered at a time."""
+        return self._counts.take(key, wanted, known, alone)
+
+
+def _limit(config: ServeConfig, counts: Any) -> Limit | None:
+    """The rate limit of a gateway. `counts`: the handle of `SharedCounts`; None where there is one gateway."""
+    if config.rate is None:
+        return None
+    if counts is None:
+        return LocalLimit(config.rate)
+
+    async def ask(*question: Any) -> tuple[int, float]:
+        try:
+            answer: tuple[int, float] = await counts.take.remote(*question)
+        except (RayError, RayServeException) as error:
+            raise TemporaryError(f"the count of calls is lost: {error}") from error
+        return answer
+
+    return SharedLimit(config.rate, config.gateways, ask)
+
+
 class Gateway:
     """The HTTP deployment. It decodes images on CPUs and sends pixels to the replicas."""
 
@@ -62,6 +92,7 @@ class Gateway:
         keys: Sequence[str],
         masks: MaskDecoder | None,
         drivers: Any,
+        counts: Any,
         *handles: Any,
     ) -> None:
         access = logging.getLogger("paliscribe.access")
@@ -72,7 +103,7 @@ class Gateway:
             Served(info.name, info.revision, info.image_size, PoolBackend(handle, config.timeout), info.abilities)
             for info, handle in zip(infos, handles, strict=True)
         ]
-        self._service, self._keys = Service(config, models, masks), Keys(keys, config.rate)
+        self._service, self._keys = Service(config, models, masks), Keys(keys, _limit(config, counts))
         self._store = BackgroundStore(open_store(config.files)) if config.files is not None else None
         self._launcher = DriversLauncher(drivers) if drivers is not None else None
 

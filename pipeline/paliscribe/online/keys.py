@@ -1,14 +1,14 @@
-"""Authentication by API keys, kept as hashes only, and a rate limit for each key."""
+"""Authentication by API keys, kept as hashes only."""
 
 import hashlib
 import hmac
 import os
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from paliscribe.errors import RequestError, UsageError
+from paliscribe.online.limits import Limit
 
 VARIABLE = "PALISCRIBE_API_KEYS"  # comma-separated keys
 HASHED = "sha256:"  # prefix of a key that is given as its hash: sha256:HEX
@@ -48,35 +48,23 @@ def _hashed(word: str) -> str:
 
 
 class Keys:
-    """Authenticates and rate-limits callers. Without keys every call is allowed, and all share one rate limit."""
+    """Authenticates callers and counts their calls. Without keys every call is allowed, and all share one limit."""
 
-    def __init__(
-        self, hashes: Sequence[str], rate: float | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`rate`: calls per second and key, with a burst of ten seconds' worth; None for no limit."""
-        self._hashes, self._rate, self._clock = tuple(hashes), rate, clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # key hash -> calls left, time of that count
+    def __init__(self, hashes: Sequence[str], limit: Limit | None = None) -> None:
+        """`limit`: the rate limit of each key; None for no limit."""
+        self._hashes, self._limit = tuple(hashes), limit
 
     @property
     def are_required(self) -> bool:
         """Whether a call needs a key."""
         return bool(self._hashes)
 
-    def admit(self, authorization: str | None) -> str:
+    async def admit(self, authorization: str | None) -> str:
         """Check an `Authorization` header; returns the caller's id. Raises RequestError 401 or 429."""
         key = self._key(authorization)
-        if self._rate is not None:
-            self._count(key, self._rate)
+        if self._limit is not None:
+            await self._limit.take(key)
         return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ANONYMOUS
-
-    def _count(self, key: str, rate: float) -> None:
-        now, most = self._clock(), max(1.0, 10 * rate)
-        left, then = self._buckets.get(key, (most, now))
-        left = min(most, left + (now - then) * rate)
-        if left < 1:
-            words = f"rate limit of {rate:g} calls per second reached for {'this key' if key else 'all callers'}"
-            raise RequestError(429, "rate_limited", words, retry_after=(1 - left) / rate)
-        self._buckets[key] = (left - 1, now)
 
     def _key(self, authorization: str | None) -> str:
         if not self._hashes:

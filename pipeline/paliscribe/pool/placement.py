@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.util.accelerators import accelerators
 
 from paliscribe.config import FetchConfig, PoolConfig
 from paliscribe.errors import UsageError
@@ -18,6 +19,7 @@ MAX_WORKERS = 64  # maximum number of stage processes unless the job sets one
 SPARE_CPUS = 0.25  # CPUs left for Ray Data's own tasks and for publishing parts
 ACCELERATOR_PREFIX = "accelerator_type:"  # Ray's resource for an accelerator type; every node with it has 1
 ACCELERATOR_AMOUNT = 0.001  # what an actor with this accelerator type takes of it
+ACCELERATOR_LABEL = "ray.io/accelerator-type"  # Ray's label of nodes that have one
 
 Resources = Mapping[str, float]
 
@@ -40,6 +42,20 @@ def actor_options(config: PoolConfig, gpus: float) -> dict[str, Any]:
     if config.resources:
         options["resources"] = dict(config.resources)
     return options
+
+
+def on_cpu_nodes() -> dict[str, Any]:
+    """Actor options for nodes without accelerators; for any node where no such node has the resources."""
+    kinds = sorted({kind for name, kind in vars(accelerators).items() if name.isupper() and isinstance(kind, str)})
+    selector = {ACCELERATOR_LABEL: f"!in({','.join(kinds)})"}
+    return {"label_selector": selector, "fallback_strategy": [{"label_selector": {}}]}
+
+
+def per_node(count: int, cpus: float) -> int | None:
+    """The most of `count` actors that a node may hold, so that not all are on one; None: all, as no two nodes fit."""
+    fitting = [node for node in live_nodes() if node.get("CPU", 0) >= cpus]
+    nodes = [node for node in fitting if not node.get("GPU")] or fitting
+    return count - 1 if count > 1 and len(nodes) > 1 else None
 
 
 def replica_resources(config: PoolConfig, gpus: float) -> dict[str, float]:

@@ -75,14 +75,19 @@ def ray_head(environment: Mapping[str, str] | None = None, cpus: int = 2) -> Ite
 
 
 @contextlib.contextmanager
-def ray_node(head: Head, cpus: int = 2) -> Iterator[None]:
-    """Another node of a head's cluster, as far as Ray can tell."""
+def ray_node(
+    head: Head, cpus: int = 2, words: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Iterator[int]:
+    """Another node of a head's cluster, as far as Ray can tell; the pid that its other processes descend from.
+
+    `words`: further options of `ray start`.
+    """
     [agent] = free_ports(1)
     command = [str(PROGRAMS / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", f"--address={head.gcs}"]
-    command += [f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
-    with running(command, PLAIN | TOKEN):
+    command += [f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats", *words]
+    with running(command, PLAIN | TOKEN | dict(environment or {})) as process:
         wait_for(f"http://127.0.0.1:{agent}/api/healthz")
-        yield
+        yield process.pid
 
 
 @contextlib.contextmanager

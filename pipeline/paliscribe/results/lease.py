@@ -117,14 +117,16 @@ def hold(
     ttl: float = TTL,
     on_lost: Callable[[], None] = lambda: None,
     waiting: Callable[[str], None] = lambda words: None,
+    trust_local: bool = True,
 ) -> Iterator[Lease]:
     """Hold the lease of an output. `on_lost` is called from the renewing thread if the lease is lost.
 
-    A lease that may be stale is watched for its `ttl` first, and `waiting` gets a message about that. Raises
-    TemporaryError if another driver holds the lease.
+    A lease that may be stale is watched for its `ttl` first, and `waiting` gets a message about that. `trust_local`:
+    a living process of this machine is taken for the owner without watching; False where processes outlive their
+    leases. Raises TemporaryError if another driver holds the lease.
     """
     owner = Owner.current(ttl)
-    etag = _acquire(store, owner, waiting)
+    etag = _acquire(store, owner, waiting, trust_local)
     lease = Lease(store, owner, etag, on_lost)
     try:
         yield lease
@@ -132,7 +134,7 @@ def hold(
         lease.release()
 
 
-def _acquire(store: Store, owner: Owner, waiting: Callable[[str], None]) -> str:
+def _acquire(store: Store, owner: Owner, waiting: Callable[[str], None], trust_local: bool) -> str:
     while True:
         if store.put_if_absent(KEY, owner.as_json()):
             found = _read(store)
@@ -144,16 +146,16 @@ def _acquire(store: Store, owner: Owner, waiting: Callable[[str], None]) -> str:
             continue  # released in the meantime
         holder, etag = found
         if not holder.is_dead:
-            _watch(store, holder, etag, waiting)
+            _watch(store, holder, etag, waiting, trust_local)
         taken = store.put_if_match(KEY, owner.as_json(), etag)
         if taken is not None:
             return taken
 
 
-def _watch(store: Store, holder: Owner, etag: str, waiting: Callable[[str], None]) -> None:
+def _watch(store: Store, holder: Owner, etag: str, waiting: Callable[[str], None], trust_local: bool) -> None:
     """Return if the lease is unchanged for its ttl. Raises TemporaryError as soon as its owner renews it."""
     at = f"process {holder.pid} on {holder.host}"
-    if holder.is_local:
+    if holder.is_local and trust_local:
         raise TemporaryError(f"another driver holds the lease of {store.uri}: {at}, since {_ago(holder.since)}")
     waiting(f"waiting to see whether {at} still holds the lease of this run")
     until = time.monotonic() + holder.ttl

@@ -129,7 +129,8 @@ def test_a_batch_shows_the_state_that_its_driver_stores(serving: Serving) -> Non
     assert (found.request_counts.total, found.request_counts.completed, found.request_counts.failed) == (9, 4, 1)
     cancelling = client.batches.cancel(batch.id)
     assert cancelling.status == "cancelling" and cancelling.cancelling_at and serving.launcher.cancelled[-1] == batch.id
-    serving.store.set_state(job, {"status": "cancelled", "cancelled_at": 8, "output_file_id": name})
+    cancelled = {"status": "cancelled", "cancelled_at": 8, "output_file_id": name}
+    assert serving.store.set_state(job, cancelled, serving.store.state_version(job)[1])
     over = client.batches.retrieve(batch.id)
     assert over.status == "cancelled" and over.cancelling_at == cancelling.cancelling_at and over.output_file_id == name
     with pytest.raises(openai.ConflictError, match="already cancelled"):

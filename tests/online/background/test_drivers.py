@@ -10,9 +10,10 @@ import pytest
 
 from paliscribe import results
 from paliscribe.config import ServeConfig
-from paliscribe.errors import Stopped
-from paliscribe.online.background.drivers import drive
-from paliscribe.online.background.store import BackgroundJob, BackgroundStore, new_id
+from paliscribe.errors import Stopped, TemporaryError
+from paliscribe.online.background.drivers import MAX_CALLERS, MAX_RUNNING, drive, next_jobs
+from paliscribe.online.background.store import BackgroundJob, BackgroundStore, FileInfo, new_id
+from paliscribe.online.background.work import Work
 from paliscribe.records import Record
 from paliscribe.results import ModelFacts
 from paliscribe.storage import open_store
@@ -126,3 +127,54 @@ def test_a_job_fails_if_its_model_is_no_longer_served(config: ServeConfig) -> No
 
 def test_stopped_is_not_an_exception() -> None:
     assert not issubclass(Stopped, Exception), "a library would wrap or retry it"
+
+
+def test_a_job_under_another_lease_is_left_alone(config: ServeConfig) -> None:
+    store, job = started(config)
+    before = store.state(job)
+    with results.hold(store.folder(job), ttl=0.4):
+        assert not drive(config, {}, "paliscribe", job, give_up_at=0, lease=0.4)
+    assert store.state(job) == before
+    assert drive(config, {}, "paliscribe", job, lease=0.4) and store.state(job)["status"] == "failed"
+
+
+def test_a_replaced_driver_writes_nothing(config: ServeConfig) -> None:
+    store, job = started(config)
+    first, second = (Work(config, {}, "paliscribe", store, job) for _ in range(2))
+    assert first.claim() and second.claim()
+    second.set_status("completed")
+    before = store.state(job)
+    with pytest.raises(TemporaryError, match="another driver has taken over"):
+        first.set_status("in_progress")
+    assert store.state(job) == before and not first.claim()
+
+
+def test_files_of_lost_drivers_are_deleted(config: ServeConfig, tmp_path: Path) -> None:
+    store, job = started(config, expires_at=NOW + 1)
+    (tmp_path / "left").write_text("cut")
+    lost = FileInfo(store.output_id(job, 0), "x", "batch_output", 3, NOW)
+    store.add_file("one", lost, tmp_path / "left")
+    drive(config, {}, "paliscribe", job)
+    state = store.state(job)
+    assert store.files("one") == sorted([state["output_file_id"], state["error_file_id"]])
+
+
+def test_a_job_without_progress_is_given_up_and_keeps_its_answers(config: ServeConfig) -> None:
+    store, job = started(config)
+    drive(config, {}, "paliscribe", job, give_up_at=0)
+    state = store.state(job)
+    assert state["status"] == "failed" and state["counts"] == {"total": ROWS, "completed": 2, "failed": 1}
+
+
+def test_callers_take_turns() -> None:
+    def jobs(owner: str, number: int) -> list[BackgroundJob]:
+        return [BackgroundJob(new_id("job_"), owner, "job", {}, NOW + at) for at in range(number)]
+
+    many, one = jobs("many", MAX_RUNNING + 5), jobs("one", 2)
+    assert next_jobs(many, many[:MAX_RUNNING], {}) == [], "a caller alone has so many at a time"
+    assert next_jobs([*many, *one], many[:MAX_RUNNING], {}) == [one[0]], "one more of a caller who has none"
+    assert next_jobs(one[1:], [*many[:MAX_RUNNING], one[0]], {}) == []
+    callers = [job for number in range(MAX_CALLERS) for job in jobs(f"caller-{number}", 1)]
+    assert next_jobs(one, callers, {}) == []
+    assert next_jobs([*many, *one], [], {"many": 5.0, "one": 4.0}) == [one[0]], "served longer ago"
+    assert next_jobs([*many, *one], [], {"many": 4.0, "one": 5.0}) == [many[0]]

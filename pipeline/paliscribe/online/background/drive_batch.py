@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from paliscribe import manifest, results
 from paliscribe.batch.run import run_batch
 from paliscribe.config import JobConfig
+from paliscribe.errors import TemporaryError
 from paliscribe.images.untrusted import UntrustedImages
 from paliscribe.online.background import lines
 from paliscribe.online.background.store import BackgroundStore, FileInfo
@@ -117,10 +118,18 @@ def finalize(work: Work, failed: str | None = None) -> None:
         ]
     done = {name: counts[name] for name in ("completed", "failed")}
     made = {"counts": work.state["counts"] | done, "output_file_id": names[0], "error_file_id": names[1]}
-    if ended is not None:
-        work.set_status(ended, **made)
-    else:
-        work.fail(failed or "the run ended but is neither finished, expired nor cancelled", **made)
+    try:
+        if ended is not None:
+            work.set_status(ended, **made)
+        else:
+            work.fail(failed or "the run ended but is neither finished, expired nor cancelled", **made)
+    except TemporaryError:  # another driver has taken over and stores files of its own
+        for name in filter(None, names):
+            work.store.delete_file(work.job.owner, name)
+        raise
+    for name in work.store.files_of(work.job):  # those of drivers that were lost
+        if name not in names:
+            work.store.delete_file(work.job.owner, name)
     work.delete_run()
 
 
@@ -146,9 +155,9 @@ def _unanswered(work: Work, seen: set[int]) -> Iterator[tuple[int, str]]:
 
 
 def _store_file(work: Work, file: IO[str], kind: str, number: int) -> str:
-    """Store an output file for the caller; returns its id, which is the same if this is repeated."""
+    """Store an output file for the caller; returns its id, which is that of no other claim of the job."""
     file.flush()
-    path, name = Path(file.name), f"file-{work.job.id.removeprefix('batch_')}{number:02x}"
+    path, name = Path(file.name), work.store.output_id(work.job, 2 * work.state["claim"] + number)
     filename = f"{work.job.id}_{'output' if kind == 'completed' else 'error'}.jsonl"
     info = FileInfo(name, filename, "batch_output", path.stat().st_size, work.state["finalizing_at"])
     work.store.add_file(work.job.owner, info, path)

@@ -1,11 +1,12 @@
 """Files and background jobs that callers of an endpoint keep in the object store.
 
 A background job is a run requested over HTTP: an OpenAI batch, or a paliscribe job file. Each caller has a folder.
-Every object of a background job has exactly one writer, so concurrent writers never overwrite each other:
+Concurrent writers never overwrite each other: an object is written once, or replaces the version that was read:
 
     CALLER/files/file-.../content, meta.json     meta.json is the marker and is written last
     CALLER/orders/ID/order.json                  the request; written once, on creation
-    CALLER/orders/ID/state.json                  the status; written by the job's driver only
+    CALLER/orders/ID/state.json                  the status; written by the driver that claimed the job last
+    CALLER/orders/ID/_run/lease.json             the lease of the job's driver
     CALLER/orders/ID/cancel.json                 the cancel request; written once
     open/CALLER/ID                               index of unfinished jobs, so that a scan need not read every job
 
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from paliscribe.storage import StorageError, Store
+from paliscribe.storage import StorageError, Store, open_store
 
 Kind = Literal["batch", "job"]
 ID_PATTERN = re.compile(r"(file-|batch_|job_)[0-9a-f]{20,40}")
@@ -93,6 +94,16 @@ class BackgroundStore:
         for part in ("meta.json", "content"):
             self.objects.delete(f"{owner}/files/{name}/{part}")
 
+    def output_id(self, job: BackgroundJob, number: int) -> str:
+        """Id of the file with this number that a batch's drivers store."""
+        return f"file-{job.id.removeprefix('batch_')}{number % 2**16:04x}"
+
+    def files_of(self, job: BackgroundJob) -> list[str]:
+        """Ids of the files that a batch's drivers have stored."""
+        start = f"{job.owner}/files/"
+        found = self.objects.list(f"{start}file-{job.id.removeprefix('batch_')}")
+        return sorted({one.key.removeprefix(start).split("/")[0] for one in found})
+
     # Background jobs
 
     def add_job(self, job: BackgroundJob) -> None:
@@ -120,13 +131,26 @@ class BackgroundStore:
 
     def state(self, job: BackgroundJob) -> dict[str, Any]:
         """The state last written by the job's driver; empty before the first write."""
-        return self._read(job.owner, "orders", job.id, "state.json") or {}
+        return self.state_version(job)[0]
 
-    def set_state(self, job: BackgroundJob, state: dict[str, Any]) -> None:
-        """Write the job's state. Only its driver may call this."""
-        self.objects.put(self.key(job, "state.json"), json.dumps(state).encode())
-        if state["status"] in TERMINAL:
+    def state_version(self, job: BackgroundJob) -> tuple[dict[str, Any], str | None]:
+        """The state and its ETag; empty and None before the first write."""
+        try:
+            body, etag = self.objects.get_with_etag(self.key(job, "state.json"))
+        except StorageError as error:
+            if error.kind == "missing":
+                return {}, None
+            raise
+        state: dict[str, Any] = json.loads(body)
+        return state, etag
+
+    def set_state(self, job: BackgroundJob, state: dict[str, Any], over: str | None = None) -> bool:
+        """Replace the version `over` of the job's state, or create it if that is None; False if there is another."""
+        key, body = self.key(job, "state.json"), json.dumps(state).encode()
+        written = self.objects.put_if_absent(key, body) if over is None else self.objects.put_if_match(key, body, over)
+        if written and state.get("status") in TERMINAL:
             self.objects.delete(_open_key(job))
+        return bool(written)
 
     def cancel(self, job: BackgroundJob) -> None:
         """Store a cancel request. The first one counts."""
@@ -136,6 +160,10 @@ class BackgroundStore:
         """When cancellation was requested, in seconds since 1970; None if it was not."""
         found = self._read(job.owner, "orders", job.id, "cancel.json")
         return None if found is None else int(found["at"])
+
+    def folder(self, job: BackgroundJob) -> Store:
+        """The job's own folder, which holds its lease."""
+        return open_store(f"{self.objects.uri}/{job.owner}/orders/{job.id}")
 
     @staticmethod
     def key(job: BackgroundJob, part: str) -> str:

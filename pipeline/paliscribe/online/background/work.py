@@ -2,15 +2,16 @@
 
 import logging
 import time
+import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from paliscribe.batch.progress import Progress
 from paliscribe.config import ModelSpec, ServeConfig
-from paliscribe.errors import RunError
-from paliscribe.online.background.store import BackgroundJob, BackgroundStore
+from paliscribe.errors import RunError, TemporaryError
+from paliscribe.online.background.store import TERMINAL, BackgroundJob, BackgroundStore
 from paliscribe.pool.address import PoolAddress
 from paliscribe.storage import StorageError
 
@@ -28,16 +29,42 @@ class ServedPool:
 
 @dataclass(slots=True)
 class Work:
-    """One background job under its driver. `models`: client-facing name -> pool in the Serve app `application`."""
+    """One background job under its driver. `models`: client-facing name -> pool in the Serve app `application`.
+
+    A driver claims the job before it works: it writes its token and the next number of a claim into the state. From
+    then on the state is written only over what this driver wrote, so one that was stopped and replaced writes nothing.
+    """
 
     config: ServeConfig
     models: Mapping[str, ServedPool]
     application: str
     store: BackgroundStore
     job: BackgroundJob
+    interrupt: Callable[[], None] = lambda: None  # stops the work from another thread
     state: dict[str, Any] = field(default_factory=dict)
     committed: Counter[str] = field(default_factory=Counter)  # record statuses committed by earlier drivers
+    _token: str = field(default_factory=lambda: uuid.uuid4().hex)
     _reported: float = 0.0  # monotonic time of the last progress write
+
+    def claim(self) -> bool:
+        """Read the state and make this driver the only one that can write it. False if the job is finished."""
+        while True:
+            state, etag = self.store.state_version(self.job)
+            if state.get("status") in TERMINAL:
+                return False
+            self.state = state | {"driver": self._token, "claim": state.get("claim", 0) + 1}
+            if self.store.set_state(self.job, self.state, etag):
+                return True
+
+    def write(self) -> None:
+        """Write the state. Raises TemporaryError if another driver has claimed the job."""
+        while True:
+            # Read anew each time: an earlier write may have succeeded although its response was an error.
+            state, etag = self.store.state_version(self.job)
+            if state.get("driver") != self._token or (state.get("status") in TERMINAL and state != self.state):
+                raise TemporaryError(f"another driver has taken over background job {self.job.id}")
+            if self.store.set_state(self.job, self.state, etag):
+                return
 
     def model(self, name: str) -> tuple[ModelSpec, PoolAddress]:
         """A model and the address of its pool. Raises RunError if it is no longer served."""
@@ -49,7 +76,7 @@ class Work:
     def set_status(self, status: str, **more: Any) -> None:
         """Write a status with the time at which it was first entered."""
         self.state |= {"status": status, f"{status}_at": self.state.get(f"{status}_at", int(time.time()))} | more
-        self.store.set_state(self.job, self.state)
+        self.write()
 
     def fail(self, words: str, **more: Any) -> None:
         """Set the status to failed.
@@ -75,7 +102,11 @@ class Work:
             done = {"rows_done": progress.rows_before + progress.rows_done, "rows": progress.rows}
             self.state["progress"] = {"stage": progress.stage, **done, "images_per_second": progress.images_per_second}
         try:
-            self.store.set_state(self.job, self.state)
+            self.write()
+            if self.stop_status is not None:  # the call may have reached other drivers than these
+                self.interrupt()
+        except TemporaryError:
+            self.interrupt()
         except StorageError as error:  # temporary; the next write may succeed
             log.warning("background job %s: %s", self.job.id, error)
 
@@ -97,5 +128,12 @@ class Work:
         if self.job.kind == "batch":
             objects, base = self.store.objects, BackgroundStore.key(self.job, "")
             keys = [found.key for found in objects.list(base)]
-            parts = ("order.json", "state.json", "cancel.json")
+            parts = ("order.json", "state.json", "cancel.json", "_run/lease.json")
             objects.delete_many([key for key in keys if key.removeprefix(base) not in parts])
+
+
+def requests_done(state: Mapping[str, Any]) -> int:
+    """How far a background job has come, by its state: requests of a batch, rows of a job."""
+    counts = state.get("counts", {})
+    done: int = counts.get("completed", 0) + counts.get("failed", 0)
+    return done + int((state.get("progress") or {}).get("rows_done", 0))

@@ -33,7 +33,8 @@ from paliscribe.signals import stop_on_signals
 from paliscribe.storage import open_store
 
 LEASE = 0.4  # seconds
-SECONDS = 90.0  # until a batch that is hindered is given up
+STOPS = 10  # of a driver, in a trial; then the batch is left to finish
+SECONDS = 90.0  # until a batch that does not finish is given up
 ROWS = 12
 MADE = Job([{}] * ROWS, by=(), tasks=("{ask}",), shard_rows=2)
 MODELS = {"demo": ServedPool(ModelSpec(), "none")}
@@ -108,7 +109,11 @@ def trial(folder: Path, seed: int) -> tuple[int, int, list[str]]:
     for process in running:
         process.start()
     while any(process.is_alive() for process in running) and time.monotonic() < until:
-        stops += _stop(running, drawn, watched, folder / store.key(job, "_run/lease.json"))
+        if stops < STOPS:
+            stops += _stop(running, drawn, watched, folder / store.key(job, "_run/lease.json"))
+        else:
+            time.sleep(0.02)
+            watched.look()
     if alive := [process for process in running if process.is_alive()]:
         watched.wrong.append(f"not finished after {SECONDS:.0f} s")
         for process in alive:
@@ -129,12 +134,14 @@ def _stop(running: list[ForkServerProcess], drawn: random.Random, watched: Watch
         pid = int(json.loads(held.read_bytes())["pid"])
     if pid not in [process.pid for process in running if process.is_alive()]:
         return 0
-    os.kill(pid, signal.SIGSTOP)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
     until = time.monotonic() + drawn.uniform(0, 3 * LEASE)
     while time.monotonic() < until:
         time.sleep(0.02)
         watched.look()
-    os.kill(pid, signal.SIGCONT)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
     return 1
 
 

@@ -74,6 +74,8 @@ def drive(
                 _work_on(work, give_up_at)
     except (Stopped, TemporaryError, StorageError) as error:
         log.warning("background job %s: interrupted, will be resumed: %s", job.id, error)
+    finally:
+        told.set()  # a thread that ends late interrupts nothing else in this process
     return held
 
 

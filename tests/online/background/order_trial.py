@@ -61,7 +61,7 @@ def run_driver(files: str, job: BackgroundJob, number: int, seed: int) -> None:
     drawn, real = random.Random(seed), time.time
     time.time = lambda: real() + drawn.choice((-86_400.0, 0.0, 86_400.0))
     lease._boot = lambda: f"machine {number}"
-    drive_batch.run_batch = scripted_run
+    vars(drive_batch)["run_batch"] = scripted_run
     work.REPORT_EVERY = 0.0
     config, store = ServeConfig(files=files), BackgroundStore(open_store(files))
     while store.state(job).get("status") not in TERMINAL:
@@ -129,7 +129,7 @@ def _stop(running: list[ForkServerProcess], drawn: random.Random, watched: Watch
     for _ in range(drawn.randrange(1, 15)):
         time.sleep(0.02)
         watched.look()
-    pid = drawn.choice(running).pid
+    pid = drawn.choice(running).pid or 0
     with contextlib.suppress(OSError, ValueError):
         pid = int(json.loads(held.read_bytes())["pid"])
     if pid not in [process.pid for process in running if process.is_alive()]:

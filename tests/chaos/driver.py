@@ -52,11 +52,12 @@ WRITES: Final = ("put", "put_file", "put_if_absent", "put_if_match", "delete", "
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where a driver ends by SIGKILL: at a step's n-th write, from 1."""
+    """Where a driver gets a signal, by which it ends: at a step's n-th write, from 1. SIGSTOP only before or after."""
 
     step: str
     number: int
     moment: Moment
+    signal: int = signal.SIGKILL
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,8 @@ class Watched:
             self._seen += 1
             is_here = self._seen == self._point.number
         moment = self._point.moment if is_here and self._point else None
-        if moment == "before":
-            end()
+        if self._point is not None and moment == "before":
+            end(self._point.signal)
         if name == "delete_many":
             key = keys
         if moment == "during" and name == "delete_many" and not self.uri.startswith("s3://"):
@@ -129,8 +130,8 @@ class Watched:
         found = method(key, *arguments)
         if step:
             self._notes.add(step=step, key=keys[0], won=found is not False and found is not None)
-        if is_here:
-            end()
+        if self._point is not None and is_here and moment != "before":
+            end(self._point.signal)
         return found
 
     def _end_during(self) -> None:
@@ -171,9 +172,9 @@ class Late(Answers):
         return super().result()
 
 
-def end() -> None:
-    """End this process as `kill -9` does."""
-    os.kill(os.getpid(), signal.SIGKILL)
+def end(number: int = signal.SIGKILL) -> None:
+    """End this process as `kill -9` does, or by another signal."""
+    os.kill(os.getpid(), number)
 
 
 def drive(order: Order) -> None:

@@ -6,9 +6,12 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import psutil
+from chaos.driver import Point
 from chaos.trial import PHASES, RETRIES, Tally, World
 
 TTL = 0.6  # seconds, of a lease
@@ -43,6 +46,27 @@ def two_drivers(world: World, drawn: random.Random) -> Tally:
         _checked(world, process, tally)
     if not is_done:
         tally.wrong.append(f"{phase}: not finished after {SECONDS:.0f} s")
+    world.resume(phase, tally, None, may_retry=phase in RETRIES, ttl=TTL)
+    return tally
+
+
+def overtaken(world: World, phase: str, point: Point) -> Tally:
+    """A driver is stopped at a point until another one has taken its lease and finished the run; then it goes on."""
+    tally = Tally()
+    world.begin(phase)
+    stopped = world.start(world.order(phase, boot="machine 0", ttl=TTL, point=replace(point, signal=signal.SIGSTOP)))
+    until = time.monotonic() + SECONDS
+    while stopped.exitcode is None and psutil.Process(stopped.pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < until, f"{point} was not reached"
+        time.sleep(0.01)
+    if stopped.exitcode is None and stopped.pid is not None:
+        tally.faults = 1
+        code, said = world.run(world.order(phase, boot="machine 1", ttl=TTL))
+        if code != 0:
+            tally.wrong.append(f"{phase}, {point}: the other driver ended with {code}: {said}")
+        os.kill(stopped.pid, signal.SIGCONT)
+        stopped.join(SECONDS)
+    _checked(world, stopped, tally)
     world.resume(phase, tally, None, may_retry=phase in RETRIES, ttl=TTL)
     return tally
 

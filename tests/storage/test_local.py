@@ -1,5 +1,6 @@
 """What only disks do: permissions, folders in the way, links, unfinished writes."""
 
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -85,3 +86,16 @@ def test_recent_by_the_clock_of_the_file_system() -> None:
     now = int(time.time())
     assert local.is_recent(now) and not local.is_recent(now - 3)
     assert local.is_recent(time.time() + 0.01) and not local.is_recent(now - 2 + 0.5)
+
+
+def test_a_stopped_writer_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a driver is that gets SIGSTOP while it renews its lease."""
+    store = open_store(str(tmp_path))
+    etag = store.put("lease", b"one")
+    monkeypatch.setattr(local, "LOCK_SECONDS", 0.2)
+    with (tmp_path / ".tmp-lease.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="a process holds its lock and does not go on") as caught:
+            store.put_if_match("lease", b"two", etag)
+        assert caught.value.kind == "unreachable" and store.get("lease") == b"one"
+    assert store.put_if_match("lease", b"two", etag) and store.get("lease") == b"two"

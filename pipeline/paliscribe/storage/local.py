@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 from paliscribe.storage.base import ObjectInfo, Scheme, StorageError, StorageErrorKind, scheme
 
 COARSE, FINE = 2.0, 0.1  # seconds since a change during which another one may get the same time of modification
+LOCK_SECONDS = 30.0  # of waiting for a lock that is held for a moment
 TEMPORARY = ".tmp-"  # name prefix of unfinished writes and of lock files: never listed
 KINDS: dict[int, StorageErrorKind] = {
     errno.ENOENT: "missing",
@@ -137,7 +138,7 @@ class LocalStore:
             if not path.exists():
                 return None
             with path.with_name(f"{TEMPORARY}{path.name}.lock").open("ab") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._wait_for_lock(key, lock.fileno())
                 if not path.exists() or _etag(path.read_bytes()) != etag:
                     return None
                 return self.put(key, data)
@@ -185,6 +186,18 @@ class LocalStore:
             temporary.replace(self.folder / key)
             _fsync_folder(temporary.parent)
         return etag
+
+    def _wait_for_lock(self, key: str, file: int) -> None:
+        """Lock a file. Raises StorageError if its holder keeps it, as one that is stopped within a write does."""
+        until = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    words = "a process holds its lock and does not go on; end it if it is stopped or hangs"
+                    raise StorageError("unreachable", self._uri(key), words) from None
+                time.sleep(0.01)
 
     def _file(self, key: str) -> os.stat_result:
         """The facts of a regular file. Raises StorageError `bad_uri` for others: opening a pipe would block."""

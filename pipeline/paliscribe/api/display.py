@@ -80,7 +80,8 @@ def _notes(tell: Callable[[str], object]) -> Callable[[Progress], None]:
 
 def line(progress: Progress) -> str:
     """Progress as one line: stage, rows, throughput, errors by kind, time left."""
-    parts = [words for words in (progress.stage, progress.waiting or progress.stages_wait) if words]
+    waits = progress.stalled or progress.waiting or progress.stages_wait
+    parts = [words for words in (progress.stage, waits) if words]
     if progress.rows:
         done = progress.rows_before + progress.rows_done
         parts.append(f"{done:,}/{progress.rows:,} rows ({done / progress.rows:.0%})")

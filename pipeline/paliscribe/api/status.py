@@ -38,6 +38,7 @@ def run_status(output: str) -> dict[str, Any]:
         "output": output,
         "state": "finished" if finished else "running" if working else "interrupted",
         "driver": f"process {holder.pid} on {holder.host}" if holder is not None and working else None,
+        "waits": (holder.waits or None) if holder is not None and working else None,
         "model": file.fingerprint.model if file else None,
         "tasks": list(file.fingerprint.tasks) if file else None,
         "rows": frozen.rows,

@@ -17,11 +17,19 @@ from paliscribe.batch.precision import settle_precision
 from paliscribe.batch.progress import Progress, Timeline
 from paliscribe.batch.session import repeating
 from paliscribe.batch.stage import Plan
+from paliscribe.batch.stalling import watching
 from paliscribe.errors import RunError
 from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import is_ready, open_pool
-from paliscribe.pool.placement import has_gpus, live_nodes, missing_resources, replica_resources, stage_size
+from paliscribe.pool.placement import (
+    Resources,
+    has_gpus,
+    live_nodes,
+    missing_resources,
+    replica_resources,
+    stage_size,
+)
 from paliscribe.results import Marker, ModelFacts
 
 RATE_SAMPLE = 20  # minimum number of finished requests before max_error_rate can stop a run
@@ -49,7 +57,8 @@ def plan_of(run: Run) -> Plan:
 def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
     """Annotate shards on a pool, and publish parts as they are completed. Stage processes start while the pool does.
 
-    Raises RunError if the pool does not come up or too many requests fail, UsageError if a named pool is not served.
+    Raises RunError if the pool does not come up or too many requests fail, UsageError if a named pool is not served. A
+    run that stalls is ended by `Progress.end`.
     """
     run.file = settle_precision(run)
     job, spec = run.job, run.file.model
@@ -66,7 +75,9 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
             replicas=held,
         )
         opened.enter_context(exported(run))
-        opened.enter_context(_reporting_startup(run, pool))
+        wanted = replica_resources(job.pool, job.pool.gpus(available=has_gpus()))
+        opened.enter_context(_reporting_startup(run, pool, wanted))
+        opened.enter_context(watching(run.progress, job.stall_timeout, pool, spec.id, wanted, cpus))
         shards = annotate_shards(plan, pool, todo, cpus=cpus, workers=workers, progress=run.progress)
         for marker in opened.enter_context(contextlib.closing(shards)):
             _add_committed(run, marker)
@@ -112,10 +123,9 @@ def _set_annotating(progress: Progress) -> None:
 
 
 @contextlib.contextmanager
-def _reporting_startup(run: Run, pool: PoolAddress) -> Iterator[None]:
+def _reporting_startup(run: Run, pool: PoolAddress, wanted: Resources) -> Iterator[None]:
     """Report until the pool is ready: that it starts or, while no node can hold a replica, the missing resources."""
     progress, words = run.progress, run.progress.stage
-    wanted = replica_resources(run.job.pool, run.job.pool.gpus(available=has_gpus()))
 
     def look() -> None:
         with contextlib.suppress(Exception):  # the stage processes look too, and say what is wrong

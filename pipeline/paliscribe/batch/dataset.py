@@ -6,6 +6,7 @@ block if the process is lost, and leaves out as many outputs as it had received,
 
 import contextlib
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
-from paliscribe.batch.progress import Progress
+from paliscribe.batch.progress import Doing, Progress
 from paliscribe.batch.session import repeating
 from paliscribe.batch.stage import Plan, Stage
 from paliscribe.batch.stage_notes import Notes, StageNotes
@@ -89,7 +90,8 @@ class StageActor:
     """A stage process as a Ray Data actor. It may be up before the pool is: its first block waits."""
 
     def __init__(self, plan: Plan, pool: PoolAddress, notes: str) -> None:
-        self._stage, self._pool, self._notes = Stage(plan, PoolClient(pool)), pool, Notes(notes, waiting)
+        self._stage, self._pool = Stage(plan, PoolClient(pool)), pool
+        self._notes = Notes(notes, self._doing)
 
     def __call__(self, block: pa.Table) -> Iterator[dict[str, Any]]:
         """Yield the marker of each shard of a block, an output block each."""
@@ -97,14 +99,17 @@ class StageActor:
         for marker in self._stage.annotate(shards_of(block), self._notes.note):
             yield {"marker": np.array([marker.as_json().decode()], dtype=object)}
 
+    def _doing(self) -> Doing:
+        return replace(self._stage.doing, retries=waiting())
+
 
 @contextlib.contextmanager
 def _tracking(notes: StageNotes, progress: Progress) -> Iterator[None]:
     """Update what `progress` says of open shards periodically."""
 
     def look() -> None:
-        progress.rows_open, progress.stages_wait = notes.read(progress.annotating_since)
+        progress.rows_open, progress.stages_wait, progress.stage_doing = notes.read(progress.annotating_since)
 
     with repeating(look):
         yield
-    progress.rows_open, progress.stages_wait = 0, ""
+    progress.rows_open, progress.stages_wait, progress.stage_doing = 0, "", None

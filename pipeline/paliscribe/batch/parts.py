@@ -39,6 +39,7 @@ class Parts:
             while len(self._under_way) >= PUBLISHING:
                 self._next()
             self._under_way[self._begin(part)] = part
+            self._run.progress.publishing = len(self._under_way)
 
     def wait(self) -> None:
         """Wait until all publications that were begun are done."""
@@ -75,6 +76,7 @@ class Parts:
             with translating():
                 future.result()
             self._published[self._under_way.pop(future)] = True
+        self._run.progress.publishing = len(self._under_way)
 
 
 @ray.remote(num_cpus=0.1, max_retries=2)  # type: ignore[untyped-decorator]

@@ -20,24 +20,42 @@ class Timeline:
     cores: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """What a stage process is doing. `retries`: the store that it waits for, in words, if for long."""
+
+    shard: int | None = None  # the first one that is open
+    words: str = ""
+    retries: str = ""
+
+
 @dataclass(slots=True)
 class Progress:
     """Progress of one process's work on a run; earlier processes' rows are counted separately."""
 
     stage: str = "checking"  # short text for display
     waiting: str = ""  # what this process waits for, if for long
-    stages_wait: str = ""  # what stage processes wait for, if for long
+    stages_wait: str = ""  # the store that stage processes wait for, if for long
+    stage_doing: str | None = None  # what the slowest stage process is doing; empty: all are idle, None: not known
+    stalled: str = ""  # what the run waits for, if there has been no progress for long
     notes: list[str] = field(default_factory=list)  # lines for the user, each to be shown once
     on_note: Callable[[], None] = lambda: None  # called after each
+    end: Callable[[str], object] = lambda words: None  # ends the run, with this error, from any thread
     rows: int = 0  # of the whole run
     rows_before: int = 0  # committed before this process began
     rows_committed: int = 0  # in shards committed by this process
     rows_open: int = 0  # annotated in shards not committed yet
     requests: int = 0  # in committed shards
+    publishing: int = 0  # parts that are being published
     statuses: Counter[str] = field(default_factory=Counter)
     error_kinds: Counter[str] = field(default_factory=Counter)
     annotating_since: float | None = None  # time.monotonic() when the pool was ready
     timeline: Timeline | None = None  # kept if it is given
+
+    @property
+    def mark(self) -> tuple[object, ...]:
+        """Changes with each step forward."""
+        return self.rows_committed, self.rows_open, self.requests, self.publishing, self.annotating_since is None
 
     def note(self, words: str) -> None:
         """Add a line for the user, and show it at once: while Ray starts, what is written to stderr is lost."""

@@ -19,25 +19,37 @@ TICK = 0.5  # seconds between progress reports
 def session(store: Store, report: Report) -> Iterator[Progress]:
     """Hold the run's lease, report progress, and stop cleanly on SIGINT, SIGTERM or a lost lease.
 
-    Raises TemporaryError if the lease is lost or storage fails, Stopped on a signal.
+    Raises TemporaryError if the lease is lost, the run stalls or storage fails, Stopped on a signal.
     """
     progress = Progress()
     main = threading.main_thread().ident or 0
-    lost = threading.Event()
+    ended: list[str] = []  # why this process ends the run, in words
+
+    def end(words: str) -> None:
+        ended.append(words)
+        if len(ended) == 1:
+            signal.pthread_kill(main, signal.SIGINT)
 
     def on_lost() -> None:
-        lost.set()
-        signal.pthread_kill(main, signal.SIGINT)
+        end(f"another driver took over {store.uri}; this one stopped")
 
     def watching(words: str) -> None:
         progress.stage = words
 
+    def saying() -> str:
+        return progress.stalled or progress.waiting or progress.stages_wait
+
+    progress.end = end
     try:
-        with ticking(progress, report), stop_on_signals(), results.hold(store, on_lost=on_lost, waiting=watching):
+        with (
+            ticking(progress, report),
+            stop_on_signals(),
+            results.hold(store, on_lost=on_lost, waiting=watching, saying=saying),
+        ):
             yield progress
     except Stopped as stopped:
-        if lost.is_set():
-            raise TemporaryError(f"another driver took over {store.uri}; this one stopped") from None
+        if ended:
+            raise TemporaryError(ended[0]) from None
         kept = progress.rows_before + progress.rows_committed
         words = f"{stopped}: stopped. {kept:,} of {progress.rows:,} rows are committed"
         stopped.args = (f"{words}; run the same command again to resume",)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from paliscribe import results
 from paliscribe.batch.ahead import ahead
+from paliscribe.batch.progress import Doing
 from paliscribe.batch.sharing import Answer, SharedAnswers
 from paliscribe.config import FetchConfig, ImagesConfig, RequestOptions
 from paliscribe.errors import RowError
@@ -131,6 +132,7 @@ class Stage:
     def __init__(self, plan: Plan, pool: Sender) -> None:
         self.plan, self.pool, self._base = plan, pool, results.generation_base(plan.generation)
         self.store: Store = open_store(plan.output)
+        self.doing = Doing()
         fetch = plan.fetch
         self.fetcher: ImageFetcher
         if plan.guard is not None:
@@ -155,10 +157,14 @@ class Stage:
         sent = ahead(map(self._sent, fetched), CALLS_IN_FLIGHT)
         records: list[Record] = []
         replicas: set[str] = set()
+        self.doing = Doing(None, "the first images are fetched and decoded")
         with contextlib.closing(fetched), contextlib.closing(sent):
             for call in sent:
+                first = call.work[0].shard
+                self.doing = Doing(first, f"shard {first} waits for the answers to {len(call.sent):,} requests")
                 for answered, prediction in zip(call.sent, call.answers.result() if call.answers else (), strict=True):
                     answered.prediction = prediction
+                self.doing = Doing(first, f"shard {first} is written")
                 for work in call.work:
                     for item in work.items:
                         answer = item.answer.prediction
@@ -171,6 +177,9 @@ class Stage:
                         progress(work.shard, None)
                 if records:
                     progress(call.work[-1].shard, len({found.row for found in records}))
+                last = call.work[-1].shard
+                self.doing = Doing(last, f"images are fetched and decoded, after the last ones of shard {last}")
+        self.doing = Doing()
 
     def _commit(self, shard: int, records: Sequence[Record], replicas: Iterable[str]) -> Marker:
         """Commit a shard's records. Returns the effective marker, which may be another attempt's."""

@@ -16,6 +16,8 @@ def status_words(status: dict[str, Any]) -> str:
         f"{status['shards_done']:,} of {status['shards']:,} shards",
         f"  records  {counts_words(status)}",
     ]
+    if status["waits"]:
+        lines.append(f"  waits    {status['waits']}")
     if status["state"] == "interrupted":
         lines.append("  next     run the same command again to resume")
     elif status["errors"] and status["state"] == "finished":

@@ -136,6 +136,12 @@ class JobConfig(Settings):
         "the same. Each stage process does so among its last 8,192 different requests.",
     )
     max_error_rate: float = Field(0.5, ge=0, le=1, description="Share of failed requests above which the run stops.")
+    stall_timeout: float | None = Field(
+        1800.0,
+        gt=0,
+        description="Seconds without progress, such as an answer or a replica that becomes ready, after which the run "
+        "ends with what it waits for; the same command resumes it. `null`: it waits for ever.",
+    )
     mask_decoder: str | None = Field(
         None, description="PaliGemma's `vae-oid.npz`, which decodes the masks of `segment`."
     )

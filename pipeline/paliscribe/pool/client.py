@@ -19,6 +19,7 @@ from paliscribe.records import Piece, Prediction, Request
 
 log = logging.getLogger(__name__)
 GRACE = 5.0  # seconds beyond the timeout, for the engine to report the expiry itself
+PULSE_TIMEOUT = 10.0  # seconds for all replicas to say what they have done
 MAX_LOSSES = 3  # replicas lost to a live call before it fails
 LOSSES = (  # a replica was lost, or its answer with its node
     exceptions.RayActorError,
@@ -56,6 +57,13 @@ class PoolClient:
     def slots(self) -> int:
         """Slots of a replica."""
         return self.facts().slots
+
+    def pulse(self) -> float | None:
+        """A number that changes while the replicas work; None if not all of them answer."""
+        with contextlib.suppress(Exception):  # the pool is not deployed, or replicas are lost or hang
+            stats = self._handle.broadcast("stats").results(timeout_s=PULSE_TIMEOUT)
+            return float(sum(each.steps + each.embedded for each in stats))
+        return None
 
     def send(self, requests: Sequence[Request]) -> "PendingCall":
         """Start a call; `PendingCall.result` waits for its answers."""

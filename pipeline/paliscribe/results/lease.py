@@ -35,6 +35,7 @@ class Owner:
     since: float  # seconds since 1970; only for messages
     renewals: int = 0
     ttl: float = TTL
+    waits: str = ""  # what the run waits for, in words, if for long
 
     @classmethod
     def current(cls, ttl: float) -> "Owner":
@@ -54,7 +55,10 @@ class Owner:
 
     def as_json(self) -> bytes:
         """Canonical JSON."""
-        return state.encode(asdict(self))
+        values = asdict(self)
+        if not self.waits:
+            del values["waits"]  # unknown to older versions
+        return state.encode(values)
 
 
 def read_lease(store: Store) -> Owner | None:
@@ -66,8 +70,10 @@ def read_lease(store: Store) -> Owner | None:
 class Lease:
     """A lease held by this process; a thread renews it."""
 
-    def __init__(self, store: Store, owner: Owner, etag: str, on_lost: Callable[[], None]) -> None:
-        self._store, self._owner, self._etag, self._on_lost = store, owner, etag, on_lost
+    def __init__(
+        self, store: Store, owner: Owner, etag: str, on_lost: Callable[[], None], saying: Callable[[], str]
+    ) -> None:
+        self._store, self._owner, self._etag, self._on_lost, self._saying = store, owner, etag, on_lost, saying
         self._stop = threading.Event()
         self.lost = False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -90,7 +96,7 @@ class Lease:
         """
         since: float | None = None  # when the store began to fail
         while not self._stop.wait(self._owner.ttl / 4):
-            renewed = replace(self._owner, renewals=self._owner.renewals + 1)
+            renewed = replace(self._owner, renewals=self._owner.renewals + 1, waits=self._saying())
             try:
                 with hurried():
                     etag = self._store.put_if_match(KEY, renewed.as_json(), self._etag)
@@ -118,8 +124,10 @@ def hold(
     on_lost: Callable[[], None] = lambda: None,
     waiting: Callable[[str], None] = lambda words: None,
     trust_local: bool = True,
+    saying: Callable[[], str] = lambda: "",
 ) -> Iterator[Lease]:
     """Hold the lease of an output. `on_lost` is called from the renewing thread if the lease is lost.
+    `saying`: what the run waits for, in words; the lease says it to `paliscribe status`.
 
     A lease that may be stale is watched for its `ttl` first, and `waiting` gets a message about that. `trust_local`:
     a living process of this machine is taken for the owner without watching; False where processes outlive their
@@ -127,7 +135,7 @@ def hold(
     """
     owner = Owner.current(ttl)
     etag = _acquire(store, owner, waiting, trust_local)
-    lease = Lease(store, owner, etag, on_lost)
+    lease = Lease(store, owner, etag, on_lost, saying)
     try:
         yield lease
     finally:

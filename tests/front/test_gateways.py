@@ -29,7 +29,7 @@ from paliscribe.pool.deploy import run_application
 from paliscribe.records import Prediction, Request
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import test modules
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("served")]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.usefixtures("served")]
 APPLICATION, PREFIX = "two-gateways", "/two"
 FAST, SLOW, FILES = ("a-key-whose-calls-are-fast", "a-key-whose-calls-are-slow", "a-key-with-files")
 RATE = 15.0  # calls/s and key; a portion is two calls

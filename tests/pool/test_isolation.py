@@ -100,8 +100,9 @@ def test_calls_together_and_alone() -> None:
     asyncio.run(check())
 
 
-def test_processes_that_crash_hang_and_swell() -> None:
-    """The real watch, in processes that are really lost."""
+def test_processes_that_crash_hang_and_swell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real watch, in processes that are really lost. A replica that ends refuses calls meanwhile."""
+    monkeypatch.setattr("paliscribe.pool.isolation.PAUSES", (0.1, 1.0))
     requests = made(256, len(KINDS), seed=3)
     found = verdict(requests, asyncio.run(measured(requests, replicas=4, limit=2.0)))
     assert (found["dead letters"], found["innocent ones"], found["wrong or missing"]) == (len(KINDS), 0, 0)

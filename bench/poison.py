@@ -211,10 +211,10 @@ async def answer_calls(connection: socket.socket, replica: Replica) -> None:
 class LightPool:
     """Replicas that are replaced when they end."""
 
-    def __init__(self, count: int, limit: float) -> None:
-        self._limit, self._numbers, self.processes = limit, iter(range(10**9)), dict.fromkeys(range(count))
+    def __init__(self, limit: float) -> None:
+        self._limit, self._numbers = limit, iter(range(10**9))
+        self.processes: dict[int, Process] = {}
         self.lost, self.sent = Counter[str](), 0
-        self._ready = asyncio.Event()
 
     async def keep(self, place: int) -> None:
         """Keep one replica up."""
@@ -226,8 +226,8 @@ class LightPool:
     async def kill_large(self) -> None:
         """Kill replicas that take too much memory, as the kernel does."""
         while True:
-            for process in self.processes.values():
-                if process is not None and process.alive:
+            for process in list(self.processes.values()):
+                if process.alive:
                     with contextlib.suppress(OSError):
                         now = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE
                         process.first = process.first or now
@@ -237,7 +237,7 @@ class LightPool:
 
     async def ask(self, requests: Sequence[Request], method: str, *arguments: Any) -> AsyncIterator[Any]:
         """A call of the replica that has the fewest."""
-        while not (up := [p for p in self.processes.values() if p is not None and p.alive and hasattr(p, "_writer")]):
+        while not (up := [p for p in self.processes.values() if p.alive and hasattr(p, "_writer")]):
             await asyncio.sleep(0.01)
         self.sent += len(requests)
         chosen = min(up, key=lambda process: len(process.calls))
@@ -255,7 +255,7 @@ class LightPool:
 
 async def measured(requests: Sequence[Request], replicas: int, limit: float) -> dict[str, Any]:
     """Answer the requests in calls. Returns figures, `answers` among them."""
-    pool, begun = LightPool(replicas, limit), time.monotonic()
+    pool, begun = LightPool(limit), time.monotonic()
     keepers = [asyncio.create_task(pool.keep(place)) for place in range(replicas)]
     keepers.append(asyncio.create_task(pool.kill_large()))
     free, answers = asyncio.Semaphore(CALLS_AT_ONCE), dict[str, Prediction]()
@@ -265,8 +265,8 @@ async def measured(requests: Sequence[Request], replicas: int, limit: float) -> 
             answers.update((answer.id, answer) for answer in await pool.predict(some))
 
     all_calls = asyncio.gather(*(call(list(requests[at : at + CALL])) for at in range(0, len(requests), CALL)))
-    watched: list[asyncio.Future[Any]] = [all_calls, *keepers]
-    done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+    tasks: list[asyncio.Future[Any]] = [all_calls, *keepers]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()  # raises the error of a keeper too
     seconds = time.monotonic() - begun
@@ -274,8 +274,7 @@ async def measured(requests: Sequence[Request], replicas: int, limit: float) -> 
         keeper.cancel()
     for process in pool.processes.values():
         with contextlib.suppress(ProcessLookupError):
-            if process is not None:
-                os.kill(process.pid, signal.SIGKILL)
+            os.kill(process.pid, signal.SIGKILL)
     return {"answers": answers, "lost": dict(pool.lost), "sent": pool.sent, "seconds": round(seconds, 1)}
 
 

@@ -163,7 +163,9 @@ def test_requests_that_no_replica_survives_are_isolated() -> None:
         serve.delete("poisonable")
     kinds = ["replica_lost" if each.prompt in poison.KINDS else None for each in bad]
     assert [answer.error_kind for answer in answers[0]] == kinds
-    assert "the last: the engine stopped: an engine step lasted more than 2 s" in str(answers[0][3].error_message)
-    assert "the last: its process ended: it crashed, or was killed" in str(answers[0][2].error_message)
+    for number in (2, 3, 6):
+        assert "2 replicas were lost with this request alone in them; the last: " in str(
+            answers[0][number].error_message
+        )
     for asked, found in zip([bad, *good], answers, strict=True):
         assert all(a == poison.expected(r) for r, a in zip(asked, found, strict=True) if r.prompt not in poison.KINDS)

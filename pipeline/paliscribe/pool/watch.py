@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Protocol
 
-LEAVE = 0.5  # seconds for the errors of its calls to leave the process
+LEAVE = 2.0  # seconds for the errors of its calls to leave the process
 PERIOD = 1.0  # seconds between two looks, less if the limit is short
 
 log = logging.getLogger(__name__)

@@ -160,7 +160,8 @@ def translating() -> Iterator[None]:
 
 def unwrapped(error: ray.exceptions.RayError) -> PaliscribeError | None:
     """The PaliscribeError that Ray has wrapped, or None."""
-    inner: BaseException | None = error
+    # Ray derives a class from the error's and its own, whose message is a traceback: the error itself is its cause.
+    inner: BaseException | None = getattr(error, "cause", None) or error
     while inner is not None and not isinstance(inner, PaliscribeError):
         inner = getattr(inner, "cause", None) or inner.__cause__
     return inner

@@ -91,6 +91,24 @@ def test_a_failed_batch_keeps_its_answers(config: ServeConfig) -> None:
     assert store.open_jobs() == []
 
 
+def test_an_interrupted_driver_leaves_no_file(config: ServeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt between the files and the state that names them: the next driver stores files of its own."""
+    store, job = started(config)
+
+    def interrupted(work: Work, *arguments: object, **values: object) -> None:
+        assert store.files_of(job)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "fail", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            drive(config, {}, "paliscribe", job)
+    assert not store.files_of(job)
+    drive(config, {}, "paliscribe", job)
+    state = store.state(job)
+    assert set(store.files_of(job)) == {state["output_file_id"], state["error_file_id"]}
+
+
 def test_a_finished_job_is_not_changed(config: ServeConfig) -> None:
     store, job = started(config, status="completed")
     before = store.state(job)

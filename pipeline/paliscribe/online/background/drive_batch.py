@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from paliscribe import manifest, results
 from paliscribe.batch.run import run_batch
 from paliscribe.config import JobConfig
-from paliscribe.errors import TemporaryError
 from paliscribe.images.untrusted import UntrustedImages
 from paliscribe.online.background import lines
 from paliscribe.online.background.store import BackgroundStore, FileInfo
@@ -97,6 +96,23 @@ def finalize(work: Work, failed: str | None = None) -> None:
 
     `failed`: why the run cannot be resumed. Records committed before that are kept.
     """
+    try:
+        names = _finalized(work, failed)
+    except BaseException:  # interrupted, or another driver has taken over, which stores files of its own
+        state = work.store.state(work.job)
+        for number in range(2):
+            name = _output_id(work, number)
+            if name not in (state.get("output_file_id"), state.get("error_file_id")):
+                work.store.delete_file(work.job.owner, name)
+        raise
+    for name in work.store.files_of(work.job):  # those of drivers that were lost
+        if name not in names:
+            work.store.delete_file(work.job.owner, name)
+    work.delete_run()
+
+
+def _finalized(work: Work, failed: str | None) -> list[str | None]:
+    """Store the files and set the final status; returns the ids of the files."""
     run = open_store(work.output)
     now = work.state.setdefault("finalizing_at", int(time.time()))
     counts, seen = Counter[str](), set[int]()
@@ -118,19 +134,11 @@ def finalize(work: Work, failed: str | None = None) -> None:
         ]
     done = {name: counts[name] for name in ("completed", "failed")}
     made = {"counts": work.state["counts"] | done, "output_file_id": names[0], "error_file_id": names[1]}
-    try:
-        if ended is not None:
-            work.set_status(ended, **made)
-        else:
-            work.fail(failed or "the run ended but is neither finished, expired nor cancelled", **made)
-    except TemporaryError:  # another driver has taken over and stores files of its own
-        for name in filter(None, names):
-            work.store.delete_file(work.job.owner, name)
-        raise
-    for name in work.store.files_of(work.job):  # those of drivers that were lost
-        if name not in names:
-            work.store.delete_file(work.job.owner, name)
-    work.delete_run()
+    if ended is not None:
+        work.set_status(ended, **made)
+    else:
+        work.fail(failed or "the run ended but is neither finished, expired nor cancelled", **made)
+    return names
 
 
 def _records(run: Store) -> Iterator[dict[str, Any]]:
@@ -155,10 +163,15 @@ def _unanswered(work: Work, seen: set[int]) -> Iterator[tuple[int, str]]:
 
 
 def _store_file(work: Work, file: IO[str], kind: str, number: int) -> str:
-    """Store an output file for the caller; returns its id, which is that of no other claim of the job."""
+    """Store an output file for the caller; returns its id."""
     file.flush()
-    path, name = Path(file.name), work.store.output_id(work.job, 2 * work.state["claim"] + number)
+    path, name = Path(file.name), _output_id(work, number)
     filename = f"{work.job.id}_{'output' if kind == 'completed' else 'error'}.jsonl"
     info = FileInfo(name, filename, "batch_output", path.stat().st_size, work.state["finalizing_at"])
     work.store.add_file(work.job.owner, info, path)
     return name
+
+
+def _output_id(work: Work, number: int) -> str:
+    """Id of an output file, which is that of no other claim of the job."""
+    return work.store.output_id(work.job, 2 * work.state["claim"] + number)

@@ -18,7 +18,7 @@ from paliscribe.pool.placement import Resources
 from paliscribe.pool.shortage import free, shortage
 
 TOLD_AFTER = 60.0  # seconds without progress after which a run says what it waits for
-LOOK_EVERY = 10.0  # seconds between two looks at the cluster meanwhile
+LOOK_EVERY = 10.0  # seconds between two looks at the cluster
 ANSWER = 30.0  # seconds for such a look
 NO_ANSWER = "the Ray cluster does not answer"
 MOST = 500  # characters of what is said

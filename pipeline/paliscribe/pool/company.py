@@ -29,7 +29,7 @@ class Company:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Wait until those inside are done, and let nobody in meanwhile."""
+        """Wait until those inside are done, and let nobody in until then."""
         async with self._door:
             await self._empty.wait()
             yield

@@ -1,7 +1,7 @@
 """Isolation of requests that no replica survives: they crash its process, hang it, or exhaust its memory.
 
 A call that was lost with its replica may be innocent: a spot node left, or a request of another call was the cause. So
-it is repeated in pieces, by a replica that answers no other call of a run meanwhile. If that replica is lost too, the
+it is repeated in pieces, by a replica that answers no other call of a run then. If that replica is lost too, the
 piece that it worked on is the suspect: it is repeated in smaller pieces, and the others as they were. A request with
 which replicas are lost while it is alone is given up. One such request in n costs about log8(n) + 2 replicas.
 """

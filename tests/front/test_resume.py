@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pyarrow.dataset as ds
 import pytest
 import ray
 from front.conftest import TASKS, Paliscribe, hostile, published, read_rows, task_flags, workers, write_rows
+
+from paliscribe.errors import Stopped
+from paliscribe.signals import stop_on_signals
 
 pytestmark = pytest.mark.cluster
 SHARD_ROWS = "4"
@@ -137,6 +141,21 @@ def test_kill_9_in_mid_append(served: None, manifest: Path, tmp_path: Path, pali
     assert found == expected
     again = paliscribe(*command(manifest, output), "--append", "--quiet")
     assert again.code == 0 and "(nothing to append: every id is in the run already)" in again.out
+
+
+def test_a_signal_in_a_wait_of_ray_ends_it(served: None) -> None:
+    """Ray's waits swallow every exception of a signal handler but KeyboardInterrupt."""
+
+    @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+    def wait() -> None:
+        time.sleep(30)
+
+    begun, waited = time.monotonic(), wait.remote()
+    with pytest.raises(Stopped), stop_on_signals():
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        ray.get(waited)
+    assert time.monotonic() - begun < 25
+    ray.cancel(waited, force=True)
 
 
 def test_a_second_driver_is_refused_and_the_first_told_to_stop(

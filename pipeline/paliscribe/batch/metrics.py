@@ -7,7 +7,6 @@ from ray.util.metrics import Gauge
 
 from paliscribe.batch.generation import Run
 from paliscribe.batch.session import repeating
-from paliscribe.errors import Stopped
 
 
 @contextlib.contextmanager
@@ -28,7 +27,7 @@ def exported(run: Run) -> Iterator[None]:
     with repeating(update):
         try:
             yield
-        except Stopped:
+        except KeyboardInterrupt:
             end = 0
             raise
         finally:

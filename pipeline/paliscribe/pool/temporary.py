@@ -18,7 +18,6 @@ from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from paliscribe.errors import Stopped
 from paliscribe.pool.ray_cluster import ends_soon, started_here
 
 DELETE_ATTEMPTS = 5  # the driver may have been killed during a deployment
@@ -32,14 +31,14 @@ log = logging.getLogger(__name__)
 def ends_with_driver(application: str) -> Iterator[None]:
     """Delete an application when the block ends or, on a cluster that was joined, when this driver ends.
 
-    On Stopped the reaper deletes it: a stopped job is killed within seconds, too soon to wait for Serve. If Ray itself
+    On a signal the reaper deletes it: a stopped job is killed within seconds, too soon to wait for Serve. If Ray itself
     ends after the block, nothing is deleted.
     """
     reaper = _start_reaper(application) if not started_here() else None
     left = False
     try:
         yield
-    except Stopped:
+    except KeyboardInterrupt:
         left = reaper is not None
         raise
     finally:

@@ -21,7 +21,7 @@ from paliscribe.model.weights import Located
 from paliscribe.results.run_file import RUN_FILE, Fingerprint, RunFile
 from paliscribe.storage import open_store
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 MODEL = "google/paligemma-3b-demo"
 
 

@@ -20,7 +20,7 @@ from paliscribe.online.application import application
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import run_application, served_pool
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 SPEC = locate(ModelSpec()).pin(ModelSpec().resolved(gpu=False))
 SMALL = {"threads": 1, "cpus_per_replica": 0.1, "slots": 8}
 MODELS = [{"pool": SMALL | {"name": "big"}}, {"name": "little one", "pool": SMALL | {"name": "small"}}]

@@ -18,9 +18,8 @@ from front.heads import PROGRAMS, TOKEN, Head, deploy, free_ports, ray_head
 
 from paliscribe.demo.collection import write_collection
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
-long = pytest.mark.long
 KEY = "a-key-for-the-orders"
 BEARER = {"Authorization": f"Bearer {TOKEN['RAY_AUTH_TOKEN']}"}
 
@@ -135,7 +134,6 @@ def test_annotate_then_serve(cluster: Cluster) -> None:
         answers(port)
 
 
-@long
 def test_serve_beside_serve_annotate_and_a_kill(cluster: Cluster) -> None:
     first, second = free_ports(2)
     with cluster.serving(first) as process:
@@ -150,7 +148,6 @@ def test_serve_beside_serve_annotate_and_a_kill(cluster: Cluster) -> None:
         answers(second)
 
 
-@long
 def test_submit_then_deploy_then_annotate_then_serve(cluster: Cluster) -> None:
     first, second = free_ports(2)
     job = cluster.folder / "job.yaml"
@@ -167,7 +164,6 @@ def test_submit_then_deploy_then_annotate_then_serve(cluster: Cluster) -> None:
         answers(second)
 
 
-@long
 def test_serve_while_a_run_goes_on(cluster: Cluster) -> None:
     [port] = free_ports(1)
     write_collection(cluster.folder / "many", 600, seed=1)
@@ -182,7 +178,6 @@ def test_serve_while_a_run_goes_on(cluster: Cluster) -> None:
         run.kill()
 
 
-@long
 def test_a_serve_of_another_program(cluster: Cluster) -> None:
     first, second = free_ports(2)
     start = [str(PROGRAMS / "serve"), "start", "-a", cluster.head.gcs, "--http-port", str(first)]

@@ -69,6 +69,7 @@ def test_a_call_that_was_lost_with_its_replica_is_repeated() -> None:
         assert client.facts().replica != before, "the pool healed by itself"
 
 
+@pytest.mark.long
 def test_pools_that_do_not_come_up_say_why(tmp_path: Path) -> None:
     """Of a model that is not there, and of one that loads and cannot answer; both at once, as each takes its time."""
     missing = ModelSpec(id=str(tmp_path / "nothing"), precision="float32")

@@ -116,6 +116,7 @@ def test_kill_9_in_mid_run(
     assert published(output) == undisturbed
 
 
+@pytest.mark.long
 def test_kill_9_in_mid_append(served: None, manifest: Path, tmp_path: Path, paliscribe: Paliscribe) -> None:
     output, begun = tmp_path / "output", write_rows(tmp_path / "begun.jsonl", read_rows(manifest)[:10])
     said = paliscribe(*command(begun, output), "--quiet")

@@ -19,7 +19,7 @@ import yaml
 from front.conftest import Said, hostile, published, read_rows, replicas, write_rows
 from front.heads import PROGRAMS, TOKEN, Head, ray_head
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 TASKS = ["caption en", "ocr"]
 ROWS, SHARD_ROWS = 480, 4
@@ -108,7 +108,6 @@ def undisturbed(head: Head, manifest: Path, tmp_path_factory: pytest.TempPathFac
     return published(folder / "output")
 
 
-@pytest.mark.long
 def test_a_checkout_runs_without_an_installation(head: Head, collection: Path, tmp_path: Path) -> None:
     """`ray job submit --working-dir . -- python jobs/annotate.py job.yaml`, with code that no node has installed."""
     checkout, seen = tmp_path / "checkout", tmp_path / "seen"
@@ -176,7 +175,6 @@ def test_a_job_in_object_storage_followed_to_its_end(
     assert said.code == 0 and "25 images x 2 tasks annotated with demo, 1 of them new" in said.err, said.err
 
 
-@pytest.mark.long
 def test_a_job_is_stopped_killed_and_resumed(
     head: Head, manifest: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

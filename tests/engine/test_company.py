@@ -230,6 +230,7 @@ def test_products_have_shapes_of_the_closed_set_or_of_a_request_alone(family: st
     with in_company:
         for slots in (2, 7, 40):
             together(model, wanted, slots, seed=slots)
+        together(model, wanted, 40)  # all at once: steps of more rows than the fewest
     shapes, shared = model.shapes, model.config.num_key_value_heads
     counts = {*shapes.tokens.sizes, *shapes.rows.sizes, *(n * model.image_tokens for n in shapes.images.sizes)}
     new = in_company.seen - by_itself.seen
@@ -244,7 +245,8 @@ def test_products_have_shapes_of_the_closed_set_or_of_a_request_alone(family: st
         else:
             left = rest[0] if name == "addmm" else left
             assert int(np.prod(left[:-1])) in counts, (name, left, rest)
-    assert {name for name, _ in new} >= {"bmm"}
+    if min(shapes.rows.sizes) < len(wanted):  # else every step has the same rows here
+        assert {name for name, _ in new} >= {"bmm"}
 
 
 # What lies in the slots.

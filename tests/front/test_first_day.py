@@ -120,6 +120,7 @@ def refusals(folder: Path, taken: int, free: int) -> list[Refusal]:
         (["serve", "demo", "--files", "file/x"], {}, 2, "files file/x"),
         (["serve", "demp"], {}, 2, "did you mean 'demo'?"),
         ([*run, "ocr", "--model", "demp"], {}, 2, "did you mean 'demo'?"),
+        ([*run, "ocr", "--model", "acme/nothing"], {"HF_ENDPOINT": f"http://127.0.0.1:{free}"}, 2, "cannot be reached"),
         ([*run, "ocr", "--manifest", "nowhere.jsonl"], {}, 2, "nowhere.jsonl: no such file"),
         ([*run, "ocr", "--manifest", "m.parquet"], {}, 2, "m.parquet: cannot be read"),
         ([*run, "answer en {questoin}"], {}, 2, "did you mean 'question'?"),
@@ -188,23 +189,34 @@ def refusals_of_runs(run: str, taken: int) -> list[Refusal]:
     ]
 
 
-@pytest.mark.slow
-def test_refusals_come_before_heavy_imports_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def check_refusals(folder: Path, expected: list[Refusal], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command is refused as expected, in one line and before heavy imports; print how long each took."""
     rows = []
-    [free] = free_ports(1)
-    with listener() as taken:
-        expected = refusals(tmp_path, taken, free) + refusals_of_runs(write_example(tmp_path / "example"), taken)
-        found = in_children(tmp_path, [(words, environment) for words, environment, *_ in expected])
-        for (words, _, code, said), (facts, lines) in zip(expected, found, strict=True):
-            assert lines and all(each.startswith(BEFORE) for each in lines[:-1]), lines
-            line = lines[-1]
-            assert facts["code"] == code and line.startswith("paliscribe: ") and said in line, lines
-            assert len(line) < 400 and not HEAVY & set(facts["modules"]), (words, line)
-            used = f"{facts['seconds']:5.2f} s CPU, {facts['clock']:5.2f} s by the clock"
-            rows.append(f"{used}, {len(facts['modules']):4} modules  {words[0]}: {line.partition(': ')[2][:100]}")
-    assert not (tmp_path / "out").exists()
+    found = in_children(folder, [(words, environment) for words, environment, *_ in expected])
+    for (words, _, code, said), (facts, lines) in zip(expected, found, strict=True):
+        assert lines and all(each.startswith(BEFORE) for each in lines[:-1]), (words, lines)
+        line = lines[-1]
+        assert facts["code"] == code and line.startswith("paliscribe: ") and said in line, (words, lines)
+        assert len(line) < 400 and not HEAVY & set(facts["modules"]), (words, line)
+        used = f"{facts['seconds']:5.2f} s CPU, {facts['clock']:5.2f} s by the clock"
+        rows.append(f"{used}, {len(facts['modules']):4} modules  {words[0]}: {line.partition(': ')[2][:100]}")
     with capsys.disabled():
         print("\n" + "\n".join(rows))
+
+
+@pytest.mark.slow
+def test_refusals_come_before_heavy_imports_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with listener() as taken:
+        check_refusals(tmp_path, refusals(tmp_path, taken, free_ports(1)[0]), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_refusals_of_commands_over_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m.csv").write_text("image\na.jpg\n")
+    (tmp_path / "file").write_text("in the way")
+    with listener() as taken:
+        check_refusals(tmp_path, refusals_of_runs(write_example(tmp_path / "example"), taken), capsys)
 
 
 def flags(collection: Path, output: Path, *more: str) -> list[str]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from paliscribe.view.example import write_example
 
-BEFORE = ("annotating into ", "drawing ", "note: no display ")  # what may stand before the line that refuses
+BEFORE = ("annotating into ", "checking", "drawing ", "note: no display ")  # what may stand before the refusal
 HEAVY = {"torch", "ray", "transformers"}
 RUN = """
 import json, os, resource, sys, time

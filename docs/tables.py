@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,9 +104,12 @@ def attacks() -> str:
     """What is tried against an endpoint, and what holds, by kind; the attacks are those of the tests."""
     sys.path.insert(0, str(ROOT / "tests"))
     from online.attacks import KINDS as attacked
+    from online.attacks import attacks as made
 
-    lines = ["| what | what is tried | what happens |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {kind} | {tried} | {holds} |" for kind, (tried, holds) in attacked.items())])
+    counts = Counter(attack.kind for attack in made("a key", bytes(1000), "http://host"))
+    lines = [f"| what | {counts.total()} attacks | what is tried | what happens |", "|---|---:|---|---|"]
+    rows = (f"| {kind} | {counts[kind]} | {tried} | {holds} |" for kind, (tried, holds) in attacked.items())
+    return "\n".join([*lines, *rows])
 
 
 TABLES: dict[str, Callable[[], str]] = {

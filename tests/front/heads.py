@@ -58,8 +58,10 @@ def deploy(dashboard: str, config: Path) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def ray_head(environment: Mapping[str, str] | None = None, cpus: int = 2) -> Iterator[Head]:
-    """A head with a dashboard; `environment` is laid over this process's. It ends with the block."""
+def ray_head(
+    environment: Mapping[str, str] | None = None, cpus: int = 2, token: Mapping[str, str] = TOKEN
+) -> Iterator[Head]:
+    """A head with a dashboard; `token` and `environment` are laid over this process's. It ends with the block."""
     gcs, web, agent = free_ports(3)
     command = [str(PROGRAMS / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
     command += [
@@ -69,7 +71,7 @@ def ray_head(environment: Mapping[str, str] | None = None, cpus: int = 2) -> Ite
         f"--dashboard-port={web}",
     ]
     command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
-    with running(command, PLAIN | TOKEN | dict(environment or {})) as process:
+    with running(command, PLAIN | dict(token) | dict(environment or {})) as process:
         wait_for(f"http://127.0.0.1:{web}/api/version")
         yield Head(f"http://127.0.0.1:{web}", f"127.0.0.1:{gcs}", process.pid)
 

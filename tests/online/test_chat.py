@@ -148,7 +148,14 @@ def test_a_field_of_two_shapes_is_named_by_the_one_that_it_has(
 
 def test_shapes_and_options_that_clients_send(endpoint: Endpoint, picture: bytes) -> None:
     image = {"type": "image_url", "image_url": data_url(picture)}
-    body: dict[str, Any] = {"model": "demo", "stop": None, "modalities": ["text"], "top_k": -1, "best_of": 1}
+    body: dict[str, Any] = {
+        "model": "demo",
+        "stop": None,
+        "modalities": ["text"],
+        "top_k": -1,
+        "best_of": 1,
+        "verbosity": "medium",
+    }
     body |= {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "tools": [], "tool_choice": "auto"}
     body |= {
         "response_format": {"type": "text"},

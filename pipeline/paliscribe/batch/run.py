@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paliscribe import manifest, results
-from paliscribe.batch.checks import check, check_columns, notes, writable
+from paliscribe.batch.checks import check, check_columns, notes, output_store, writable
 from paliscribe.batch.generation import (
     Run,
     finished_summary,
@@ -71,8 +71,8 @@ def run_append(job: JobConfig, report: Report = lambda progress: None) -> dict[s
     run with these settings, or if the manifest does not go into it; RunError or Stopped as `run_batch` does.
     """
     tasks = check(job)
+    file, frozen = run_to_extend(job, output_store(job.output))
     store = writable(job.output)
-    file, frozen = run_to_extend(job, store)
     with session(store, report) as progress:
         summary = finished_before(job, store)
         frozen = manifest.load(store) or frozen  # another append may have ended meanwhile
@@ -114,8 +114,8 @@ def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, 
     Raises UsageError if there is no finished run, RunError or Stopped as `run_batch` does.
     """
     check_cluster()
+    file, frozen = _existing(output_store(output), "no run is here; `paliscribe annotate` starts one")
     store = writable(output)
-    file, frozen = _existing(store, "no run is here; `paliscribe annotate` starts one")
     job = file.job.model_copy(update={"output": output})
     revision = locate(in_settled_precision(job.model, file)).revision
     if revision != file.fingerprint.revision:

@@ -14,6 +14,7 @@ from paliscribe import config
 from paliscribe.cli.options import Json, Quiet, option
 from paliscribe.cli.runs import job_values
 from paliscribe.config import JobConfig, ModelSpec, PoolConfig
+from paliscribe.pool.joining import check_cluster
 
 
 def preview(
@@ -69,6 +70,7 @@ def preview(
     values = job_values(job, settings, models, {"replicas": replicas})
     values.setdefault("output", "output")  # it may be chosen later
     checked = config.parse(values, source=str(job) if job is not None else "preview")
+    check_cluster()
     found = _previewed(checked, to, rows, seed, gpu_hour_price, quiet)
     print(json.dumps(found) if as_json else "\n".join(_words(found, gpu_hour_price)))
 

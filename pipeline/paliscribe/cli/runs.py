@@ -11,6 +11,8 @@ import typer
 from paliscribe import config
 from paliscribe.cli.options import Append, Json, Quiet, option, without_none
 from paliscribe.config import JobConfig, ModelSpec, PoolConfig
+from paliscribe.errors import UsageError
+from paliscribe.pool.joining import check_cluster
 
 
 def annotate(
@@ -65,6 +67,7 @@ def annotate(
     if dry:
         _print_plan(checked, quiet, as_json, append=append)
         return
+    check_cluster()
     if not quiet and not append:  # an append says first that it compares the manifest
         print(f"annotating into {checked.output}", file=sys.stderr, flush=True)
     summary = _run(checked, quiet, append=append)
@@ -79,13 +82,19 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Generate a small collection, annotate it with the demo model, and measure the accuracy."""
+    check_cluster()
     if not quiet:
         print(f"drawing {images} scenes in {folder}, to annotate them with demo", file=sys.stderr)
     from paliscribe.cli.report import demo_accuracy
     from paliscribe.demo.collection import write_collection
 
     place = folder / f"{images}-scenes-seed-{seed}"
-    manifest = write_collection(place / "collection", images, seed)
+    try:
+        manifest = write_collection(place / "collection", images, seed)
+    except OSError as error:
+        raise UsageError(f"demo: {place} cannot be written: {error.strerror}") from None
+    except ValueError as error:  # there are no such scenes
+        raise UsageError(f"demo: {error}") from None
     job = JobConfig(
         manifest=(str(manifest),),
         tasks=("caption en", "answer en {question}", "ocr", "detect {objects}"),
@@ -120,6 +129,7 @@ def retry(
     quiet: Quiet = False,
 ) -> None:
     """Annotate a run's dead letters again, once their causes are fixed; nothing else is touched."""
+    check_cluster()
     from paliscribe.api.display import progress_display
     from paliscribe.batch.run import run_retry
 

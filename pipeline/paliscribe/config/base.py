@@ -58,7 +58,7 @@ def load(path: Path, what: str = "job file") -> dict[str, Any]:
         line = f" at line {where.line + 1}" if where else ""
         raise UsageError(f"{path}: not valid YAML{line}: {getattr(error, 'problem', error)}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"{path}: not YAML of a {what}, which is a mapping of settings, `name: value`")
+        raise UsageError(f"{path}: no {what}, which is a mapping of settings, `name: value`")
     return values
 
 

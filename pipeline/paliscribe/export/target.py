@@ -11,7 +11,7 @@ from typing import Any
 
 from paliscribe.errors import RunError, UsageError
 from paliscribe.published.query import json_line
-from paliscribe.storage import StorageError, Store, open_store
+from paliscribe.storage import StorageError, Store, check_writable, open_store
 from paliscribe.storage.parallel import REQUESTS
 
 
@@ -30,9 +30,7 @@ class Target:
                 raise UsageError(f"--to: {self.uri} is inside the run's output; choose a place outside")
             if (found := next(iter(self._store.list()), None)) is not None:
                 raise UsageError(f"--to: {self.uri} is not empty (it holds {found.key[:100]}); choose an empty place")
-            probe = f"writable-{uuid.uuid4().hex}"
-            self._store.put(probe, b"?")
-            self._store.delete(probe)
+            check_writable(self._store, f"writable-{uuid.uuid4().hex}")
         except StorageError as error:
             raise UsageError(f"--to: {error}") from None
         self._folder = tempfile.TemporaryDirectory(prefix="paliscribe-export-")

@@ -7,10 +7,13 @@ resolves its revision, so that errors are reported in one line before a cluster 
 import hashlib
 import json
 import re
+import socket
+import urllib.request
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from paliscribe.config import ModelSpec
 from paliscribe.errors import UsageError, did_you_mean
@@ -23,6 +26,7 @@ PREFIX = "s3://"
 BRANCHED = re.compile(r"google/paligemma-3b-[\w-]+")
 BRANCHES = ("bfloat16", "float16")
 INDEX = "model.safetensors.index.json"  # present if the weights are in several files
+CONNECT = 3.0  # seconds to connect to the hub
 NO_SAFETENSORS = (
     "has no .safetensors file; weights in other formats, which can hold code, are not loaded: "
     "load them elsewhere and write them with `save_pretrained`"
@@ -111,6 +115,21 @@ def _locate_on_hub(spec: ModelSpec) -> Located:
         raise UsageError(f"model {spec.id} is not in the local cache and Hugging Face cannot be reached") from None
 
 
+def _hub_listens() -> bool:
+    """Whether the hub can be connected to: its client would try for half a minute. Not tried behind an HTTP proxy."""
+    from huggingface_hub import constants
+
+    hub = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return not constants.HF_HUB_OFFLINE
+    try:
+        port = hub.port or (443 if hub.scheme == "https" else 80)
+        socket.create_connection((str(hub.hostname), port), timeout=CONNECT).close()
+    except OSError:
+        return False
+    return True
+
+
 def _hub_config(spec: ModelSpec, revision: str | None) -> Located:
     """Fetch the configuration at a revision from the hub, and check that it has loadable weights."""
     from huggingface_hub import hf_hub_download
@@ -126,7 +145,7 @@ def _hub_config(spec: ModelSpec, revision: str | None) -> Located:
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # the client's own httpx
 
     try:
-        config = Path(hf_hub_download(spec.id, "config.json", revision=revision))
+        config = Path(hf_hub_download(spec.id, "config.json", revision=revision, local_files_only=not _hub_listens()))
     except HFValidationError:
         raise UsageError(f"model {spec.id}: neither a folder nor a Hugging Face id (owner/name)") from None
     except GatedRepoError:

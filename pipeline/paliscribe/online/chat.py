@@ -26,6 +26,7 @@ NEUTRAL: dict[str, Any] = {
     "repetition_penalty": 1,
     "length_penalty": 1,
     "top_k": -1,
+    "verbosity": "medium",
 }
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 EXAMPLE_IMAGE = (  # one pixel, for the examples in the OpenAPI document

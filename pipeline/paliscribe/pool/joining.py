@@ -6,12 +6,13 @@ import sys
 import threading
 from pathlib import Path
 
-from paliscribe.errors import RunError
+from paliscribe.errors import RunError, UsageError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 DEFAULT_PATH = "~/.ray/auth_token"  # where Ray writes a token that it makes
 PING = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # a call of the GCS that all releases have
 OTHERS = ("RAY_USE_TLS", "RAY_ENABLE_K8S_TOKEN_AUTH")  # other ways to be admitted
+HOST_PORT = re.compile(r"[^/@\s]+:\d{1,5}")
 CONNECT, ANSWER = 0.8, 5.0  # seconds until something that speaks gRPC is there, and until it answers the call
 
 
@@ -22,31 +23,65 @@ def destination() -> str:
 
 
 def check_cluster() -> None:
-    """Raise RunError unless a Ray cluster answers at RAY_ADDRESS, or if it rejects the token; none is set: no check.
+    """Raise unless a Ray cluster answers at RAY_ADDRESS: UsageError for what is no address, RunError if none answers.
 
-    If the cluster requires a token, RAY_AUTH_MODE is set, which Ray reads when it is imported: with an address it does
-    not look for a token by itself. Not checked: `auto` and `ray://` addresses, and clusters with TLS or with tokens of
-    Kubernetes. Nor is anything if Ray runs in this process already.
+    RunError also if it rejects the token. No check if none is set. If the cluster requires a token, RAY_AUTH_MODE is
+    set, which Ray reads when it is imported: with an address it does not look for a token by itself. Of `auto` the
+    cluster that `ray start` has started last is tried. Not checked: clusters with TLS or with tokens of Kubernetes. Nor
+    is anything if Ray runs in this process already.
     """
-    address, mode = os.environ.get("RAY_ADDRESS", ""), os.environ.get(MODE, "").lower()
+    address, mode = os.environ.get("RAY_ADDRESS", ""), auth_mode()
     has_ray = (ray := sys.modules.get("ray")) is not None and ray.is_initialized()
-    if has_ray or not re.fullmatch(r"[^/]+:\d+", address) or mode not in ("", "token", "disabled") or _set(*OTHERS):
+    if has_ray or not address or address == "local":
         return
-    token, place = _token() if mode != "disabled" else ("", "")
-    refusal = _refusal(address, token if mode == "token" else "")
+    if is_found := address == "auto":
+        address = _started_last()
+    if not HOST_PORT.fullmatch(address):
+        if is_found:
+            return
+        raise UsageError(
+            f"RAY_ADDRESS {address.rpartition('@')[2][:100]!r}: expected HOST:PORT of the cluster itself, such as "
+            "10.0.0.1:6379; `paliscribe submit` takes a dashboard's http://, and Ray's ray:// is not supported"
+        )
+    if _set(*OTHERS):
+        return
+    token, place = find_token() if mode != "disabled" else ("", "")
+    try:
+        refusal = _refusal(address, token if mode == "token" else "")
+    except RunError:
+        if is_found:  # Ray may find another
+            return
+        raise
     if refusal is None:
         return
     if token and mode != "token" and (refusal := _refusal(address, token)) is None:
         os.environ[MODE] = "token"
         return
-    raise RunError(f"Ray cluster at {address}: {_remedy(mode, place)}")
+    raise RunError(f"Ray cluster at {address}: {remedy(mode, place)}")
+
+
+def _started_last() -> str:
+    """The address that `ray start` has written down on this machine; empty if there is none."""
+    try:
+        return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def auth_mode() -> str:
+    """RAY_AUTH_MODE: `token`, `disabled`, or empty. Raises UsageError for another value, at which Ray would hang."""
+    mode = os.environ.get(MODE, "").lower()
+    if mode not in ("", "token", "disabled"):
+        raise UsageError(f"{MODE} {mode[:40]!r}: expected 'token' or 'disabled'")
+    return mode
 
 
 def _set(*names: str) -> bool:
     return any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in names)
 
 
-def _remedy(mode: str, place: str) -> str:
+def remedy(mode: str, place: str) -> str:
+    """What to do where a token is required. `place`: where the token was found that is rejected; empty: none was."""
     if mode == "disabled":
         return f"it requires a token; unset {MODE}"
     if place:
@@ -54,7 +89,7 @@ def _remedy(mode: str, place: str) -> str:
     return f"it requires a token; copy its {DEFAULT_PATH} here, or set {TOKEN_PATH} to a file that holds it"
 
 
-def _token() -> tuple[str, str]:
+def find_token() -> tuple[str, str]:
     """The token that Ray would find, and where; both empty if there is none."""
     if token := os.environ.get(TOKEN, "").strip():
         return token, TOKEN
@@ -100,4 +135,4 @@ def _reason(code: str, details: str) -> str:
         return f"no answer within {ANSWER:g} s"
     if code == "UNIMPLEMENTED":
         return "another service answers there; the cluster's own port is 6379 by default"
-    return details.rpartition(": ")[2][:200] or code
+    return details.rpartition(": ")[2].rstrip("]")[:200] or code

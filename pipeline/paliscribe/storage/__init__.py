@@ -116,14 +116,21 @@ def resolve(reference: str, folder: str) -> str:
     return f"{folder[:start]}{authority}/{inside}"
 
 
-def check_writable(store: Store) -> None:
+def check_writable(store: Store, key: str = "") -> None:
     """Check that a store is writable: create a small object, fail to create it again, and delete it.
+
+    `key`: of the object; default: one in the folder of a run's own files.
 
     Raises StorageError if one of these fails; `forbidden` also if the store ignores the condition of a write, since two
     attempts at one shard could then both be committed.
     """
-    key = f"_run/.writable-{uuid.uuid4().hex}"
-    store.put_if_absent(key, b"first")
+    key = key or f"_run/.writable-{uuid.uuid4().hex}"
+    try:
+        store.put_if_absent(key, b"first")
+    except StorageError as error:  # the object's name says nothing to the user
+        in_the_way = error.kind == "missing" and is_local(store.uri)
+        words = "a part of this path is a file" if in_the_way else error.message
+        raise StorageError(error.kind, store.uri, words, error.retry_after) from error
     try:
         if store.put_if_absent(key, b"second"):
             words = "this store ignores conditional writes (If-None-Match), without which rows could be duplicated"

@@ -7,24 +7,22 @@ import logging
 import os
 import re
 import secrets
-import socket
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from paliscribe import __version__
 from paliscribe.errors import RunError, UsageError
+from paliscribe.pool.joining import auth_mode, find_token, remedy
 from paliscribe.storage import redacted
+from paliscribe.submit.dashboard import ADDRESS, check_dashboard, dashboard
 from paliscribe.submit.package import JOB_FILE, Package
 
 ENTRYPOINT = "python -m paliscribe annotate"
 METADATA_KEY = "paliscribe"  # marks jobs submitted by paliscribe; the value is the version
-ADDRESS = "RAY_API_SERVER_ADDRESS"
 POLL = 0.5  # seconds between two status requests
 STOP_TIMEOUT = 60.0  # seconds to wait for a job to stop; Ray kills it after 3, or RAY_JOB_STOP_WAIT_TIME_S
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -66,10 +64,8 @@ class Jobs:
 
         Raises UsageError for an invalid address, RunError if no dashboard responds there or it rejects the token.
         """
-        self.address = _dashboard(address)
-        _check_listening(self.address)
-        if _token_given():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it only once, on import
+        self.address = dashboard(address)
+        check_dashboard(self.address)
         from ray.job_submission import JobSubmissionClient
 
         for name in ("", ".dashboard.modules.dashboard_sdk", ".dashboard.modules.job.sdk"):  # they log each upload
@@ -182,45 +178,12 @@ class Jobs:
         try:
             yield
         except AuthenticationError:
-            words = "token rejected" if _token_given() else "token required: set RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN"
-            raise RunError(f"the dashboard at {self.address}: {words}") from None
+            raise RunError(f"the dashboard at {self.address}: {remedy(auth_mode(), find_token()[1])}") from None
         except OSError as error:  # includes exceptions of `requests`
             raise RunError(f"no Ray dashboard responds at {self.address} ({type(error).__name__})") from None
         except (RuntimeError, ValueError, KeyError) as error:  # what Ray raises for unexpected responses
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RunError(f"the dashboard at {self.address}: {line[:300]}") from None
-
-
-def _dashboard(address: str | None) -> str:
-    found = (address or os.environ.get(ADDRESS, "")).strip().rstrip("/")
-    if not found:
-        raise UsageError(f"no cluster address: set --address http://HOST:8265 (the dashboard), or {ADDRESS}")
-    if "://" not in found:
-        found = f"http://{found}"
-    parts = urlsplit(found)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"address {redacted(found)}: not a dashboard URL; expected http://HOST:8265")
-    if "@" in parts.netloc:
-        raise UsageError(f"address {redacted(found)}: remove user and password; pass the token by RAY_AUTH_TOKEN_PATH")
-    return found
-
-
-def _token_given() -> bool:
-    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"))
-
-
-def _check_listening(address: str) -> None:
-    """Raise RunError at once if nothing listens; Ray would retry for minutes. Not checked behind an HTTP proxy."""
-    if urllib.request.getproxies():
-        return
-    parts = urlsplit(address)
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((str(parts.hostname), port), timeout=10).close()
-    except ValueError:
-        raise UsageError(f"address {address}: not a dashboard URL; expected http://HOST:8265") from None
-    except OSError as error:
-        raise RunError(f"no Ray dashboard responds at {address}: {error.strerror or error}") from None
 
 
 def _job(details: Any) -> SubmittedJob:

@@ -1,6 +1,6 @@
 """Inputs of real users that once failed, each made by its own generator, through a run with the demo model.
 
-Tests that make their own inputs, at least three of each kind, for each of the cases:
+Tests that make their own inputs of these kinds, by case:
 
 columns-by-case: manifest/test_naming.py, test_names_that_readers_mix_up
 csv-from-spreadsheets: manifest/test_csv_records.py, test_sheets, test_bad_bytes_are_placed,

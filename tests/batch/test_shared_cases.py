@@ -1,4 +1,30 @@
-"""Inputs of real users that once failed, each made by its own generator, through a run with the demo model."""
+"""Inputs of real users that once failed, each made by its own generator, through a run with the demo model.
+
+Tests that make their own inputs of these kinds, by case:
+
+columns-by-case: manifest/test_naming.py, test_names_that_readers_mix_up
+csv-from-spreadsheets: manifest/test_csv_records.py, test_sheets, test_bad_bytes_are_placed,
+    test_other_encodings_are_named
+csv-large-field: manifest/test_csv_records.py, test_fields_of_any_size
+data-url-forms: storage/test_inline.py, test_spellings
+empty-columns: manifest/test_kinds.py, test_columns_without_a_value_keep_their_types
+folder-listing: manifest/test_listing.py
+list-column-prompts: grammar/test_tasks.py, test_lists_as_json_text;
+    manifest/test_values.py, test_columns_of_lists_are_known_as_such
+odd-values-in-carried-columns: manifest/test_kinds.py, test_mixed_values; manifest/test_values.py
+openai-content-parts: online/test_chat.py, test_a_wrong_part_is_named,
+    test_a_field_of_two_shapes_is_named_by_the_one_that_it_has
+openai-max-tokens: online/test_chat.py, test_shapes_and_options_that_clients_send;
+    front/test_refusals.py; batch/test_token_limit.py
+openai-models-and-browsers: online/test_chat.py, test_models; online/test_browsers.py
+other-spellings-of-addresses: storage/test_addresses.py, test_open
+output-in-spark-and-datasets: results/test_publish.py, test_hugging_faces_datasets; results/test_spark.py
+parquet-embedded-images: manifest/test_pictures.py; manifest/test_values.py
+per-row-prompts: grammar/test_tasks.py, test_a_filled_prompt_has_the_kind_of_its_words
+places-without-separators: golden/detect.json and golden/segment.json, by grammar/test_tasks.py, test_golden
+png-large-metadata: images/test_damage.py
+tiff-varieties: images/test_colours.py, test_whole_tiffs_of_other_varieties_are_not_called_broken
+"""
 
 import runpy
 from collections.abc import Callable, Iterator

@@ -90,7 +90,7 @@ def test_ordinary_images_are_decoded_in_this_process() -> None:
 def test_the_same_pixels_in_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [encoded(photo(600, 400), form) for form in ORDINARY]
     here = [decode(data, SIZE) for data in pictures]
-    monkeypatch.setattr("paliscribe.images.decode.is_cheap", lambda data: False)
+    monkeypatch.setattr("paliscribe.images.decode.is_cheap_of", lambda kind, data: False)
     for one, data in zip(here, pictures, strict=True):
         other = decode(data, SIZE)
         assert (one.pixels == other.pixels).all()

@@ -13,6 +13,9 @@ METADATA: Final = (b"Exif", b"mime")
 SEQUENCE, FRAME_HEADER, FRAME, REDUNDANT_HEADER, TILE_LIST = 1, 3, 6, 7, 8  # types of units of AV1
 STILL: Final = 0b11  # the bits still_picture and reduced_still_picture_header
 
+BOX: Final = struct.Struct(">I4s")  # length and name
+FIELDS: Final = {0: "0s", 2: "H", 4: "I", 8: "Q"}  # by width
+
 Places = dict[bytes, tuple[int, int]]  # begin and end of a box's body
 
 
@@ -38,7 +41,7 @@ def pixels(data: bytes, most_metadata: int) -> float:
 def _all_boxes(data: bytes, at: int, end: int) -> list[tuple[bytes, int, int]]:
     found: list[tuple[bytes, int, int]] = []
     while at < end:
-        size, name = struct.unpack_from(">I4s", data, at)
+        size, name = BOX.unpack_from(data, at)
         if size < 8 or at + size > end or len(found) == BOXES:
             raise ValueError("irregular boxes")
         found.append((name, at + 8, at + size))
@@ -79,13 +82,11 @@ def _places(data: bytes, begin: int, end: int) -> dict[int, tuple[int, int]]:
         raise ValueError("another version")
     found: dict[int, tuple[int, int]] = {}
     at = begin + 8
+    widths = (2, 2 * version, 2, sizes[1] >> 4, 2, version * (sizes[1] & 15), sizes[0] >> 4, sizes[0] & 15)
+    layout = struct.Struct(">" + "".join(FIELDS[width] for width in widths))
     for _ in range(count):
-        widths = (2, 2 * version, 2, sizes[1] >> 4, 2, version * (sizes[1] & 15), sizes[0] >> 4, sizes[0] & 15)
-        values = []
-        for width in widths:
-            values.append(int.from_bytes(data[at : at + width]))
-            at += width
-        item, way, _, base, pieces, _, place, length = values
+        item, way, _, base, pieces, _, place, length = (value or 0 for value in layout.unpack_from(data, at))
+        at += layout.size
         if way or pieces != 1 or item in found or at > end or base + place + length > len(data):
             raise ValueError("items elsewhere or in pieces")
         found[item] = (base + place, length)

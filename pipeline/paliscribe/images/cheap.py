@@ -16,7 +16,11 @@ BITMAPS: Final = {0, 3}  # compressions of a BMP: none, and masks of colours
 
 def is_cheap(data: bytes) -> bool:
     """Whether decoding surely takes little time and memory. False also for what is not an image."""
-    kind = recognised(data)
+    return is_cheap_of(recognised(data), data)
+
+
+def is_cheap_of(kind: str | None, data: bytes) -> bool:
+    """Like `is_cheap`, of data whose format is recognised already."""
     if kind == "JPEG":
         return _is_cheap_jpeg(data)
     if kind == "PNG":

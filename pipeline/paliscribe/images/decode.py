@@ -18,7 +18,7 @@ import numpy.typing as npt
 from paliscribe.errors import RowError
 from paliscribe.images import jpeg
 from paliscribe.images.apart import Limits, decode_apart
-from paliscribe.images.cheap import is_cheap
+from paliscribe.images.cheap import is_cheap_of
 from paliscribe.images.formats import FORMATS, recognised
 from paliscribe.images.pixels import Options, decode_here
 
@@ -57,18 +57,18 @@ def decode(
     """
     if not data:
         raise RowError("empty", "the object has no bytes")
-    options = Options(size, max_pixels, draft)
-    if is_cheap(data):
-        found = decode_here(data, options)
+    options, name = Options(size, max_pixels, draft), recognised(data)
+    if is_cheap_of(name, data):
+        found = decode_here(data, options, name)
     else:
-        _check_scans(data, limits.seconds)
+        _check_scans(data, name, limits.seconds)
         found = decode_apart(data, options, limits, timeout)
     return Decoded(*found, hashlib.sha256(data).hexdigest())
 
 
-def _check_scans(data: bytes, seconds: float) -> None:
+def _check_scans(data: bytes, name: str | None, seconds: float) -> None:
     """Raise RowError for a JPEG whose scans alone take longer."""
-    head = jpeg.head(data) if recognised(data) == "JPEG" else None
+    head = jpeg.head(data) if name == "JPEG" else None
     if head is not None:
         scans = jpeg.scans(data, head)
         if scans * head.width * head.height * SCAN > seconds:

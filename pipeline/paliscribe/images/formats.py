@@ -29,8 +29,9 @@ READ: Final = {  # Pillow's name: what is read of it, and what is not
 }
 PLUGINS: Final = {"HEIF": ("pillow_heif", "register_heif_opener"), "JXL": ("pillow_jxl", "")}  # function to call
 FORMATS: Final = tuple(name for name in READ if name not in PLUGINS and name in Image.OPEN)  # MPO opens as JPEG
+AVIF_BRANDS: Final = (b"avif", b"avis")
 HEIF_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2", b"miaf")
-SIGNATURES: Final = [  # name, pattern of the first bytes
+SIGNATURES: Final = [  # name, pattern of the first bytes, without groups that capture
     ("JPEG", rb"\xff\xd8\xff"),
     ("PNG", rb"\x89PNG\r\n\x1a\n"),
     ("WEBP", rb"RIFF....WEBP"),
@@ -47,7 +48,7 @@ SIGNATURES: Final = [  # name, pattern of the first bytes
     ("QOI", rb"qoif"),
     ("DDS", rb"DDS \x7c\x00\x00\x00"),
     ("OpenEXR", rb"v/1\x01"),
-    ("Radiance HDR", rb"#\?(RADIANCE|RGBE)"),
+    ("Radiance HDR", rb"#\?(?:RADIANCE|RGBE)"),
     ("GIMP (XCF)", rb"gimp xcf "),
     ("DICOM", rb".{128}DICM"),
     ("FITS", rb"SIMPLE  = "),
@@ -66,7 +67,7 @@ SIGNATURES: Final = [  # name, pattern of the first bytes
     ("WMF", rb"\xd7\xcd\xc6\x9a"),
     ("EMF", rb"\x01\x00\x00\x00.{36} EMF"),
     ("XPM", rb"/\* XPM \*/"),
-    ("SVG", rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--[^>]*-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg[\s>]"),
+    ("SVG", rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--[^>]*-->\s*)*(?:<!DOCTYPE svg[^>]*>\s*)?<svg[\s>]"),
 ]
 OTHERS: Final = {  # what is no image, and comes in the place of one
     "EPS": rb"%!PS|\xc5\xd0\xd3\xc6",
@@ -80,25 +81,28 @@ OTHERS: Final = {  # what is no image, and comes in the place of one
     "a pointer of Git LFS": rb"version https://git-lfs",
 }
 OTHER_PATTERNS: Final = [(words, re.compile(pattern, re.DOTALL | re.IGNORECASE)) for words, pattern in OTHERS.items()]
-PATTERNS: Final = [(name, re.compile(pattern, re.DOTALL)) for name, pattern in SIGNATURES]
+START: Final = 1024  # bytes by which a format is recognised
+SIGNATURE: Final = re.compile(b"|".join(b"(%b)" % pattern for _, pattern in SIGNATURES), re.DOTALL)
 UNSUPPORTED: Final = re.compile(r"unsupported|not supported|cannot handle|unable to determine|unrecognized", re.I)
 
 
 def recognised(data: bytes) -> str | None:
     """The name of the format by the first bytes, read or not; None if there is none."""
-    start = data[:1024]
-    if start[4:8] == b"ftyp":
-        size = min(max(16, int.from_bytes(start[:4])), len(start))
-        brands = [start[8:12], *(start[at : at + 4] for at in range(16, size, 4))]
-        if any(brand in (b"avif", b"avis") for brand in brands):
+    if data[4:8] == b"ftyp":
+        size = min(max(16, int.from_bytes(data[:4])), START, len(data))
+        brands = {data[8:12], *(data[at : at + 4] for at in range(16, size, 4))}
+        if not brands.isdisjoint(AVIF_BRANDS):
             return "AVIF"
-        if any(brand in HEIF_BRANDS for brand in brands):
+        if not brands.isdisjoint(HEIF_BRANDS):
             return "HEIF"
-    return next((name for name, pattern in PATTERNS if pattern.match(start)), None)
+    found = SIGNATURE.match(data, 0, START)
+    return SIGNATURES[found.lastindex - 1][0] if found is not None and found.lastindex else None
 
 
 def readable(name: str | None) -> tuple[str, ...]:
     """The formats to try on data of this format. Loads the library that an optional one needs."""
+    if name in FORMATS:
+        return (name,)  # each try takes time
     return (*FORMATS, name) if name in PLUGINS and is_installed(name) else FORMATS
 
 
@@ -120,7 +124,7 @@ def refusal(data: bytes, error: Exception) -> RowError:
     """What is said of data that a decoder refused: `not_an_image`, `unsupported` or `corrupt`."""
     name = recognised(data)
     if name is None or len(data) < 16:
-        other = next((words for words, pattern in OTHER_PATTERNS if pattern.match(data[:1024])), None)
+        other = next((words for words, pattern in OTHER_PATTERNS if pattern.match(data[:START])), None)
         hint = f"; they look like {other}" if other else ""
         return RowError("not_an_image", f"no image format is recognised in these bytes{hint}")
     if name not in FORMATS and not (name in PLUGINS and is_installed(name)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 END: Final = b"\xff\xd9"
+MARKER: Final = struct.Struct(">BBH")  # with the length of the segment
 START_OF_SCAN: Final = 0xDA
 FRAMES: Final = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
 BASELINE: Final = (0xC0, 0xC1)
@@ -42,12 +43,15 @@ class Head:
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """The segments up to the first scan: marker, place of the marker, and the segment's end. Stops where one is odd."""
     at = 2
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        marker = data[at + 1]
+    last = len(data) - 4
+    while at <= last:
+        first, marker, length = MARKER.unpack_from(data, at)
+        if first != 0xFF:
+            return
         if marker == 0xFF:  # padding
             at += 1
             continue
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        end = at + 2 + length
         yield marker, at, end
         if marker == START_OF_SCAN:
             return

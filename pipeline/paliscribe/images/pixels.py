@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from paliscribe.errors import RowError
 from paliscribe.images import colours, jpeg, png, ppm, tiff, webp
-from paliscribe.images.formats import first_line, readable, recognised, refusal
+from paliscribe.images.formats import first_line, readable, refusal
 
 MAX_SIDE: Final = 1_000_000  # pixels: to resize one side takes memory in proportion to it, whatever the other is
 SHORT_OF_MEMORY: Final = "decoding the image takes more memory than it may"
@@ -49,12 +49,11 @@ class Options:
     draft: bool = False
 
 
-def decode_here(data: bytes, options: Options) -> Pixels:
-    """Decode, whatever time and memory the image takes. Thread-safe.
+def decode_here(data: bytes, options: Options, name: str | None) -> Pixels:
+    """Decode, whatever time and memory the image takes. `name`: the format, as recognised. Thread-safe.
 
     Raises RowError: `not_an_image`, `unsupported`, `corrupt`, `too_many_pixels`, `too_costly`.
     """
-    name = recognised(data)
     if name == "PNG":
         data = png.slimmed(data)
     elif name == "PPM":

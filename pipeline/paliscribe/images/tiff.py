@@ -12,6 +12,7 @@ from paliscribe.images import jpeg
 
 SIZES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}  # bytes, by type
 NUMBERS: Final = {3: "H", 4: "I"}  # types of the tags that are used here
+USED: Final = {256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 322, 323, 324, 325}
 ENTRIES: Final = 256  # of a directory
 DIRECTORIES: Final = (34665, 34853, 40965)  # tags that hold the place of one: Exif, GPS, interoperability
 RAW, LZW, JPEG, DEFLATE, OLD_DEFLATE, PACKBITS = 1, 5, 7, 8, 32946, 32773
@@ -90,21 +91,23 @@ def _tags(data: bytes, most: int) -> Tags:
         (entries,) = struct.unpack_from(order + "H", data, directory)
         if entries > ENTRIES or len(directories) > 1 + len(DIRECTORIES):
             raise ValueError("long directories")
-        for at in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, kind, count, value = struct.unpack_from(order + "HHII", data, at)
+        at = directory + 2
+        for tag, kind, count, value in struct.iter_unpack(order + "HHII", data[at : at + 12 * entries]):
             size = SIZES[kind] * count
-            place = value if size > 4 else at + 8
             total += size
-            if total > most or place + size > len(data):
+            if total > most or (size > 4 and value + size > len(data)):
                 raise ValueError("large values")
             if tag in DIRECTORIES:
                 directories.append(value)
             elif directory == first:
                 if tag in found:
                     raise ValueError("a tag that is there twice")
-                found[tag] = (
-                    struct.unpack_from(f"{order}{count}{NUMBERS[kind]}", data, place) if kind in NUMBERS else ()
-                )
+                place = value if size > 4 else at + 8
+                is_used = tag in USED and kind in NUMBERS
+                found[tag] = struct.unpack_from(f"{order}{count}{NUMBERS[kind]}", data, place) if is_used else ()
+            at += 12
+        if at != directory + 2 + 12 * entries:
+            raise ValueError("a directory that is cut off")
     return found
 
 

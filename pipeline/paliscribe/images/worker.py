@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from paliscribe.errors import RowError
+from paliscribe.images.formats import recognised
 from paliscribe.images.pixels import Options, decode_here
 
 
@@ -33,7 +34,7 @@ def main() -> None:
 
 def _answer(data: bytes, options: Options) -> tuple[dict[str, Any], bytes]:
     try:
-        pixels, width, height = decode_here(data, options)
+        pixels, width, height = decode_here(data, options, recognised(data))
     except RowError as error:
         return {"kind": error.kind, "message": error.message}, b""
     return {"width": width, "height": height}, pixels.tobytes()

@@ -67,7 +67,7 @@ def run_driver(files: str, job: BackgroundJob, number: int, seed: int) -> None:
     while store.state(job).get("status") not in TERMINAL:
         with contextlib.suppress(KeyboardInterrupt):
             drivers.drive(config, MODELS, "none", job, lease=LEASE)
-        time.sleep(drawn.uniform(0, 0.1))
+            time.sleep(drawn.uniform(0, 0.1))  # a lost lease may interrupt it, as Ray's next task in this process
 
 
 class Watched:

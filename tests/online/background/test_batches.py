@@ -60,7 +60,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     places = {"files": str(folder), "max_file": 5_000_000, "outputs": ("s3://runs/ours/", str(folder))}
     config = CONFIG.model_copy(update={"max_body": 100_000, "images": allowed, **places})
     store, launcher = BackgroundStore(open_store(str(folder))), FakeLauncher()
-    keys = Keys([hashlib.sha256(key.encode()).hexdigest() for key in (ONE, TWO)])
+    keys = Keys({hashlib.sha256(key.encode()).hexdigest(): "" for key in (ONE, TWO)})
     service = Service(config, [Served("demo", "r1", 112, Scripted())])
     server, thread = listen(service, keys, store=store, launcher=launcher)
     yield Serving(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", store, launcher)

@@ -103,6 +103,12 @@ class ServeConfig(Settings):
         "node. Default: none; these three are disabled.",
     )
     max_file: int = Field(200 * 2**20, ge=1, description="Maximum file size in /v1/files, in bytes.")
+    expire_after: int | None = Field(
+        None,
+        ge=3600,
+        description="Seconds after which finished batches and background jobs, and files that no unfinished batch "
+        "needs, are deleted. Default: none; they stay.",
+    )
     outputs: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
         (),
         description="Folders or `s3://` prefixes that background jobs (/v1/jobs) may write below; they may read "

@@ -121,7 +121,7 @@ def trial(folder: Path, seed: int) -> tuple[int, int, list[str]]:
     for process in running:
         process.join()
     watched.look()
-    return stops, watched.state["claim"], watched.wrong + _outcome(store, job)
+    return stops, watched.state.get("claim", 0), watched.wrong + _outcome(store, job)
 
 
 def _stop(running: list[ForkServerProcess], drawn: random.Random, watched: Watched, held: Path) -> int:

@@ -13,6 +13,7 @@ Concurrent writers never overwrite each other: an object is written once, or rep
     open/CALLER/ID                               index of unfinished jobs, so that a scan need not read every job
     adopted/CALLER                               the tenant that has adopted this folder; written once
     TENANT/adopted/CALLER                        index of the folders that a tenant has adopted
+    _janitor/_run/lease.json                     the lease of what deletes expired files and jobs
 
 ID is batch_... or job_.... Readers merge the three objects of a job. `orders` and `order.json` are stored names: do not
 rename them.
@@ -51,6 +52,11 @@ class FileInfo:
     created_at: int
     expires_at: int | None = None
 
+    def until(self, expire_after: int | None) -> int | None:
+        """When the file expires; None: never. `expire_after`: the endpoint's setting, in seconds."""
+        ends = [self.expires_at] if self.expires_at is not None else []
+        return min([*ends, self.created_at + expire_after] if expire_after is not None else ends, default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class BackgroundJob:
@@ -71,6 +77,11 @@ class BackgroundJob:
 def new_id(prefix: str) -> str:
     """An unguessable id. Ids with the same prefix sort by creation time."""
     return f"{prefix}{time.time_ns() // 1_000_000:012x}{secrets.token_hex(12)}"
+
+
+def made_at(name: str) -> float:
+    """When an id was made, in seconds since 1970: for a batch's output file when the batch was."""
+    return int(name.partition("-" if name.startswith("file-") else "_")[2][:12], 16) / 1000
 
 
 class BackgroundStore:

@@ -83,7 +83,7 @@ def test_a_batch_that_is_cancelled_while_it_runs(config: ServeConfig, tmp_path: 
     def cancel() -> None:
         run = open_store(f"{config.files}/{store.key(job, 'run')}")
         until = time.monotonic() + 60
-        while len(results.committed(run)) < 2 and time.monotonic() < until:
+        while len(list(results.committed(run))) < 2 and time.monotonic() < until:
             time.sleep(0.05)
         store.cancel(job)
 

@@ -93,13 +93,14 @@ def deploy(count: int, rate: float | None) -> None:
     from paliscribe.model.abilities import Abilities
     from paliscribe.online.application import counts, gateways
     from paliscribe.online.gateway import ModelInfo
+    from paliscribe.online.keys import KeySource
     from paliscribe.pool.deploy import run_application
 
     config = ServeConfig(gateways=count, rate=rate)
     options = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
     model = serve.deployment(name="scripted", logging_config={"enable_access_log": False}, **options)(Scripted).bind()
     infos = [ModelInfo("demo", "1", 112, Abilities())]
-    bound = gateways(config, gpus=False).bind(config, infos, [], None, None, counts(config), model)
+    bound = gateways(config, gpus=False).bind(config, infos, KeySource(), None, None, counts(config), model)
     run_application(bound, APPLICATION, "/")
 
 

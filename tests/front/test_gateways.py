@@ -1,6 +1,5 @@
 """Two gateways of one endpoint, one of them killed under load: what is lost, and whose limit holds."""
 
-import hashlib
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ from paliscribe.config import ServeConfig
 from paliscribe.model.abilities import Abilities
 from paliscribe.online.application import counts, gateways
 from paliscribe.online.gateway import ModelInfo
+from paliscribe.online.keys import read_keys
 from paliscribe.pool.deploy import run_application
 from paliscribe.records import Prediction, Request
 
@@ -57,10 +57,17 @@ class Called:
 
 
 @pytest.fixture(scope="module")
-def address(served: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text(f"{FAST}\n{SLOW}\nacme:{FILES}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def address(served: str, keys_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     files = tmp_path_factory.mktemp("gateways")
     config = ServeConfig(gateways=2, rate=RATE, files=str(files))
-    keys = [hashlib.sha256(key.encode()).hexdigest() for key in (FAST, SLOW, FILES)]
+    keys = read_keys(str(keys_file))
     model = serve.deployment(name="slow", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})(Slow).bind()
     info = ModelInfo("slow", "1", 112, Abilities())
     bound = gateways(config, gpus=False).bind(config, [info], keys, None, None, counts(config), model)
@@ -120,6 +127,21 @@ def lines(gateway: psutil.Process, words: str) -> list[str]:
     """Lines of a gateway's log that contain these words."""
     [log] = {found.path for found in gateway.open_files() if "/logs/serve/" in found.path}
     return [line for line in Path(log).read_text().splitlines() if words in line]
+
+
+def test_keys_that_are_replaced_work_at_every_gateway(address: str, keys_file: Path) -> None:
+    new, before = "a-key-that-came-later", keys_file.read_text()
+    keys_file.write_text(before.replace(f"acme:{FILES}", f"acme:{new}"))
+    with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
+
+        def statuses(key: str) -> set[int]:
+            return {client.get("/v1/models", headers=bearer(key)).status_code for _ in range(12)}
+
+        until = time.monotonic() + 60
+        while statuses(FILES) != {401} or statuses(new) != {200}:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+    keys_file.write_text(before)
 
 
 def test_a_killed_gateway_loses_what_it_held_and_no_limit(address: str) -> None:

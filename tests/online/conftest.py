@@ -1,6 +1,7 @@
 """Fixtures: the endpoint over an in-process engine, behind a real HTTP server on loopback."""
 
 import base64
+import hashlib
 import io
 import threading
 import time
@@ -74,7 +75,7 @@ def endpoint() -> Iterator[Endpoint]:
     engine = Engine(model)
     engine.start()
     served = Served("demo", model.located.revision, model.image_size, EngineBackend(engine), abilities(model.spec))
-    keys = Keys([__import__("hashlib").sha256(KEY.encode()).hexdigest()])
+    keys = Keys({hashlib.sha256(KEY.encode()).hexdigest(): ""})
     server, thread = listen(Service(CONFIG, [served]), keys)
     port = server.servers[0].sockets[0].getsockname()[1]
     yield Endpoint(f"http://127.0.0.1:{port}", engine, keys)

@@ -219,7 +219,7 @@ def test_the_last_picture_of_a_conversation(client: openai.OpenAI, endpoint: End
 
 def test_an_endpoint_may_take_the_last_picture_by_default(endpoint: Endpoint, picture: bytes) -> None:
     served = Served("demo", "r", 112, EngineBackend(endpoint.engine))
-    server, thread = listen(Service(CONFIG.model_copy(update={"last_picture": True}), [served]), Keys([]))
+    server, thread = listen(Service(CONFIG.model_copy(update={"last_picture": True}), [served]), Keys({}))
     try:
         address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1/chat/completions"
         call = {"model": "demo", "messages": [{"role": "system", "content": "Be brief."}, *messages(picture, "ocr")]}

@@ -1,6 +1,7 @@
 """Rate limits: of one gateway, and of gateways that share them, also while the shared count is lost."""
 
 import asyncio
+import contextlib
 import hashlib
 from typing import Any
 
@@ -8,10 +9,11 @@ import pytest
 
 from paliscribe.errors import RequestError, TemporaryError
 from paliscribe.online.keys import Keys
-from paliscribe.online.limits import PAUSE, WITHOUT, Counts, Limit, LocalLimit, SharedLimit
+from paliscribe.online.limits import BURST, PAUSE, WITHOUT, Counts, Limit, LocalLimit, SharedLimit
 
 ONE, TWO = "the-first-key-of-two", "the-second-key-of-two"
-HASHES = tuple(hashlib.sha256(key.encode()).hexdigest() for key in (ONE, TWO))
+HASHES = {hashlib.sha256(key.encode()).hexdigest(): "" for key in (ONE, TWO)}
+OTHER = hashlib.sha256(b"a-key-of-its-own").hexdigest()
 
 
 class Shared:
@@ -69,6 +71,22 @@ def test_each_key_has_its_own_rate_limit() -> None:
         asyncio.run(keys.admit(f"Bearer {ONE}"))
 
 
+def test_keys_of_a_tenant_share_its_rate_limit_at_all_gateways() -> None:
+    shared, tenants = Shared(rate=1.0, gateways=2), {**dict.fromkeys(HASHES, "acme"), OTHER: ""}
+    gateways = [Keys(tenants, limit) for limit in shared.limits]
+
+    async def allowed(key: str) -> int:
+        found = 0
+        for number in range(20):
+            with contextlib.suppress(RequestError):
+                await gateways[number % 2].admit(f"Bearer {key}")
+                found += 1
+        return found
+
+    assert asyncio.run(allowed(ONE)) == BURST and asyncio.run(allowed(TWO)) == 0
+    assert asyncio.run(allowed("a-key-of-its-own")) == BURST
+
+
 def test_unknown_keys_have_no_bucket() -> None:
     limit = LocalLimit(1000)
     keys = Keys(HASHES, limit)
@@ -84,7 +102,7 @@ def test_unknown_keys_have_no_bucket() -> None:
 
 
 def test_without_keys_all_callers_share_one_rate_limit() -> None:
-    keys = Keys([], LocalLimit(0.1, lambda: 0.0))
+    keys = Keys({}, LocalLimit(0.1, lambda: 0.0))
     asyncio.run(keys.admit("Bearer whatever"))
     with pytest.raises(RequestError) as refused:
         asyncio.run(keys.admit(None))

@@ -23,7 +23,7 @@ FOLDER = tempfile.TemporaryDirectory()
 STORING = CONFIG.model_copy(
     update={"files": FOLDER.name, "outputs": (FOLDER.name,), "max_file": 1_000_000, "open": True}
 )
-APP = create_app(Service(STORING, [SERVED]), Keys([]), store=BackgroundStore(open_store(FOLDER.name)))
+APP = create_app(Service(STORING, [SERVED]), Keys({}), store=BackgroundStore(open_store(FOLDER.name)))
 SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 

@@ -85,7 +85,7 @@ def test_a_revoked_key_is_requested_again(
     page.open(endpoint.address, KEY)
     page.choose(file)
     with monkeypatch.context() as patch:
-        patch.setattr(endpoint.keys, "_hashes", ("0" * 64,))
+        patch.setattr(endpoint.keys, "_tenants", {"0" * 64: ""})
         page.ask()
         assert page.text("key-words").startswith("Key rejected") and page["sign-in"].is_displayed()
     page["key"].send_keys(f"{KEY}\n")

@@ -245,7 +245,7 @@ def test_a_picture_by_address_where_the_endpoint_allows_it(
         prefix = f"http://127.0.0.1:{web.server_port}/ok/"
         config = CONFIG.model_copy(update={"images": ImagesConfig(addresses=(prefix,), private=True)})
         served = Served("demo", "r", 112, EngineBackend(endpoint.engine))
-        server, thread = listen(Service(config, [served]), Keys([]))
+        server, thread = listen(Service(config, [served]), Keys({}))
         page.open(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
         page["by-address"].click()
         assert prefix in page.text("allowed") and page.run("return document.activeElement.id") == "address"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,35 @@ def test_a_failed_release_masks_no_error(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), results.hold(flaky, ttl=0.4):
         flaky.down = True
         raise ZeroDivisionError
+
+
+class Interrupting(Unreachable):
+    """A store in which a signal arrives after the `at`-th of its calls."""
+
+    calls = 0
+
+    def _write(self, action: Callable[[], Any]) -> Any:
+        return self._after(super()._write(action))
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        return self._after(super().get_with_etag(key))
+
+    def _after(self, found: Any) -> Any:
+        self.calls += 1
+        if self.calls == self._at:
+            raise KeyboardInterrupt
+        return found
+
+
+def test_an_interrupted_driver_leaves_no_lease(store: Store) -> None:
+    """This process goes on, as Ray's workers do, so what it left would keep all drivers of this machine out."""
+    for at in range(1, 5):  # written, read; in releasing read, deleted
+        with pytest.raises(KeyboardInterrupt), results.hold(Interrupting(store, at)):
+            pass
+        with results.hold(store):
+            pass
+    held = threading.active_count()
+    store.put(KEY, replace(Owner.current(60.0)).as_json())  # left by this process in a way that nobody thought of
+    with results.hold(store):
+        pass
+    assert threading.active_count() == held and not results.read_lease(store)

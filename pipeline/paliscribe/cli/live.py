@@ -79,7 +79,7 @@ def serve(
     from paliscribe.online.checks import check, check_port
     from paliscribe.pool.joining import check_cluster, destination
 
-    keys_given = bool(check(settings))
+    keys_given = bool(check(settings).found)
     settings = settings.model_copy(update={"port": check_port(settings.host, settings.port)})
     check_cluster()
     names = ", ".join(served.called for served in settings.models)

@@ -60,7 +60,9 @@ class ServeConfig(Settings):
         8000, ge=0, le=65535, description="Port to listen on. 0: a free one, which `paliscribe serve` prints."
     )
     keys: str | None = Field(
-        None, description="File of API keys, one per line, plain or as `sha256:HEX`; PALISCRIBE_API_KEYS adds keys."
+        None,
+        description="File of API keys, one per line: `KEY`, or `TENANT:KEY`; each KEY may be `sha256:HEX`. Read again "
+        "when it changes. PALISCRIBE_API_KEYS adds keys.",
     )
     open: bool = Field(False, description="Listen beyond loopback without API keys: accept any client.")
     cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(one_or_many)] = Field(
@@ -76,7 +78,7 @@ class ServeConfig(Settings):
     rate: float | None = Field(
         None,
         gt=0,
-        description="Rate limit per key, in calls per second, with bursts of 10 s; without keys, of all clients.",
+        description="Rate limit per tenant, in calls per second, with bursts of 10 s; without keys, of all clients.",
     )
     gateways: int = Field(
         1,
@@ -101,6 +103,12 @@ class ServeConfig(Settings):
         "node. Default: none; these three are disabled.",
     )
     max_file: int = Field(200 * 2**20, ge=1, description="Maximum file size in /v1/files, in bytes.")
+    expire_after: int | None = Field(
+        None,
+        ge=3600,
+        description="Seconds after which finished batches and background jobs, and files that no unfinished batch "
+        "needs, are deleted. Default: none; they stay.",
+    )
     outputs: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(
         (),
         description="Folders or `s3://` prefixes that background jobs (/v1/jobs) may write below; they may read "

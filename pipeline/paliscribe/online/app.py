@@ -137,7 +137,7 @@ def create_app(  # long: the handlers of one application
         images: list[NamedImage] = [(replace_surrogates(each.filename or ""), await each.read()) for each in image]
         return await native.annotate(service, images, task, model, max_tokens)
 
-    app.include_router(files.routes(store), responses=ERRORS)
+    app.include_router(files.routes(store, service.config.expire_after), responses=ERRORS)
     app.include_router(batches.routes(service.config, list(service.models), store, launcher), responses=ERRORS)
 
     routes = {route.path for route in app.routes if isinstance(route, Route)}

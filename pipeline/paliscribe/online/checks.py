@@ -7,15 +7,18 @@ from paliscribe.config import ServeConfig
 from paliscribe.errors import RunError, UsageError
 from paliscribe.images.allowed import AllowedAddresses
 from paliscribe.model.weights import locate
-from paliscribe.online.keys import read_keys
+from paliscribe.online.background.store import BackgroundStore
+from paliscribe.online.key_file import adopt
+from paliscribe.online.keys import KeySource, read_keys
 from paliscribe.storage import StorageError, check_writable, is_local, local_path, open_store
+from paliscribe.storage.parallel import in_order
 
 
-def check(config: ServeConfig) -> tuple[str, ...]:
-    """Check all that needs no cluster; returns the hashes of the API keys. Raises UsageError."""
+def check(config: ServeConfig) -> KeySource:
+    """Check all that needs no cluster; returns the API keys, by their hashes. Raises UsageError."""
     AllowedAddresses(config.images)
     keys = read_keys(config.keys)
-    if not keys and not config.open and not is_loopback(config.host):
+    if not keys.found and not config.open and not is_loopback(config.host):
         words = "requires API keys (`keys`, PALISCRIBE_API_KEYS), or `open: true` to allow unauthenticated calls"
         raise UsageError(f"listening on {config.host} {words}")
     for served in config.models:
@@ -29,6 +32,9 @@ def check(config: ServeConfig) -> tuple[str, ...]:
             if is_local(config.files):  # others on this machine need not read what callers send
                 local_path(config.files).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
             check_writable(open_store(config.files))
+            store = BackgroundStore(open_store(config.files))
+            for _ in in_order(lambda entry: adopt(store, *entry), keys.found.items()):
+                pass
         except StorageError as error:
             raise UsageError(f"files {error}") from None
         except OSError as error:

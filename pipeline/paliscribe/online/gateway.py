@@ -16,7 +16,8 @@ from paliscribe.grammar.masks import MaskDecoder
 from paliscribe.model.abilities import Abilities
 from paliscribe.online.app import create_app
 from paliscribe.online.background.store import BackgroundJob, BackgroundStore
-from paliscribe.online.keys import Keys
+from paliscribe.online.key_file import KeyFile
+from paliscribe.online.keys import Keys, KeySource
 from paliscribe.online.limits import Counts, Limit, LocalLimit, SharedLimit
 from paliscribe.online.service import Served, Service
 from paliscribe.pool.client import GRACE, PoolBackend
@@ -89,7 +90,7 @@ class Gateway:
         self,
         config: ServeConfig,
         infos: Sequence[ModelInfo],
-        keys: Sequence[str],
+        keys: KeySource,
         masks: MaskDecoder | None,
         drivers: Any,
         counts: Any,
@@ -103,11 +104,14 @@ class Gateway:
             Served(info.name, info.revision, info.image_size, PoolBackend(handle, config.timeout), info.abilities)
             for info, handle in zip(infos, handles, strict=True)
         ]
-        self._service, self._keys = Service(config, models, masks), Keys(keys, _limit(config, counts))
+        self._service, self._keys = Service(config, models, masks), Keys(keys.found, _limit(config, counts))
         self._store = BackgroundStore(open_store(config.files)) if config.files is not None else None
         self._launcher = DriversLauncher(drivers) if drivers is not None else None
+        self._metrics = GatewayMetrics()
+        if keys.file is not None:
+            KeyFile(keys, self._keys, self._store).watch(self._metrics.keys)
 
     def __serve_build_asgi_app__(self) -> Any:
         """The ASGI application that Serve's proxy calls."""
-        observe = GatewayMetrics().call
+        observe = self._metrics.call
         return create_app(self._service, self._keys, observe, label=False, store=self._store, launcher=self._launcher)

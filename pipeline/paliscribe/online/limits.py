@@ -1,4 +1,4 @@
-"""Rate limits: the calls left of each key, counted by one gateway, or for all gateways of an endpoint together.
+"""Rate limits: the calls left of each caller, counted by one gateway, or for all gateways of an endpoint together.
 
 Gateways that share a limit take calls from one count in portions, so that most calls cost no message. While the count
 is lost, each gateway allows its part of the rate.
@@ -21,7 +21,7 @@ WITHOUT = 2.0  # seconds for which a gateway counts alone, until it asks again
 
 
 class Limit(Protocol):
-    """The rate limit of each key."""
+    """The rate limit of each caller: a tenant, or a key without one."""
 
     async def take(self, key: str) -> None:
         """Count a call. Raises RequestError 429 if the limit is reached."""
@@ -48,7 +48,7 @@ def full(rate: float) -> float:
 
 
 class LocalLimit:
-    """The limits of an endpoint with one gateway. `rate`: calls a second and key."""
+    """The limits of an endpoint with one gateway. `rate`: calls a second and caller."""
 
     def __init__(self, rate: float, clock: Clock = time.monotonic) -> None:
         self._counts, self._rate = Counts(rate, clock), rate
@@ -61,7 +61,7 @@ class LocalLimit:
 
 
 class Counts:
-    """The calls left of each key. `rate`: calls a second and key."""
+    """The calls left of each caller. `rate`: calls a second and caller."""
 
     def __init__(self, rate: float, clock: Clock = time.monotonic) -> None:
         self._rate, self._clock = rate, clock
@@ -88,7 +88,7 @@ Ask = Callable[[str, int, float | None, bool], Coroutine[Any, Any, tuple[int, fl
 
 @dataclass(slots=True)
 class _Account:
-    """A key as a gateway sees it.
+    """A caller as a gateway sees it.
 
     `portion`: calls that it has taken and not yet allowed; `bucket`: the whole limit, as last heard; `alone`: whether
     it has allowed calls since without the count; `pause`: until when it does not ask again.
@@ -151,5 +151,5 @@ class SharedLimit:
 
 def limited(key: str, rate: float, left: float) -> RequestError:
     """The error for a call beyond the limit. `key`: empty for all callers together."""
-    words = f"rate limit of {rate:g} calls per second reached for {'this key' if key else 'all callers'}"
+    words = f"rate limit of {rate:g} calls per second reached for {'this caller' if key else 'all callers'}"
     return RequestError(429, "rate_limited", words, retry_after=max(0.0, 1 - left) / rate)

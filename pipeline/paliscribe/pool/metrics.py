@@ -84,16 +84,21 @@ class ReplicaMetrics:
 
 
 class GatewayMetrics:
-    """Metrics of one gateway: HTTP calls."""
+    """Metrics of one gateway: HTTP calls, and its file of keys."""
 
     def __init__(self) -> None:
         self._calls = metrics.Counter("paliscribe_calls", "HTTP calls", ("path", "status"))
         self._seconds = metrics.Histogram("paliscribe_call_seconds", "Duration of a call", BUCKETS, ("path",))
+        self._unusable = metrics.Gauge("paliscribe_keys_unusable", "1: the file of keys cannot be used, older keys are")
 
     def call(self, path: str, status: int, seconds: float) -> None:
         """Count a finished call. `path` is a route of the application, so label values are few."""
         self._calls.inc(1, {"path": path, "status": str(status)})
         self._seconds.observe(max(seconds, 1e-6), {"path": path})
+
+    def keys(self, usable: bool) -> None:
+        """Say whether the file of keys can be used."""
+        self._unusable.set(0 if usable else 1)
 
 
 def priority_name(request: Request) -> str:

@@ -21,6 +21,7 @@ from paliscribe.storage.retry import done_waiting, hurried, still_waiting
 
 KEY = "_run/lease.json"
 TTL = 60.0  # seconds
+_held: set[str] = set()  # tokens of this process's leases
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,9 @@ class Owner:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the owner was a process of this boot of this machine that no longer exists."""
+        """Whether the owner was a process of this boot of this machine that no longer exists, or has given it up."""
+        if self.is_local and self.pid == os.getpid() and self.token not in _held:
+            return True
         return self.is_local and _started(self.pid) != self.process_start
 
     def as_json(self) -> bytes:
@@ -70,19 +73,33 @@ def read_lease(store: Store) -> Owner | None:
 class Lease:
     """A lease held by this process; a thread renews it."""
 
-    def __init__(
-        self, store: Store, owner: Owner, etag: str, on_lost: Callable[[], None], saying: Callable[[], str]
-    ) -> None:
-        self._store, self._owner, self._etag, self._on_lost, self._saying = store, owner, etag, on_lost, saying
+    def __init__(self, store: Store, owner: Owner, on_lost: Callable[[], None], saying: Callable[[], str]) -> None:
+        self._store, self._owner, self._on_lost, self._saying = store, owner, on_lost, saying
+        self._etag = ""
         self._stop = threading.Event()
         self.lost = False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def acquire(self, waiting: Callable[[str], None], trust_local: bool) -> None:
+        """See `hold`. Raises TemporaryError."""
+        _held.add(self._owner.token)
+        self._etag = _acquire(self._store, self._owner, waiting, trust_local)
         self._thread.start()
 
     def release(self) -> None:
-        """Stop renewing and delete the lease, if this process still owns it."""
+        """Stop renewing and delete the lease, if this process owns it, also if it was interrupted in acquiring it."""
+        try:
+            self._release()
+        except BaseException:  # a signal: what is left would keep other drivers out while this process lives
+            self._release()
+            raise
+        finally:
+            _held.discard(self._owner.token)
+
+    def _release(self) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         # The lease expires anyway: do not mask the error that ended the run.
         with contextlib.suppress(StorageError), hurried():
             if (found := _read(self._store)) is not None and found[0].token == self._owner.token:
@@ -133,10 +150,9 @@ def hold(
     a living process of this machine is taken for the owner without watching; False where processes outlive their
     leases. Raises TemporaryError if another driver holds the lease.
     """
-    owner = Owner.current(ttl)
-    etag = _acquire(store, owner, waiting, trust_local)
-    lease = Lease(store, owner, etag, on_lost, saying)
+    lease = Lease(store, Owner.current(ttl), on_lost, saying)
     try:
+        lease.acquire(waiting, trust_local)
         yield lease
     finally:
         lease.release()

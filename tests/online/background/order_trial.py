@@ -67,7 +67,7 @@ def run_driver(files: str, job: BackgroundJob, number: int, seed: int) -> None:
     while store.state(job).get("status") not in TERMINAL:
         with contextlib.suppress(KeyboardInterrupt):
             drivers.drive(config, MODELS, "none", job, lease=LEASE)
-        time.sleep(drawn.uniform(0, 0.1))
+            time.sleep(drawn.uniform(0, 0.1))  # a lost lease may interrupt it, as Ray's next task in this process
 
 
 class Watched:
@@ -121,7 +121,7 @@ def trial(folder: Path, seed: int) -> tuple[int, int, list[str]]:
     for process in running:
         process.join()
     watched.look()
-    return stops, watched.state["claim"], watched.wrong + _outcome(store, job)
+    return stops, watched.state.get("claim", 0), watched.wrong + _outcome(store, job)
 
 
 def _stop(running: list[ForkServerProcess], drawn: random.Random, watched: Watched, held: Path) -> int:

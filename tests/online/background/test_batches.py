@@ -17,12 +17,18 @@ from paliscribe.config import ImagesConfig
 from paliscribe.errors import RequestError
 from paliscribe.images.untrusted import UntrustedImages
 from paliscribe.online.background.batches import read_job
-from paliscribe.online.background.store import BackgroundJob, BackgroundStore
-from paliscribe.online.keys import Keys
+from paliscribe.online.background.store import BackgroundJob, BackgroundStore, FileInfo, new_id
+from paliscribe.online.keys import Keys, own_id
 from paliscribe.online.service import Served, Service
 from paliscribe.storage import open_store
 
 ONE, TWO = "a-first-key-0123456789", "a-second-key-0123456789"
+EXPIRE_AFTER = 864_000  # seconds
+AGED = "file-" + "0" * 36  # an id of 1970
+
+
+def owner_of(key: str) -> str:
+    return own_id(hashlib.sha256(key.encode()).hexdigest())
 
 
 @dataclass
@@ -57,10 +63,15 @@ class Serving:
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("serving")
     allowed = ImagesConfig(addresses=("s3://images/in/",))
-    places = {"files": str(folder), "max_file": 5_000_000, "outputs": ("s3://runs/ours/", str(folder))}
+    places = {
+        "files": str(folder),
+        "max_file": 5_000_000,
+        "expire_after": EXPIRE_AFTER,
+        "outputs": ("s3://runs/ours/", str(folder)),
+    }
     config = CONFIG.model_copy(update={"max_body": 100_000, "images": allowed, **places})
     store, launcher = BackgroundStore(open_store(str(folder))), FakeLauncher()
-    keys = Keys([hashlib.sha256(key.encode()).hexdigest() for key in (ONE, TWO)])
+    keys = Keys({hashlib.sha256(key.encode()).hexdigest(): "" for key in (ONE, TWO)})
     service = Service(config, [Served("demo", "r1", 112, Scripted())])
     server, thread = listen(service, keys, store=store, launcher=launcher)
     yield Serving(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", store, launcher)
@@ -81,6 +92,31 @@ def test_files_round_trip(serving: Serving) -> None:
     assert client.files.delete(made.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.files.content(made.id)
+
+
+def test_files_expire_as_their_caller_and_the_operator_say(serving: Serving) -> None:
+    client, hour = serving.client(), {"anchor": "created_at", "seconds": 3600}
+    call = {"endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    made = client.files.create(file=("in.jsonl", b"{}"), purpose="batch", expires_after=hour)  # type: ignore[arg-type]
+    assert made.expires_at == made.created_at + 3600 and client.files.retrieve(made.id) == made
+    longer = client.files.create(
+        file=("in.jsonl", b"{}"), purpose="batch", expires_after={"anchor": "created_at", "seconds": 2_592_000}
+    )
+    assert longer.expires_at == longer.created_at + EXPIRE_AFTER, "the earlier one counts"
+    old = FileInfo(AGED, "in.jsonl", "batch", 2, 17)
+    path = Path(serving.store.objects.uri) / "content"
+    path.write_bytes(b"{}")
+    serving.store.add_file(owner_of(ONE), old, path)
+    with pytest.raises(openai.NotFoundError, match="has expired"):  # it may be deleted at any moment
+        client.batches.create(input_file_id=AGED, **call)  # type: ignore[arg-type]
+    serving.store.delete_file(owner_of(ONE), AGED)
+    with pytest.raises(openai.NotFoundError, match="any more: here files expire 864,000 seconds"):
+        client.files.retrieve(AGED)
+    with pytest.raises(openai.NotFoundError, match="any more: here batches and jobs expire"):
+        client.batches.retrieve(AGED.replace("file-", "batch_"))
+    with pytest.raises(openai.NotFoundError) as plain:
+        client.files.retrieve(new_id("file-"))
+    assert "any more" not in str(plain.value)
 
 
 def test_callers_cannot_access_files_and_batches_of_others(serving: Serving) -> None:
@@ -179,7 +215,11 @@ def test_files_that_are_rejected(serving: Serving) -> None:
         return httpx.post(url, files={"file": ("x", content)}, data=data, headers=headers).status_code
 
     assert send({"purpose": "fine-tune"}) == 400
-    assert send({"purpose": "batch", "expires_after[seconds]": "3600"}) == 400
+    assert send({"purpose": "batch", "expires_after[seconds]": "3600"}) == 400, "without the anchor"
+    assert send({"purpose": "batch", "expires_after[anchor]": "created_at"}) == 400
+    assert send({"purpose": "batch", "expires_after[anchor]": "now", "expires_after[seconds]": "3600"}) == 400
+    assert send({"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "9"}) == 400
+    assert send({"purpose": "batch", "expires_after[days]": "9"}) == 400
     assert send({"purpose": "batch"}, b"x" * 5_100_000) == 413
     assert httpx.post(url, files={"file": ("x", b"x")}, data={"purpose": "batch"}).status_code == 401
     big = httpx.post(f"{serving.address}/v1/batches", content=b"x" * 200_000, headers=headers)

@@ -17,7 +17,16 @@ from paliscribe.config import JobConfig, ServeConfig, Settings, plain_yaml
 from paliscribe.config.base import one_or_many
 from paliscribe.errors import RequestError
 from paliscribe.images.untrusted import UntrustedImages
-from paliscribe.online.background.files import After, Limit, entries_after, file_info, list_page, owner, require
+from paliscribe.online.background.files import (
+    After,
+    Limit,
+    entries_after,
+    file_info,
+    list_page,
+    no_longer,
+    owner,
+    require,
+)
 from paliscribe.online.background.lines import ENDPOINT
 from paliscribe.online.background.store import TERMINAL, BackgroundJob, BackgroundStore, Kind, new_id
 from paliscribe.storage.base import scheme
@@ -100,7 +109,7 @@ def routes(  # long: the handlers of one router
     async def find(request: Request, name: str, kind: Kind) -> BackgroundJob:
         job = await asyncio.to_thread(require(store).job, owner(request), name)
         if job is None or job.kind != kind:
-            raise RequestError(404, "not_found", f"there is no {kind} {name[:100]!r}")
+            raise no_longer(kind, name, config.expire_after)
         return job
 
     async def cancel(job: BackgroundJob) -> dict[str, Any]:
@@ -123,7 +132,9 @@ def routes(  # long: the handlers of one router
     @router.post("/v1/batches", summary="Create a batch: answer the lines of a file in the background")
     async def create_batch(request: Request, call: BatchCall) -> dict[str, Any]:
         seconds = call.check()
-        info = await file_info(store, request, call.input_file_id)
+        info = await file_info(store, request, call.input_file_id, config.expire_after)
+        if (until := info.until(config.expire_after)) is not None and until <= time.time():  # about to be deleted
+            raise RequestError(404, "not_found", f"the file {info.id} has expired", "input_file_id")
         if info.purpose != "batch":
             raise RequestError(400, "invalid_request", "the file's purpose is not batch", "input_file_id")
         now, values = int(time.time()), call.model_dump()

@@ -25,6 +25,7 @@ from paliscribe.batch.run import run_batch
 from paliscribe.config import JobConfig, ServeConfig
 from paliscribe.errors import RunError, Stopped, TemporaryError
 from paliscribe.online.background.drive_batch import drive_batch, finalize
+from paliscribe.online.background.expiring import Janitor
 from paliscribe.online.background.store import TERMINAL, BackgroundJob, BackgroundStore
 from paliscribe.online.background.work import ServedPool, Work, requests_done
 from paliscribe.signals import stop_on_signals
@@ -133,6 +134,8 @@ class Drivers:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="drivers", daemon=True)
         self._thread.start()
+        janitor = Janitor(self._store, config.expire_after)
+        threading.Thread(target=janitor.run, name="janitor", daemon=True).start()
 
     async def start(self, job: BackgroundJob) -> None:
         """See `Launcher`."""

@@ -1,14 +1,19 @@
 """Files and background jobs that callers of an endpoint keep in the object store.
 
-A background job is a run requested over HTTP: an OpenAI batch, or a paliscribe job file. Each caller has a folder.
+A background job is a run requested over HTTP: an OpenAI batch, or a paliscribe job file. Each caller, a tenant or a key
+without one, has a folder. A tenant also has the folders of keys that had none before: it adopts them.
 Concurrent writers never overwrite each other: an object is written once, or replaces the version that was read:
 
     CALLER/files/file-.../content, meta.json     meta.json is the marker and is written last
+    CALLER/files/file-.../expires                only of a file that expires by itself; written first
     CALLER/orders/ID/order.json                  the request; written once, on creation
     CALLER/orders/ID/state.json                  the status; written by the driver that claimed the job last
     CALLER/orders/ID/_run/lease.json             the lease of the job's driver
     CALLER/orders/ID/cancel.json                 the cancel request; written once
     open/CALLER/ID                               index of unfinished jobs, so that a scan need not read every job
+    adopted/CALLER                               the tenant that has adopted this folder; written once
+    TENANT/adopted/CALLER                        index of the folders that a tenant has adopted
+    _janitor/_run/lease.json                     the lease of what deletes expired files and jobs
 
 ID is batch_... or job_.... Readers merge the three objects of a job. `orders` and `order.json` are stored names: do not
 rename them.
@@ -18,27 +23,39 @@ import json
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from paliscribe.online.keys import TENANT_ID
 from paliscribe.storage import StorageError, Store, open_store
 
 Kind = Literal["batch", "job"]
 ID_PATTERN = re.compile(r"(file-|batch_|job_)[0-9a-f]{20,40}")
-OPEN = "open"  # reserved; never a caller id
+OPEN, ADOPTED = "open", "adopted"  # reserved; never a caller id
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})  # final statuses
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """Metadata of a stored file. `created_at`: seconds since 1970; `size`: bytes."""
+    """Metadata of a stored file.
+
+    `created_at`, `expires_at`: seconds since 1970; `expires_at` is what the caller asked for, if anything. `size`:
+    bytes.
+    """
 
     id: str
     filename: str
     purpose: str
     size: int
     created_at: int
+    expires_at: int | None = None
+
+    def until(self, expire_after: int | None) -> int | None:
+        """When the file expires; None: never. `expire_after`: the endpoint's setting, in seconds."""
+        ends = [self.expires_at] if self.expires_at is not None else []
+        return min([*ends, self.created_at + expire_after] if expire_after is not None else ends, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +79,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}{time.time_ns() // 1_000_000:012x}{secrets.token_hex(12)}"
 
 
+def made_at(name: str) -> float:
+    """When an id was made, in seconds since 1970: for a batch's output file when the batch was."""
+    return int(name.partition("-" if name.startswith("file-") else "_")[2][:12], 16) / 1000
+
+
 class BackgroundStore:
     """Files and background jobs in an object store. Thread-safe. Every method raises StorageError."""
 
@@ -72,18 +94,23 @@ class BackgroundStore:
 
     def add_file(self, owner: str, info: FileInfo, content: Path) -> None:
         """Store a file. It does not exist until its `meta.json` is written."""
-        folder = f"{owner}/files/{info.id}"
+        folder, values = f"{owner}/files/{info.id}", asdict(info)
+        if info.expires_at is None:
+            del values["expires_at"]  # unknown to older versions
+        else:
+            self.objects.put(f"{folder}/expires", b"")
         self.objects.put_file(f"{folder}/content", content)
-        self.objects.put(f"{folder}/meta.json", json.dumps(asdict(info)).encode())
+        self.objects.put(f"{folder}/meta.json", json.dumps(values).encode())
 
     def file(self, owner: str, name: str) -> FileInfo | None:
         """Metadata of a file, or None if this caller has no such file."""
-        found = self._read(owner, "files", name, "meta.json")
-        return None if found is None else FileInfo(**found)
+        found = self._find(owner, "files", name, "meta.json")
+        return None if found is None else FileInfo(**found[1])
 
     def open_file(self, owner: str, name: str) -> BinaryIO:
         """Open an existing file for reading."""
-        return self.objects.open(f"{owner}/files/{name}/content")
+        found = self._find(owner, "files", name, "meta.json")
+        return self.objects.open(f"{found[0] if found else owner}/files/{name}/content")
 
     def files(self, owner: str) -> list[str]:
         """Ids of a caller's files, oldest first."""
@@ -91,8 +118,9 @@ class BackgroundStore:
 
     def delete_file(self, owner: str, name: str) -> None:
         """Delete a file, its marker first."""
-        for part in ("meta.json", "content"):
-            self.objects.delete(f"{owner}/files/{name}/{part}")
+        found = self._find(owner, "files", name, "meta.json")
+        for part in ("meta.json", "content", "expires"):
+            self.objects.delete(f"{found[0] if found else owner}/files/{name}/{part}")
 
     def output_id(self, job: BackgroundJob, number: int) -> str:
         """Id of the file with this number that a batch's drivers store."""
@@ -113,8 +141,8 @@ class BackgroundStore:
 
     def job(self, owner: str, name: str) -> BackgroundJob | None:
         """A background job, or None if this caller has no such job."""
-        found = self._read(owner, "orders", name, "order.json")
-        return None if found is None else BackgroundJob(**found)
+        found = self._find(owner, "orders", name, "order.json")
+        return None if found is None else BackgroundJob(**found[1])
 
     def jobs(self, owner: str, kind: Kind) -> list[str]:
         """Ids of a caller's background jobs of one kind, oldest first."""
@@ -170,16 +198,42 @@ class BackgroundStore:
         """Key of one object of a background job."""
         return f"{job.owner}/orders/{job.id}/{part}"
 
-    def _ids(self, owner: str, kind: str, marker: str) -> list[str]:
-        start, end = f"{owner}/{kind}/", f"/{marker}"
-        keys = (found.key for found in self.objects.list(start))
-        return sorted(
-            key.removeprefix(start).removesuffix(end) for key in keys if key.count("/") == 3 and key.endswith(end)
-        )
+    # Tenants
 
-    def _read(self, owner: str, kind: str, name: str, part: str) -> dict[str, Any] | None:
+    def adopt(self, tenant: str, folder: str) -> None:
+        """Make a key's folder, if there is one, also that of its tenant. The first tenant keeps it."""
+        if next(iter(self.objects.list(f"{folder}/")), None) is None:
+            return
+        key = f"{ADOPTED}/{folder}"
+        if self.objects.put_if_absent(key, tenant.encode()) or self.objects.get(key) == tenant.encode():
+            self.objects.put_if_absent(f"{tenant}/{ADOPTED}/{folder}", b"")
+
+    def folders(self, owner: str) -> Iterator[str]:
+        """The folders of a caller: its own, then those that it has adopted."""
+        yield owner
+        if owner.startswith(TENANT_ID):
+            yield from (found.key.rpartition("/")[2] for found in self.objects.list(f"{owner}/{ADOPTED}/"))
+
+    def _ids(self, owner: str, kind: str, marker: str) -> list[str]:
+        names: list[str] = []
+        for folder in self.folders(owner):
+            start, end = f"{folder}/{kind}/", f"/{marker}"
+            keys = (found.key for found in self.objects.list(start))
+            names += [
+                key.removeprefix(start).removesuffix(end) for key in keys if key.count("/") == 3 and key.endswith(end)
+            ]
+        return sorted(names)
+
+    def _find(self, owner: str, kind: str, name: str, part: str) -> tuple[str, dict[str, Any]] | None:
+        """The folder among a caller's that has an object, and what that says."""
         if not ID_PATTERN.fullmatch(name):
             return None
+        for folder in self.folders(owner):
+            if (found := self._read(folder, kind, name, part)) is not None:
+                return folder, found
+        return None
+
+    def _read(self, owner: str, kind: str, name: str, part: str) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads(self.objects.get(f"{owner}/{kind}/{name}/{part}"))
         except StorageError as error:

@@ -84,7 +84,7 @@ def formats() -> str:
 
 def other_formats() -> str:
     """The image formats that are known and not read."""
-    return ", ".join(name for name, _ in SIGNATURES if name not in READ)
+    return ", ".join([*(name for name, _ in SIGNATURES if name not in READ), "TGA"])
 
 
 def rooms() -> str:

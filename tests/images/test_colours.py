@@ -216,6 +216,9 @@ def bitmap(compression: int) -> bytes:
         (bytes(128) + b"DICM" + bytes(20), "DICOM"),
         (encoded(photo(), "PCX"), "PCX"),
         (encoded(photo().convert("1"), "XBM"), "XBM"),
+        (encoded(photo(), "TGA"), "TGA"),
+        (encoded(photo(), "TGA", compression="tga_rle"), "TGA"),
+        *((encoded(photo().convert(mode), "TGA")[:-26], "TGA") for mode in ("RGB", "RGBA", "L", "P")),
         (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
     ],
 )

@@ -96,7 +96,20 @@ def recognised(data: bytes) -> str | None:
         if not brands.isdisjoint(HEIF_BRANDS):
             return "HEIF"
     found = SIGNATURE.match(data, 0, START)
-    return SIGNATURES[found.lastindex - 1][0] if found is not None and found.lastindex else None
+    if found is not None and found.lastindex:
+        return SIGNATURES[found.lastindex - 1][0]
+    return "TGA" if _is_tga(data) else None
+
+
+def _is_tga(data: bytes) -> bool:
+    """Whether data ends as TGA 2.0 does, or is an uncompressed TGA 1.0, whose header tells its length."""
+    if data[-18:] == b"TRUEVISION-XFILE.\0":
+        return True
+    if len(data) < 18 or (data[1], data[2]) not in {(1, 1), (0, 2), (0, 3)} or data[16] not in {8, 15, 16, 24, 32}:
+        return False
+    colours = int.from_bytes(data[5:7], "little") * ((data[7] + 7) // 8) if data[1] else 0
+    width, height = (int.from_bytes(data[at : at + 2], "little") for at in (12, 14))
+    return width * height > 0 and len(data) == 18 + data[0] + colours + width * height * ((data[16] + 7) // 8)
 
 
 def readable(name: str | None) -> tuple[str, ...]:

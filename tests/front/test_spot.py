@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -15,14 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from front.heads import PLAIN, PROGRAMS, TOKEN, free_ports, running
+from front.heads import Head, ray_head, ray_node
 from metadata import Metadata, metadata
 from whole import check_whole
 
 from paliscribe.demo.collection import write_collection
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
-ROWS, SHARD, SLOTS = 480, 8, 4
+ROWS, SHARD, SLOTS = 400, 8, 4
 FIRST_BLOCK = ROWS // SHARD // 4  # shards of the first block of two stage processes
 CALL = 2 * SLOTS  # rows
 IN_HAND = 6 * CALL  # rows of a stage process: of the calls that it fetches, has fetched, sends, waits for and writes
@@ -55,25 +54,9 @@ def pictures(data: bytes, seconds: float) -> Iterator[tuple[str, Counter[str]]]:
 
 
 @contextmanager
-def node(port: int, *words: str, environment: dict[str, str] | None = None) -> Iterator[int]:
-    """A node of the cluster at this port; the pid that its other processes descend from. It may still be starting."""
-    [agent] = free_ports(1)
-    command = [str(PROGRAMS / "ray"), "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-    command += [f"--dashboard-agent-listen-port={agent}", "--object-store-memory=100000000", *words]
-    command += [f"--port={port}" if "--head" in words else f"--address=127.0.0.1:{port}"]
-    with running(command, PLAIN | TOKEN | (environment or {})) as process:
-        end = time.monotonic() + 120
-        with socket.socket() as probe:
-            while probe.connect_ex(("127.0.0.1", port)):
-                assert process.poll() is None and time.monotonic() < end, "the head did not come up"
-                time.sleep(0.2)
-        yield process.pid
-
-
-@contextmanager
-def annotating(port: int, job: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A driver on the cluster at this port."""
-    environment = os.environ | TOKEN | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+def annotating(head: Head, job: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver on the cluster of a head."""
+    environment = os.environ | head.environment | {"RAY_ADDRESS": head.gcs}
     with log.open("wb") as out:
         command = [sys.executable, "-m", "paliscribe", "annotate", str(job)]
         driver = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
@@ -106,13 +89,12 @@ def test_a_spot_notice_repeats_no_more_than_what_is_in_hand(tmp_path: Path) -> N
     write_collection(tmp_path / "collection", 1, seed=0)
     data = (tmp_path / "collection/images/scene-00000.jpg").read_bytes()
     output, job, log = tmp_path / "output", tmp_path / "job.yaml", tmp_path / "driver.log"
-    [port] = free_ports(1)
     with (
         metadata() as cloud,
         pictures(data, 1.0) as (address, asked),
-        node(port, "--head", "--num-cpus=0", "--include-dashboard=false"),
-        node(port, "--num-cpus=2", f"--resources={json.dumps({'model': 1})}"),
-        node(port, "--num-cpus=2", environment=spot(cloud)) as doomed,
+        ray_head(cpus=0) as head,
+        ray_node(head, words=["--resources", json.dumps({"model": 1})]),
+        ray_node(head, environment=spot(cloud)) as doomed,
     ):
         rows = [{"id": f"r{row}", "image": f"{address}/{row}.jpg"} for row in range(ROWS)]
         (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -120,7 +102,7 @@ def test_a_spot_notice_repeats_no_more_than_what_is_in_hand(tmp_path: Path) -> N
         pool = {"threads": 1, "slots": SLOTS, "resources": {"model": 1}}
         fetch = {"workers": 2, "cpus_per_worker": 1.5}  # one a node
         job.write_text(json.dumps(settings | {"shard_rows": SHARD, "pool": pool, "fetch": fetch}))
-        with annotating(port, job, log) as driver:
+        with annotating(head, job, log) as driver:
             until(lambda: both_work(output), driver, log)
             assert cloud.count("instance-action") > 0, "the node asks for notices"
             cloud.announce(NOTICE)

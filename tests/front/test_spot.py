@@ -1,94 +1,132 @@
-"""Shards on two nodes, one of which gets a spot notice and is then taken away."""
+"""A run on two nodes, one of which gets a spot notice and is then taken away."""
 
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import psutil
 import pytest
-import ray
-from metadata import metadata
-from ray.cluster_utils import Cluster
+from front.heads import Head, ray_head, ray_node
+from metadata import Metadata, metadata
+from whole import check_whole
 
-from paliscribe.batch.dataset import annotate_shards, shards_of
-from paliscribe.batch.progress import Progress
-from paliscribe.pool.draining import Draining, drain_at_notice
-from paliscribe.results import Marker
+from paliscribe.demo.collection import write_collection
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
-SHARDS, SECONDS = 80, 0.5  # of a shard
-NOTICE = 20.0  # seconds from the notice to the end of the node
-QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+ROWS, SHARD, SLOTS = 400, 8, 4
+FIRST_BLOCK = ROWS // SHARD // 4  # shards of the first block of two stage processes
+CALL = 2 * SLOTS  # rows
+IN_HAND = 6 * CALL  # rows of a stage process: of the calls that it fetches, has fetched, sends, waits for and writes
+NOTICE = 25.0  # seconds from the notice to the end of the node
 
 
-def stage_of(log: Path) -> type:
-    """A stage process that takes its time, and notes in a file each shard that it begins. Sent by value."""
+@contextmanager
+def pictures(data: bytes, seconds: float) -> Iterator[tuple[str, Counter[str]]]:
+    """The address of a web server that takes so long for each picture, and how often it was asked for each."""
+    asked: Counter[str] = Counter()
 
-    class Slow:
-        def __init__(self, *_: object) -> None:
-            self.draining = Draining()
-            drain_at_notice()
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked[self.path] += 1
+            time.sleep(seconds)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
 
-        def __call__(self, block: pa.Table) -> Iterator[dict[str, Any]]:
-            for shard in shards_of(block):
-                if self.draining():
-                    return
-                with log.open("a") as file:
-                    file.write(f"{shard} {ray.get_runtime_context().get_node_id()} {time.time()}\n")
-                time.sleep(SECONDS)
-                marker = Marker(shard, "", "", 0, 1, 1, {"ok": 1}, {}, 0)
-                yield {"marker": np.array([marker.as_json().decode()], dtype=object)}
+        def log_message(self, *_: object) -> None:
+            pass
 
-    return Slow
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who asked has been killed
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
 
 
-def test_a_notice_gives_back_what_is_not_begun(tmp_path: Path) -> None:
-    log, done, plan = tmp_path / "begun", [], None
-    log.touch()
-    with metadata() as cloud:
-        spot = {"AWS_EC2_METADATA_DISABLED": "false", "AWS_EC2_METADATA_SERVICE_ENDPOINT": cloud.address}
-        few: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-        cluster = Cluster(initialize_head=True, head_node_args=few | {"include_dashboard": False})
+@contextmanager
+def annotating(head: Head, job: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver on the cluster of a head."""
+    environment = os.environ | head.environment | {"RAY_ADDRESS": head.gcs}
+    with log.open("wb") as out:
+        command = [sys.executable, "-m", "paliscribe", "annotate", str(job)]
+        driver = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
         try:
-            node = cluster.add_node(**few, env_vars=os.environ | spot)
-            ray.init(cluster.address, **QUIET)
-            doomed = node.node_id
-
-            def begun() -> list[list[str]]:
-                return [line.split() for line in log.read_text().splitlines()]
-
-            def take_away() -> None:
-                while len({where for _, where, _ in begun()}) < 2 or not cloud.count("instance-action"):
-                    time.sleep(0.2)
-                cloud.announce(NOTICE)
-                noticed.append(time.time())
-                time.sleep(NOTICE)
-                cluster.remove_node(node, allow_graceful=False)
-
-            noticed: list[float] = []
-            threading.Thread(target=take_away, daemon=True).start()
-            found = annotate_shards(
-                plan,  # type: ignore[arg-type]
-                plan,  # type: ignore[arg-type]
-                np.arange(SHARDS),
-                cpus=1,
-                workers=2,
-                progress=Progress(),
-                stage=stage_of(log),
-            )
-            done = [marker.shard for marker in found]
-            of_doomed = [(int(shard), float(when)) for shard, where, when in begun() if where == doomed]
-            counts = Counter(int(shard) for shard, _, _ in begun())
+            yield driver
         finally:
-            ray.shutdown()
-            cluster.shutdown()
-    assert sorted(done) == list(range(SHARDS)), "each is committed once"
-    assert of_doomed and noticed, "both nodes worked"
-    assert set(counts) == set(done) and counts.total() - SHARDS <= 1, "at most the shard in hand is repeated"
-    late = [shard for shard, when in of_doomed if when > noticed[0] + NOTICE * 0.75]
-    assert not late, f"begun on a node that is drained: {late}"
+            driver.kill()
+            driver.wait(30)
+
+
+def committed(output: Path) -> set[int]:
+    """The shards that are committed."""
+    return {int(marker.stem.removeprefix("shard-")) for marker in output.glob("_run/done/shard-*.json")}
+
+
+def both_work(output: Path) -> bool:
+    """Whether shards of the first block and of others are committed, each by a process of its own."""
+    found = committed(output)
+    return min(found, default=FIRST_BLOCK) < FIRST_BLOCK <= max(found, default=0)
+
+
+def take_away(node: int) -> None:
+    """Kill a node and all that runs on it."""
+    lost = psutil.Process(node)
+    for process in [lost, *lost.children(recursive=True)]:
+        process.kill()
+
+
+def test_a_spot_notice_repeats_no_more_than_what_is_in_hand(tmp_path: Path) -> None:
+    write_collection(tmp_path / "collection", 1, seed=0)
+    data = (tmp_path / "collection/images/scene-00000.jpg").read_bytes()
+    output, job, log = tmp_path / "output", tmp_path / "job.yaml", tmp_path / "driver.log"
+    with (
+        metadata() as cloud,
+        pictures(data, 1.0) as (address, asked),
+        ray_head(cpus=0) as head,
+        ray_node(head, words=["--resources", json.dumps({"model": 1})]),
+        ray_node(head, environment=spot(cloud)) as doomed,
+    ):
+        rows = [{"id": f"r{row}", "image": f"{address}/{row}.jpg"} for row in range(ROWS)]
+        (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = {"manifest": str(tmp_path / "manifest.jsonl"), "tasks": ["ocr"], "output": str(output)}
+        pool = {"threads": 1, "slots": SLOTS, "resources": {"model": 1}}
+        fetch = {"workers": 2, "cpus_per_worker": 1.5}  # one a node
+        job.write_text(json.dumps(settings | {"shard_rows": SHARD, "pool": pool, "fetch": fetch}))
+        with annotating(head, job, log) as driver:
+            until(lambda: both_work(output), driver, log)
+            assert cloud.count("instance-action") > 0, "the node asks for notices"
+            cloud.announce(NOTICE)
+            time.sleep(NOTICE)
+            assert driver.poll() is None and len(committed(output)) < ROWS // SHARD, "the run is not over yet"
+            take_away(doomed)
+            until(lambda: driver.poll() is not None, driver, log)
+            assert driver.returncode == 0, log.read_text()
+    check_whole(str(output), "finished")
+    assert len(asked) == ROWS
+    repeated = asked.total() - ROWS
+    assert repeated <= IN_HAND, f"{repeated} rows were computed again"
+    assert "given back by nodes that are drained" in log.read_text()
+
+
+def spot(cloud: Metadata) -> dict[str, str]:
+    """The environment of a spot node."""
+    return {"AWS_EC2_METADATA_DISABLED": "false", "AWS_EC2_METADATA_SERVICE_ENDPOINT": cloud.address}
+
+
+def until(reached: object, driver: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until something is reached while a driver works."""
+    end = time.monotonic() + 240
+    while not reached():  # type: ignore[operator]
+        assert driver.poll() is None or driver.returncode == 0, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.2)

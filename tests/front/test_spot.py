@@ -1,5 +1,6 @@
 """A run on two nodes, one of which gets a spot notice and is then taken away."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -28,7 +28,7 @@ IN_HAND = 6 * CALL  # rows of a stage process: of the calls that it fetches, has
 NOTICE = 25.0  # seconds from the notice to the end of the node
 
 
-@contextmanager
+@contextlib.contextmanager
 def pictures(data: bytes, seconds: float) -> Iterator[tuple[str, Counter[str]]]:
     """The address of a web server that takes so long for each picture, and how often it was asked for each."""
     asked: Counter[str] = Counter()
@@ -53,7 +53,7 @@ def pictures(data: bytes, seconds: float) -> Iterator[tuple[str, Counter[str]]]:
         server.shutdown()
 
 
-@contextmanager
+@contextlib.contextmanager
 def annotating(head: Head, job: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A driver on the cluster of a head."""
     environment = os.environ | head.environment | {"RAY_ADDRESS": head.gcs}
@@ -82,7 +82,8 @@ def take_away(node: int) -> None:
     """Kill a node and all that runs on it."""
     lost = psutil.Process(node)
     for process in [lost, *lost.children(recursive=True)]:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def test_a_spot_notice_repeats_no_more_than_what_is_in_hand(tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def ends(source: Path, output: Path) -> dict[str, Any]:
 
     timed("publish", lambda: [results.publish_part(counting, layout, part) for part in range(layout.parts)])
     timed("finish", lambda: results.finish(counting, layout, {}))
-    timed("sweep", lambda: results.sweep(counting))
+    timed("sweep", lambda: results.sweep(counting, layout.shards))
     timed("begin retry", lambda: begin_retry(counting, frozen, job, 1, Progress()))
     return figures | {"peak MiB": peak()}
 

@@ -90,7 +90,7 @@ def make(store: Store, rows: int) -> None:
             results.commit(store, results.write_shard(store, shard, "bench", records))
         results.publish_part(store, layout, part)
     results.finish(store, layout, facts_of(file))
-    results.sweep(store)
+    results.sweep(store, layout.shards)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from images.files import empty_scans
 from PIL import Image
 
@@ -204,3 +205,19 @@ def test_rows_answered_are_told_as_they_come(tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
     list(stage.annotate([0], lambda shard, rows: told.append((shard, rows))))
     assert told == [(0, 2), (0, 4), (0, None)]
+
+
+@pytest.mark.parametrize(("committed", "begun"), [(0, 0), (0, 2), (3, 0), (3, 2)])
+def test_a_stage_that_leaves_finishes_what_it_has_begun(tmp_path: Path, committed: int, begun: int) -> None:
+    picture = data_url("red")
+    rows: list[dict[str, object]] = [{"id": f"r{row}", "image": picture, "ask": "ocr"} for row in range(40)]
+    stage, pool, frozen = staged(tmp_path, rows, shard_rows=4, slots=3)  # calls of six rows
+    assert len(list(stage.annotate(range(committed)))) == committed
+    pool.calls.clear()
+    answers = iter([False] * begun)
+    found = list(stage.annotate(range(frozen.shards), leaving=lambda: next(answers, True)))
+    assert [marker.shard for marker in found] == list(range(committed + begun)), "those of an attempt before too"
+    assert len(pool.sent) == 4 * begun, "no request is sent whose shard is not committed"
+    rest = list(stage.annotate(range(committed + begun, frozen.shards)))
+    assert [marker.shard for marker in rest] == list(range(committed + begun, frozen.shards))
+    assert len(pool.sent) == 40 - 4 * committed, "each is computed once"

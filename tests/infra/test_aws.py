@@ -206,7 +206,7 @@ def test_the_writers_policy_equals_the_calls_of_a_run(bucket: str, calls: set[Ca
         results.begin_retry(store, 1, [], lambda row: row // 4)
         job.retry(store, 1, lambda row, task: False)
         job.publish(store, 1)
-        results.sweep(store)
+        results.sweep(store, job.layout.shards)
     large = tmp_path / "large"
     large.write_bytes(bytes(9 << 20))
     store.put_file("annotations/large", large)

@@ -404,14 +404,17 @@ def test_the_sweep_keeps_what_is_needed(tmp_path: Path) -> None:
                 results.commit(store, marker)
     job.publish(store)
     before = published(store.uri)
-    assert results.sweep(store) == 8
+    assert results.sweep(store, job.layout.shards) == 8
     assert [found.key for found in store.list("_run/shards/")] == ["_run/shards/shard-00001.won.arrow"]
-    assert results.sweep(store) == 0
+    assert results.sweep(store, job.layout.shards) == 0
     assert published(store.uri) == before
     assert [record["row"] for record in results.read_failed(store, 1, 0)] == [4, 4]
     job.retry(store, 1, never)
     job.publish(store, 1)
-    assert results.sweep(store) == 0
+    assert results.sweep(store, job.layout.shards) == 0
+    results.write_shard(store, 3, "appended", job.table(job.shard(0, never)))
+    assert results.sweep(store, job.layout.shards) == 0, "of an append that another driver has begun"
+    assert results.sweep(store, job.layout.shards + 1) == 1, "of one that was committed under another name"
     check(store.uri, job, never, READERS)
 
 
@@ -423,7 +426,7 @@ def test_an_output_on_s3(bucket: str) -> None:
     results.begin_retry(store, 1, [], lambda row: row // 3)
     job.retry(store, 1, never)
     job.publish(store, 1)
-    assert results.sweep(store) == job.layout.shards - 1
+    assert results.sweep(store, job.layout.shards) == job.layout.shards - 1
     found = published(store.uri)
     tables = [pq.read_table(pa.BufferReader(body)) for key, body in found.items() if key.endswith(".parquet")]
     assert in_order(pa.concat_tables(tables)) == in_order(job.table(job.records(never)))

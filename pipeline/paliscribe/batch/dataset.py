@@ -2,9 +2,13 @@
 
 A stage process yields a marker for each shard of its block, in order, one output block each. Ray repeats the whole
 block if the process is lost, and leaves out as many outputs as it had received, so the order must not change.
+
+A process whose node is drained finishes the shards that it has begun and gives back the others: its outputs end early.
+What is missing at the end of a dataset is annotated by another one, whose processes start on other nodes.
 """
 
 import contextlib
+import logging
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,9 +25,12 @@ from paliscribe.batch.stage_notes import Notes, StageNotes
 from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.deploy import wait_until_ready
+from paliscribe.pool.draining import Draining, drain_at_notice
 from paliscribe.pool.ray_cluster import translating
 from paliscribe.results import Marker
 from paliscribe.storage.retry import waiting
+
+log = logging.getLogger(__name__)
 
 
 def annotate_shards(
@@ -42,22 +49,36 @@ def annotate_shards(
     TemporaryError if a process keeps failing.
     """
     notes = StageNotes()
+    with _tracking(notes, progress), translating():
+        while len(shards):
+            is_done = np.zeros(len(shards), np.bool_)
+            for marker in _round(plan, pool, shards, cpus, workers, notes.name, stage or StageActor):
+                is_done[np.searchsorted(shards, marker.shard)] = True
+                yield marker
+            shards = shards[~is_done]
+            if len(shards):
+                log.warning("%d shards were given back by nodes that are drained; others begin them", len(shards))
+
+
+def _round(
+    plan: Plan, pool: PoolAddress, shards: npt.NDArray[np.int64], cpus: float, workers: int, notes: str, stage: type
+) -> Iterator[Marker]:
+    """The markers of shards as they are committed, by one dataset; not of those that are given back."""
     blocks = ray.data.from_blocks([as_block(part) for part in divide(shards, workers)])
     markers = blocks.map_batches(
-        stage or StageActor,
+        stage,
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-        fn_constructor_args=(plan, pool, notes.name),
+        fn_constructor_args=(plan, pool, notes),
         num_cpus=cpus,
         max_restarts=3,
         max_task_retries=3,
     )
     markers.context.target_max_block_size = 1  # bytes: every marker is an output block, sent at once
     markers.context._max_num_blocks_in_streaming_gen_buffer = 256
-    with _tracking(notes, progress), translating():
-        for batch in markers.iter_batches(batch_size=None, prefetch_batches=0):
-            yield from map(Marker.from_json, batch["marker"])
+    for batch in markers.iter_batches(batch_size=None, prefetch_batches=0):
+        yield from map(Marker.from_json, batch["marker"])
 
 
 def divide(shards: npt.NDArray[np.int64], workers: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -92,11 +113,13 @@ class StageActor:
     def __init__(self, plan: Plan, pool: PoolAddress, notes: str) -> None:
         self._stage, self._pool = Stage(plan, PoolClient(pool)), pool
         self._notes = Notes(notes, self._doing)
+        self._draining = Draining()
+        drain_at_notice()
 
     def __call__(self, block: pa.Table) -> Iterator[dict[str, Any]]:
-        """Yield the marker of each shard of a block, an output block each."""
+        """Yield the marker of each shard of a block, an output block each; not of those that are given back."""
         wait_until_ready(self._pool)
-        for marker in self._stage.annotate(shards_of(block), self._notes.note):
+        for marker in self._stage.annotate(shards_of(block), self._notes.note, self._draining):
             yield {"marker": np.array([marker.as_json().decode()], dtype=object)}
 
     def _doing(self) -> Doing:

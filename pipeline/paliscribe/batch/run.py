@@ -155,7 +155,7 @@ def run_generation(run: Run) -> dict[str, Any]:
         "precision": run.file.model.precision,
     }
     summary = results.finish(run.store, run.layout, facts, run.newest_generation)
-    results.sweep(run.store)
+    results.sweep(run.store, run.frozen.shards)
     run.progress.stage = "finished"
     return summary | {"shards_annotated": annotated}
 

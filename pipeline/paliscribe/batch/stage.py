@@ -148,12 +148,18 @@ class Stage:
         self._shared = SharedAnswers()
         self.masks = load_mask_decoder(plan.mask_decoder)
 
-    def annotate(self, shards: Iterable[int], progress: Progress = lambda shard, rows: None) -> Generator[Marker]:
+    def annotate(
+        self,
+        shards: Iterable[int],
+        progress: Progress = lambda shard, rows: None,
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> Generator[Marker]:
         """Annotate shards and yield the marker of each once it is committed, in order.
 
         If the first shards are committed already, by an attempt at this block that was lost, their markers are read.
+        `leaving`: asked before each shard is begun; if true, those that were begun are finished and the rest is left.
         """
-        fetched = ahead(map(self._fetched, self._calls(shards)), 1)
+        fetched = ahead(map(self._fetched, self._calls(shards, leaving)), 1)
         sent = ahead(map(self._sent, fetched), CALLS_IN_FLIGHT)
         records: list[Record] = []
         replicas: set[str] = set()
@@ -191,12 +197,12 @@ class Stage:
     def _shards(self) -> Shards:
         return Shards(self.store)
 
-    def _calls(self, shards: Iterable[int]) -> Iterator[_Call]:
+    def _calls(self, shards: Iterable[int], leaving: Callable[[], bool]) -> Iterator[_Call]:
         """The shards' rows in calls of fixed size, which depends on the job and the pool's slots only."""
         wanted = SLOTS_FILLED * self.pool.slots // len(self.plan.tasks)
         size = max(1, min(wanted, CALL_BYTES // (3 * self.plan.image_size**2)))
         call, rows = _Call(), 0
-        for work in self._work(shards):
+        for work in self._work(shards, leaving):
             if work.row is not None and rows == size:
                 yield call
                 call, rows = _Call(), 0
@@ -205,13 +211,15 @@ class Stage:
         if call.work:
             yield call
 
-    def _work(self, shards: Iterable[int]) -> Iterator[_Work]:
-        """The rows of shards, and the end of each."""
+    def _work(self, shards: Iterable[int], leaving: Callable[[], bool]) -> Iterator[_Work]:
+        """The rows of shards, and the end of each; up to the first that is not begun because this process leaves."""
         again = True  # whether all shards so far had been committed
         for shard in shards:
             marker = results.find_marker(self.store, shard, self._base) if again else None
             again = marker is not None
             if marker is None:
+                if leaving():
+                    return
                 for row, tasks in self._rows(shard):
                     yield _Work(shard, row, tasks)
             yield _Work(shard, marker=marker)

@@ -21,6 +21,7 @@ from paliscribe.online.keys import Keys, KeySource
 from paliscribe.online.limits import Counts, Limit, LocalLimit, SharedLimit
 from paliscribe.online.service import Served, Service
 from paliscribe.pool.client import GRACE, PoolBackend
+from paliscribe.pool.draining import drain_at_notice
 from paliscribe.pool.metrics import GatewayMetrics
 from paliscribe.storage import open_store
 
@@ -96,6 +97,7 @@ class Gateway:
         counts: Any,
         *handles: Any,
     ) -> None:
+        drain_at_notice()
         access = logging.getLogger("paliscribe.access")
         access.setLevel(logging.INFO)
         for handler in logging.getLogger("ray.serve").handlers:  # the log file of this Serve replica

@@ -15,6 +15,7 @@ from paliscribe.config import ModelSpec, PoolConfig
 from paliscribe.errors import ReplicaError, RequestError
 from paliscribe.pool.autoscaling import ROWS, SLOTS
 from paliscribe.pool.company import Company
+from paliscribe.pool.draining import drain_at_notice
 from paliscribe.pool.watch import watch
 from paliscribe.records import ONLINE, Piece, Prediction, Request
 
@@ -42,6 +43,7 @@ class Replica:
     def __init__(self, spec: ModelSpec, threads: int | None, config: PoolConfig) -> None:
         from paliscribe.model.weights import locate
 
+        drain_at_notice()
         locate(spec)  # what is wrong with a model is said before torch is loaded, which takes seconds
 
         import torch

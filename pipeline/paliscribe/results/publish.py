@@ -177,11 +177,12 @@ def run_name(uri: str) -> str:
     return hashlib.sha256(uri.encode()).hexdigest()[:12]
 
 
-def sweep(store: Store) -> int:
-    """Delete shard files that are no longer needed; returns their number.
+def sweep(store: Store, shards: int) -> int:
+    """Delete files of these first `shards` shards that are no longer needed; returns their number.
 
     Only for a finished run whose lease is held: every shard is committed and published, so only shards with dead
-    letters are still needed, by a retry.
+    letters are still needed, by a retry. If the lease is lost meanwhile, as by a driver that is stopped for long,
+    another may append: its shards are later ones.
     """
     needed: set[str] = set()
     for marker in read_parts(store):
@@ -191,8 +192,9 @@ def sweep(store: Store) -> int:
 
     def orphans() -> Iterator[str]:
         nonlocal deleted
-        for found in store.list(f"{FIRST_RUN}/shards/"):
-            if found.key not in needed:
+        for found in store.list(start := f"{FIRST_RUN}/shards/"):
+            number = found.key.removeprefix(f"{start}shard-").partition(".")[0]
+            if found.key not in needed and not (number.isdigit() and int(number) >= shards):
                 deleted += 1
                 yield found.key
 

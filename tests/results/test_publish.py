@@ -349,6 +349,34 @@ def test_a_retry_resumes_after_a_crash_at_any_write(tmp_path: Path, monkeypatch:
     assert found == expected
 
 
+def test_a_driver_that_wakes_up_late_leaves_later_retries_alone(tmp_path: Path) -> None:
+    job, store = Job([{}] * 10), open_store(str(tmp_path))
+    job.annotate(store, odd)
+    job.publish(store)
+    results.begin_retry(store, 1, [], lambda row: row // 3)
+    job.retry(store, 1, still)
+
+    class Stopped(Crashing):
+        """Another driver publishes this retry and the next while the first read is under way."""
+
+        def get(self, key: str, *, max_bytes: int | None = None) -> bytes:
+            if not key.endswith(".json") and not later:
+                later.append(None)
+                job.publish(store, 1)
+                results.begin_retry(store, 2, [], lambda row: row // 3)
+                job.retry(store, 2, last)
+                later.append(job.publish(store, 2))
+            return super().get(key, max_bytes=max_bytes)
+
+    later: list[Any] = []
+    stopped = Stopped(store)
+    results.publish_part(stopped, job.layout, 0, 1)
+    assert later[1]["errors"] == 1 and not stopped.writes
+    assert later[1] == results.read_summary(store) == results.summarise(store, job.layout, {"model": "demo"}, 2)
+    check_no_duplicates(str(tmp_path))
+    assert len(snapshot(str(tmp_path))) == 10 * len(TASKS)
+
+
 def test_retries_redo_dead_letters_only_until_none_is_left(tmp_path: Path) -> None:
     job = Job([{}] * 10)
     store = open_store(str(tmp_path))

@@ -101,6 +101,8 @@ def publish_part(store: Store, layout: Layout, part: int, generation: int = 0) -
     with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
         written = write_part(store, layout, part, generation, markers, Path(folder))
         if before is not None:
+            if (existing := read_part(store, part, generation)) is not None:
+                return existing  # another driver took over meanwhile; a later retry may have replaced these files
             store.delete_many(sorted(key for key in before.files if key.startswith("errors/")))
         for key in sorted(written, reverse=True):  # errors before annotations
             store.put_file(key, written[key][0])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from paliscribe.engine import Engine
 
-LIMITS = FetchConfig()
+LIMITS = FetchConfig(retries=1, timeout=10.0)  # somebody waits for the answer
 
 
 def ask(

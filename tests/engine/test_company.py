@@ -67,9 +67,9 @@ PATHS = {
     "ATEN_CPU_CAPABILITY": ("default",),
 }
 EXACT, SHORT = ("float32:1", "float32:2"), ("bfloat16:1", "float16:1")
-OFTEN = [("MKL_CBWR", "COMPATIBLE", EXACT)]  # whose products these are
+OFTEN = [("MKL_CBWR", "COMPATIBLE", EXACT[:1])]  # whose products these are
 SELDOM = [
-    ("MKL_CBWR", "COMPATIBLE", SHORT),
+    ("MKL_CBWR", "COMPATIBLE", EXACT[1:] + SHORT),
     ("MKL_CBWR", "AVX2", EXACT + SHORT),
     ("ONEDNN_MAX_CPU_ISA", "SSE41", EXACT + SHORT),
 ]

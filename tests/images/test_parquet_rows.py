@@ -151,6 +151,7 @@ print(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("copies", [1, 50], ids=["", "dictionary"])
 def test_memory_does_not_grow_with_a_row_group(copies: int, tmp_path: Path) -> None:
     peaks = []

@@ -96,6 +96,7 @@ print(sum(1 for _ in read(sys.argv[1])), re.search(r"VmHWM:\s+(\d+) kB", Path("/
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "0.jpg").touch()
     peaks = []

@@ -114,7 +114,7 @@ def refusals(folder: Path, taken: int, free: int) -> list[Refusal]:
         (["annotate", "--modle", "demo"], {}, 2, "did you mean '--model'?"),
         (["annotate"], {}, 2, "'manifest' is missing"),
         (["serve", "demo", "--port", str(taken)], {}, 1, f"cannot listen on 127.0.0.1:{taken}"),
-        (["serve", "demo", "--keys", "nowhere"], {}, 2, "keys nowhere: cannot be read"),
+        (["serve", "demo", "--keys", "nowhere"], {}, 2, f"keys {folder / 'nowhere'}: cannot be read"),
         (["serve", "demo", "--host", "0.0.0.0"], {}, 2, "requires API keys"),
         (["serve", "demo"], {"PALISCRIBE_API_KEYS": "short"}, 2, "at least 16 characters"),
         (["serve", "demo", "--files", "file/x"], {}, 2, "files file/x"),

@@ -194,7 +194,7 @@ def test_not_an_image() -> None:
     assert kind(b"\0") == "not_an_image"
     assert kind(encoded(photo(), "EPS")) == "not_an_image"  # its decoder would start another program
     assert kind(encoded(photo(), "PDF")) == "not_an_image"
-    assert kind(encoded(photo(), "TGA")) == "not_an_image"
+    assert kind(encoded(photo(), "TGA")) == "unsupported"
     assert kind(encoded(photo())[:24]) == "corrupt"
 
 

@@ -101,7 +101,7 @@ def test_a_spot_notice_repeats_no_more_than_what_is_in_hand(tmp_path: Path) -> N
         (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         settings = {"manifest": str(tmp_path / "manifest.jsonl"), "tasks": ["ocr"], "output": str(output)}
         pool = {"threads": 1, "slots": SLOTS, "resources": {"model": 1}}
-        fetch = {"workers": 2, "cpus_per_worker": 1.5}  # one a node
+        fetch = {"workers": 2, "cpus_per_worker": 1.5, "concurrency": 4}  # one a node; 50 seconds for all pictures
         job.write_text(json.dumps(settings | {"shard_rows": SHARD, "pool": pool, "fetch": fetch}))
         with annotating(head, job, log) as driver:
             until(lambda: both_work(output), driver, log)

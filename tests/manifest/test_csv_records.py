@@ -41,6 +41,8 @@ SHEETS: list[tuple[bytes, list[tuple[str, dict[str, Any]]]]] = [
     (b"id,image,n, \n1,a.png,x,\n", ONE),
     (b"id,image,n\r\n1,a.png,x\r\n,,\r\n2,b.png,\r\n,,\r\n\r\n", TWO),
     (b'id,image,n\n1,a.png,x\n"", ,\t\n2,b.png,\n', TWO),
+    (b"id,image,n\n1,a.png,x,\n2,b.png,,, \n", TWO),
+    (b"id;image;n\r\n1;a.png;x;;\r\n", ONE),
     (b"\n,,\r\n\r\nid,image,n\r\n1,a.png,x\r\n", ONE),
     (b"\xef\xbb\xbfid,image,n\n1,a.png,x\n", ONE),
     (b"id;image;n\n1;a.png;x\n", ONE),

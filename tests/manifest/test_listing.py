@@ -12,14 +12,21 @@ from PIL import Image
 from paliscribe.errors import UsageError
 from paliscribe.images.decode import FORMATS, decode
 from paliscribe.images.fetch import Fetcher
-from paliscribe.manifest import freeze, read, scan
-from paliscribe.manifest.listing import IMAGES
+from paliscribe.images.formats import PLUGINS, is_installed
+from paliscribe.manifest import fixed_columns, freeze, listing, read, scan
+from paliscribe.manifest.listing import IMAGES, OPTIONAL, suffixes
 from paliscribe.storage import open_store
 
 JUNK = (
     "._one.jpg", ".thumbnails/one.jpg", "__MACOSX/one.jpg", "deep/__MACOSX/._one.jpg", ".ipynb_checkpoints/one.png",
     "deep/.cache/x/one.jpg", "@eaDir/one.jpg",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def without_optional_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are listed as where no optional library is installed."""
+    monkeypatch.setattr(listing, "suffixes", lambda: IMAGES)
 
 
 def filled(folder: Path, *names: str) -> str:
@@ -41,6 +48,42 @@ def test_every_format_that_is_decoded_is_listed() -> None:
     assert known <= set(IMAGES)
     others = {suffix for suffix, name in Image.registered_extensions().items() if name not in (*FORMATS, "MPO")}
     assert not others & set(IMAGES)
+
+
+@pytest.mark.parametrize("library", OPTIONAL)
+def test_optional_formats_are_listed_where_they_are_read(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("IMG_1.HEIC", "IMG_2.heif", "deep/IMG_3.Hif", "scan.JXL", "a.png")
+    source = filled(tmp_path / "photos", *names, "notes.txt")
+    for there in (library, ""):
+        with monkeypatch.context() as patch:
+            patch.setattr(listing, "find_spec", lambda name, there=there: name if name == there else None)
+            patch.setattr(listing, "suffixes", suffixes.__wrapped__)
+            found = {row.id for row in read(source)}
+        assert found == {"a.png"} | {name for name in names if there and name.lower().endswith(OPTIONAL[there])}
+
+
+def test_the_names_of_optional_formats_are_those_of_their_libraries() -> None:
+    for form in (name for name in PLUGINS if is_installed(name)):
+        known = {suffix for suffix, name in Image.registered_extensions().items() if name == form}
+        assert known == set(OPTIONAL[PLUGINS[form][0]])
+
+
+@pytest.mark.parametrize("name", ["album.jpg", "scans.tiff", "photos.csv", "photos.parquet", "m.jsonl.gz", "x.zip"])
+def test_folders_with_the_name_of_a_file(name: str, tmp_path: Path) -> None:
+    source = filled(tmp_path / name, "a.png", "deep.png/b.png")
+    assert [row.id for row in read(source)] == [row.id for row in read(f"{source}/")] == ["a.png", "deep.png/b.png"]
+
+
+def test_a_parquet_manifest_as_spark_writes_it(tmp_path: Path) -> None:
+    """A folder of the manifest's name, with parts, checksums and a marker."""
+    source = filled(tmp_path / "m.parquet", "_SUCCESS", "._SUCCESS.crc", ".part-00000.snappy.parquet.crc")
+    for number in range(2):
+        part = pa.table({"image": [f"{number}.png"], "n": [number]})
+        pq.write_table(part, tmp_path / "m.parquet" / f"part-0000{number}.snappy.parquet")
+    assert [(Path(row.id).name, row.columns) for row in read(source)] == [("0.png", {"n": 0}), ("1.png", {"n": 1})]
+    assert fixed_columns(source) is None
 
 
 def test_usual_names_are_listed_and_the_rest_is_counted(tmp_path: Path) -> None:

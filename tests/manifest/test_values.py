@@ -1,5 +1,7 @@
 """Values of Parquet and JSON manifests for which there is no plain type, and images that are no text."""
 
+import base64
+import csv
 import json
 import struct
 from pathlib import Path
@@ -54,6 +56,45 @@ def test_images_and_ids_that_are_no_text_are_refused(value: Any, column: str, tm
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     kind = "a list" if isinstance(value, list) else "an object"
     assert f"column '{column}' is {kind} in row 2; it must be text" in refusal(str(tmp_path / "m.jsonl"))
+
+
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(60)
+JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(60)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (base64.b64encode(PNG).decode(), "base64 without its head"),
+        (base64.b64encode(JPEG).decode(), "base64 without its head"),
+        (base64.urlsafe_b64encode(b"RIFF\xff\xff\xff\xffWEBP" + bytes(60)).decode(), "base64 without its head"),
+        (base64.b64encode(b"\0\0\0\x1cftypavif" + bytes(60)).decode(), "base64 without its head"),
+        (str(base64.b64encode(PNG)), "base64 without its head"),
+        (str(PNG), "a printed list or object, or printed bytes"),
+        (str({"bytes": PNG, "path": "one.png"}), "a printed list or object, or printed bytes"),
+        (str([{"bytes": PNG}]), "a printed list or object, or printed bytes"),
+        (json.dumps({"url": "a.png"}), "a printed list or object, or printed bytes"),
+        ("['a.png', 'b.png']", "a printed list or object, or printed bytes"),
+    ],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_pictures_that_were_written_as_text_are_refused(value: str, words: str, given: bool, tmp_path: Path) -> None:
+    """In every format that has text: neither `image` nor `id` gets them."""
+    ids = [{"id": "a"}, {"id": "b"}] if given else [{}, {}]
+    rows = [ids[0] | {"image": "a.png"}, ids[1] | {"image": value}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (tmp_path / "m.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
+    for name in ("m.jsonl", "m.csv", "m.parquet"):
+        message = refusal(str(tmp_path / name))
+        assert f"column 'image' is {words}" in message and "in row 2; it must be an address or a data URL" in message
+
+
+@pytest.mark.parametrize("name", ["9j/4AAQ.jpg", "iVBORw0KGgo.png", "{a}.png", "[1] b.png", "b'x.png", "R0lGOD/a.gif"])
+def test_odd_names_are_addresses(name: str, tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text(json.dumps({"image": name}) + "\n")
+    assert [(row.id, row.image) for row in read(str(tmp_path / "m.jsonl"))] == [(name, f"{tmp_path}/{name}")]
 
 
 @pytest.mark.parametrize("value", [b"\x00", PICTURE, [PICTURE], {"inner": [b"\xff"]}])

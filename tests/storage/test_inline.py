@@ -70,6 +70,14 @@ def test_what_is_none_is_refused(url: str, kind: str) -> None:
     assert caught.value.kind == kind
 
 
+@pytest.mark.parametrize("url", [f"data:image/png;base64,{PLAIN}", f"data:image/png,{quote(ODD)}"])
+def test_large_ones_are_refused_as_other_images_are(url: str) -> None:
+    size = len(decoded(url))
+    assert len(Fetcher(max_bytes=size).fetch(url)) == size
+    [found] = Fetcher(max_bytes=size - 1).fetch_many([url])
+    assert isinstance(found, RowError) and (found.kind, found.message[:14]) == ("too_large", "the image has ")
+
+
 def test_results_name_them_without_their_data() -> None:
     url = f"data:image/png;base64,{PLAIN}"
     assert shortened(url) == "data:image/png;base64,..." and shortened("data:odd") == "data:..."

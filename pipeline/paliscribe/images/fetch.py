@@ -47,6 +47,8 @@ class Fetcher:
             raise RowError(error.kind, error.message) from error
         if not data:
             raise RowError("empty", "the object has no bytes")
+        if len(data) > self.max_bytes:  # of a data URL; others are not read further
+            raise RowError("too_large", f"the image has {len(data):,} bytes; the limit is {self.max_bytes:,}")
         return data
 
     def _read(self, uri: str) -> bytes:

@@ -10,7 +10,7 @@ from paliscribe.errors import UsageError
 from paliscribe.manifest.blocks import SPACE, Block, Columns, Uncertain
 from paliscribe.manifest.kinds import Kinds, converted, kind_of_column
 from paliscribe.manifest.naming import Naming
-from paliscribe.manifest.values import holds_no_text, plain, python_values, text_of
+from paliscribe.manifest.values import BASE64, PRINTED, holds_no_text, plain, python_values, text_of
 from paliscribe.storage import is_text, resolve, scheme
 from paliscribe.storage.inline import START
 
@@ -44,6 +44,8 @@ def normalised(block: Block, naming: Naming, folder: str, types: Mapping[str, pa
         columns = {name: _flat(column) for name, column in zip(found.column_names, found.columns, strict=True)}
         absent = pa.nulls(found.num_rows, pa.string())
         reference = _texts(columns.get(naming.image, absent))
+        if pc.any(pc.match_substring_regex(reference, f"{BASE64}|{PRINTED}")).as_py():
+            raise Uncertain
         given = absent if naming.id in naming.dropped else _texts(columns.get(naming.id, absent))
         default = pc.if_else(_is_inline(reference), None, reference)
         if isinstance(block, Columns) and block.ids is not None:

@@ -98,11 +98,11 @@ def csv_rows(source: Source, text: Iterable[str], header: Header, line: int) -> 
             before = reader.line_num
             if not any(map(str.strip, values)):
                 continue
-            if len(values) != len(header.names):
+            if any(map(str.strip, values[len(header.names) :])) or len(values) < len(header.names):
                 raise UsageError(
                     f"{source.at(line + reader.line_num)}: {len(values)} values under {len(header.names)} columns"
                 )
-            row = dict(zip(header.names, values, strict=True))
+            row = dict(zip(header.names, values, strict=False))
             yield {name: value for name, value in row.items() if value or name not in header.unnamed}
     except csv.Error as error:
         if "field limit" in str(error):

@@ -55,7 +55,7 @@ def blocks(
     if is_file(manifest):
         yield from _blocks_of(manifest, naming, tell)
         return
-    if is_image(manifest) and "*" not in manifest:
+    if is_image(manifest) and "*" not in manifest and not _is_folder(manifest):
         image = pa.table({naming.id: [manifest]} | {naming.image: ["/".join(split(manifest))]})
         yield Source(manifest, None, naming.image), Columns(image)
         return
@@ -85,7 +85,7 @@ def is_file(manifest: str) -> bool:
     """Whether a manifest is a file of one of the formats, not a folder, a prefix or a pattern."""
     if "*" in manifest or _reader(manifest)[0] is None:
         return False
-    return not (plain_name(manifest).endswith((*ARCHIVES, COCO)) and _is_folder(manifest))
+    return not _is_folder(manifest)
 
 
 def _is_folder(manifest: str) -> bool:

@@ -3,6 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 
 from paliscribe.storage import Store, is_local, is_text, local_address, open_store, split
 from paliscribe.storage.base import ObjectInfo
@@ -13,6 +15,7 @@ IMAGES = (
     *(".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
     *(".avif", ".avifs"),
 )
+OPTIONAL = {"pillow_heif": (".heic", ".heics", ".heif", ".heifs", ".hif"), "pillow_jxl": (".jxl",)}  # by library
 SYSTEM = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})  # folders of other programs
 MOST = 5  # kinds of files left out that are named
 
@@ -72,9 +75,15 @@ def kind_of_name(key: str) -> str:
     return f".{name.rpartition('.')[2].lower()[:10]}" if "." in name else "without a suffix"
 
 
+@cache
+def suffixes() -> tuple[str, ...]:
+    """The names of the formats that are read here: `IMAGES`, and those whose library is installed."""
+    return IMAGES + tuple(name for library, names in OPTIONAL.items() if find_spec(library) for name in names)
+
+
 def is_image(key: str) -> bool:
     """Whether an object's name is that of an image."""
-    return key.lower().endswith(IMAGES)
+    return key.lower().endswith(suffixes())
 
 
 def is_hidden(name: str) -> bool:

@@ -17,7 +17,7 @@ from paliscribe.manifest.columns import ID, IMAGE, Part, normalised, resolved
 from paliscribe.manifest.kinds import Kinds, Mixed, array, carried_type, common, kind_of, natural
 from paliscribe.manifest.messages import cut, listed, quoted
 from paliscribe.manifest.naming import ColumnSettings, Naming
-from paliscribe.manifest.values import holds_bytes, holds_no_text, plain, text_of
+from paliscribe.manifest.values import holds_bytes, holds_no_text, plain, text_of, written_as_text
 from paliscribe.records import ManifestRow
 from paliscribe.storage import redacted, split
 from paliscribe.storage.inline import is_inline
@@ -205,6 +205,9 @@ class Reading:
                 flag = "--image-column" if value is reference else "--id-column"
                 raise UsageError(f"{at}: column {quoted(name)} is {kind} in row {number + 1}; {NO_TEXT.format(flag)}")
         reference, given = text_of(reference), text_of(given)
+        if reference and (what := written_as_text(reference)):
+            words = NO_TEXT.format("--image-column").replace("text, such as ", "")
+            raise UsageError(f"{at}: column {quoted(self._naming.image)} is {what} in row {number + 1}; {words}")
         default = default or (reference if reference and not is_inline(reference) else None)
         found: Row = {IMAGE: reference, ID: given or default}
         for name, value in row.items():

@@ -3,10 +3,15 @@
 import datetime
 import decimal
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+# Texts in the place of an address that were a picture's bytes, or a list or an object, before they were written.
+BASE64 = r"^b?['\"]?(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|SUkqA|TU0AK|AAAA.GZ0eXB|AAAADGpQ)[\w+/=-]{40}"
+PRINTED = r"^(?:b['\"](?:\\x|GIF8|RIFF)|[{\[]\s*(?:b?['\"]|[{\[]))"
 
 
 def holds_no_text(kind: pa.DataType) -> bool:
@@ -49,6 +54,13 @@ def text_of(value: Any) -> str | None:
     """A value of the id or image column as text, without space around it; None for null, NaN and empty text."""
     text = "" if value is None or value != value else str(value).strip()
     return text or None
+
+
+def written_as_text(reference: str) -> str | None:
+    """What an image's reference is that is no address, in words; None if it may be one."""
+    if re.match(BASE64, reference):
+        return "base64 without its head (data:image/png;base64,)"
+    return "a printed list or object, or printed bytes" if re.match(PRINTED, reference) else None
 
 
 def _inner(value: Any) -> str:

@@ -123,7 +123,9 @@ def test_columns_by_case(annotate: Annotate) -> None:
     assert "" not in record and record["unnamed"] == 0
     assert "columns without a name are carried as 'unnamed'" in annotate.notes  # type: ignore[attr-defined]
     found = duckdb.sql('SELECT words, camera, tag, label, unnamed, "Text", "Model" FROM \'run-m.jsonl/**/*.parquet\'')
-    assert found is not None and found.fetchall() == [("words of the collection", "X-T4", "L", "l", 0, record["text"], record["model"])]
+    assert found is not None and found.fetchall() == [
+        ("words of the collection", "X-T4", "L", "l", 0, record["text"], record["model"])
+    ]
 
 
 def test_csv_from_spreadsheets(annotate: Annotate) -> None:

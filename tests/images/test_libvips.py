@@ -5,21 +5,19 @@ library does in its own steps, and for transparency of 16 bits, of which Pillow 
 libvips reads neither JPEG 2000, HEIC nor PPM.
 """
 
-import io
 import itertools
 from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 from images.files import cmyk_profile, encoded, photo, rgb_profile
+from images.test_deep_tiffs import SIZE, ramp, written
 from PIL import Image
 
 from paliscribe.images.decode import decode
 
 pyvips = pytest.importorskip("pyvips", reason="needs libvips (the package pyvips-binary)", exc_type=ImportError)
 
-SIZE = 48  # of the pictures and of what is decoded, so that nothing is resized
 ENDS = {"u1": 255, "u2": 65535, "u4": 2**32 - 1, "f4": 1.0}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one strip": {},
@@ -27,18 +25,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "deflate": {"compression": "zlib", "rowsperstrip": 7},
     "predictor": {"compression": "zlib", "predictor": True},
 }
-
-
-def ramp(bands: int) -> Any:
-    """[SIZE, SIZE, bands] from 0 to 1; bands differ."""
-    row = np.linspace(0, 1, SIZE * SIZE).reshape(SIZE, SIZE)
-    return np.stack([np.roll(row, 7 * band, axis=band % 2) for band in range(bands)], axis=-1)
-
-
-def written(values: Any, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, values, **options)
-    return buffer.getvalue()
 
 
 def seen(data: bytes, end: float = 255) -> Any:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-import psutil
 from chaos.driver import Point
 from chaos.trial import PHASES, RETRIES, Tally, World
 
@@ -55,11 +54,8 @@ def overtaken(world: World, phase: str, point: Point) -> Tally:
     """A driver is stopped at a point until another one has taken its lease and finished the run; then it goes on."""
     tally = Tally()
     world.begin(phase)
-    stopped = world.start(world.order(phase, boot="machine 0", ttl=TTL, point=replace(point, signal=signal.SIGSTOP)))
-    until = time.monotonic() + SECONDS
-    while stopped.exitcode is None and psutil.Process(stopped.pid).status() != psutil.STATUS_STOPPED:
-        assert time.monotonic() < until, f"{point} was not reached"
-        time.sleep(0.01)
+    order = world.order(phase, boot="machine 0", ttl=TTL, point=replace(point, signal=signal.SIGSTOP))
+    stopped = world.started_and_stopped(order)
     if stopped.exitcode is None and stopped.pid is not None:
         tally.faults = 1
         code, said = world.run(world.order(phase, boot="machine 1", ttl=TTL))

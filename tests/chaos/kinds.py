@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -116,10 +117,11 @@ def full_disk(world: World, drawn: random.Random, disk: Path) -> Tally:
     """The disk is filled in the middle of a run: it ends with one line, and is resumed when there is space."""
     filler = disk / "filler"
 
-    def fill() -> None:
+    def fill() -> bool:
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
+        return True
 
     return _disturbed_disk(world, drawn, fill, filler.unlink)
 
@@ -127,13 +129,9 @@ def full_disk(world: World, drawn: random.Random, disk: Path) -> Tally:
 def read_only_disk(world: World, drawn: random.Random, disk: Path) -> Tally:
     """The disk becomes read-only in the middle of a run: it ends with one line, and is resumed when it is not."""
 
-    def remount(mode: str) -> Callable[[], None]:
-        def again() -> None:
-            until = time.monotonic() + 10
-            while subprocess.run(["mount", "-o", f"remount,{mode}", disk], capture_output=True, check=False).returncode:
-                assert time.monotonic() < until, "busy: a file is open for writing"
-
-        return again
+    def remount(mode: str) -> Callable[[], bool]:
+        command = ["mount", "-o", f"remount,{mode}", str(disk)]
+        return lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     return _disturbed_disk(world, drawn, remount("ro"), remount("rw"))
 
@@ -153,20 +151,27 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
 
 
 def _disturbed_disk(
-    world: World, drawn: random.Random, break_it: Callable[[], object], mend: Callable[[], object]
+    world: World, drawn: random.Random, break_it: Callable[[], bool], mend: Callable[[], object]
 ) -> Tally:
+    """At a write that is drawn, before which the driver has stopped."""
     phase, tally = drawn.choice(PHASES), Tally()
     world.begin(phase)
-    process = world.start(world.order(phase, pause=0.05))
-    process.join(drawn.uniform(0.2, 1.0) * world.seconds[phase])
-    is_early = process.exitcode is None
-    break_it()
+    step = drawn.choice(list(world.steps[phase]))
+    point = Point(step, drawn.randint(1, world.steps[phase][step]), "before", signal.SIGSTOP)
+    process = world.started_and_stopped(world.order(phase, point=point))
     try:
+        while process.exitcode is None and process.pid is not None:
+            tally.faults = int(break_it())
+            os.kill(process.pid, signal.SIGCONT)
+            if tally.faults:
+                break
+            time.sleep(0.01)  # a thread of the driver had a file open
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.kill(process.pid, signal.SIGSTOP)
         process.join(60)
         code, said = world.ended(process)
     finally:
         mend()
-    tally.faults = int(is_early)
     _check_end(tally, code, said)
     world.resume(phase, tally, time.monotonic())
     return tally

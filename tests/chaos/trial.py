@@ -20,6 +20,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from batch.alone import draw
@@ -147,6 +148,14 @@ class World:
         """A driver in a process of its own."""
         process: ForkServerProcess = self._processes.Process(target=drive, args=(order,), daemon=True)
         process.start()
+        return process
+
+    def started_and_stopped(self, order: Order) -> ForkServerProcess:
+        """A driver that has stopped at its point, or has ended without reaching it."""
+        process, until = self.start(order), time.monotonic() + SECONDS
+        while process.exitcode is None and psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < until, f"{order.point} was not reached"
+            time.sleep(0.01)
         return process
 
     def run(self, order: Order, seconds: float = SECONDS) -> tuple[int | None, str]:

@@ -8,13 +8,14 @@ LOCK ?= infra/constraints.txt
 INSTALL = -m pip install --quiet --no-compile --editable '.[test,lint,train]' $(if $(LOCK),--constraint $(LOCK))
 # Two processes, a file in one of them.
 TWO = -n 2 --dist loadfile
+SLOWEST = --durations=15 --durations-min=5
 # Tests without Ray in the background, and those with it, which do not wait for them (Ray gives its workers a niceness
 # of 15); the output of the former comes last.
 define lanes
 mkdir -p build; status=0; \
-	nice -n 19 $(BIN)/python -m pytest $(TWO) -m "$(1)" > build/without-ray.log 2>&1 & others=$$!; \
+	nice -n 19 $(BIN)/python -m pytest $(TWO) $(SLOWEST) -m "$(1)" > build/without-ray.log 2>&1 & others=$$!; \
 	trap "kill $$others" INT TERM; \
-	RAY_worker_niceness=0 $(BIN)/python -m pytest -m "$(2)" $(3) || status=1; \
+	RAY_worker_niceness=0 $(BIN)/python -m pytest $(SLOWEST) -m "$(2)" $(3) || status=1; \
 	wait $$others || status=1; \
 	cat build/without-ray.log; exit $$status
 endef

@@ -1,5 +1,10 @@
 """HEIC and JPEG XL: read where their libraries are installed, and named where they are not."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from images.files import encoded, photo
@@ -45,3 +50,29 @@ def test_with_the_library_they_are_read(form: str) -> None:
         with pytest.raises(RowError) as caught:
             decode(broken, SIZE)
         assert caught.value.kind == "corrupt"
+
+
+DECODE = """
+import sys
+from paliscribe.images.formats import recognised
+from paliscribe.images.pixels import Options, decode_here
+
+data = open(sys.argv[1], "rb").read()
+for _ in range(5):
+    assert decode_here(data, Options(28, 10**8), recognised(data))[1:] == (1600, 1200)
+"""
+
+
+@pytest.mark.parametrize("form", ["AVIF", *STARTS])
+def test_an_image_is_decoded_by_one_thread(form: str, tmp_path: Path) -> None:
+    """By one for each core, the memory of a process that may have a gigabyte would not do on a large machine."""
+    if form in STARTS and not formats.is_installed(form):
+        pytest.skip(f"the library of {form} is not installed: pip install paliscribe[formats]")
+    file = tmp_path / "image"
+    file.write_bytes(encoded(photo(1600, 1200), form))
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", DECODE, str(file)], env=alone)
+    most = 1
+    while process.poll() is None:
+        most = max(most, len(list(Path(f"/proc/{process.pid}/task").glob("*"))))
+    assert (process.returncode, most) == (0, 1)

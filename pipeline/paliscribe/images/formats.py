@@ -6,12 +6,13 @@ from functools import cache
 from importlib import import_module
 from typing import Final, Literal
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, TiffImagePlugin, UnidentifiedImageError
 
 from paliscribe.errors import RowError
 from paliscribe.images import jpeg
 
 Image.init()
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # by default as many as the machine has cores, whose stacks are memory
 READ: Final = {  # Pillow's name: what is read of it, and what is not
     "JPEG": "baseline and progressive; grey, RGB and CMYK of 8 bits. Not: 12 and 16 bits, JPEG-LS",
     "PNG": "all colour types and depths; of an animation the default image",
@@ -27,7 +28,7 @@ READ: Final = {  # Pillow's name: what is read of it, and what is not
     "HEIF": "HEIC photographs; with the extra `formats`",
     "JXL": "JPEG XL; with the extra `formats`",
 }
-PLUGINS: Final = {"HEIF": ("pillow_heif", "register_heif_opener"), "JXL": ("pillow_jxl", "")}  # function to call
+PLUGINS: Final = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 FORMATS: Final = tuple(name for name in READ if name not in PLUGINS and name in Image.OPEN)  # MPO opens as JPEG
 AVIF_BRANDS: Final = (b"avif", b"avis")
 HEIF_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2", b"miaf")
@@ -123,13 +124,14 @@ def readable(name: str | None) -> tuple[str, ...]:
 def is_installed(name: str) -> bool:
     """Whether Pillow has this format, after its optional library is loaded."""
     if name in PLUGINS:
-        module, function = PLUGINS[name]
         try:
-            loaded = import_module(module)
+            loaded = import_module(PLUGINS[name])
         except ImportError:
             return False
-        if function:
-            getattr(loaded, function)()
+        if name == "HEIF":
+            loaded.register_heif_opener(decode_threads=1)
+        else:
+            loaded.JpegXLImagePlugin.DECODE_THREADS = 0  # none beside the caller's
     return name in Image.OPEN
 
 

@@ -1,12 +1,13 @@
 """Image decoding: images/s of one core with Pillow alone, with `decode`, and with `draft`.
 
-    python -m bench.decode [--images 12] [--rounds 5] [--size 224] [--scenes 100] [--json]
+    python -m bench.decode [--images 12] [--rounds 5] [--size 224] [--scenes 100] [--json] [--formats]
 
 Each image is decoded in all three ways before the next one, in rotating order, so that drift of the machine affects all
 alike. Pillow alone is the minimal code with the same pixels for a plain photograph. It also measures how much `draft`
 changes pixels, and how many of the demo model's answers about enlarged held-out scenes stay the same.
 
-A second table compares `decode`, by format, with what it did before decoding was bounded, in processor time.
+A second table compares `decode`, by format, with what it did before decoding was bounded, in processor time;
+`--formats` makes only that one.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from bench.machine import machine
 from paliscribe.demo.answers import scene_items
@@ -34,6 +35,7 @@ QUALITY = 90
 GRAIN = 4.0  # standard deviation of the noise added to enlarged images, of 255
 FORMS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": QUALITY},
+    "JPEG progressive": {"quality": QUALITY, "progressive": True},
     "PNG": {"compress_level": 1},
     "WEBP": {"method": 0},
     "TIFF": {},
@@ -59,7 +61,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224, help="side length of the decoded image, in pixels")
     parser.add_argument("--scenes", type=int, default=100, help="scenes for the comparison of answers")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--formats", action="store_true", help="only the table of formats")
     arguments = parser.parse_args(words)
+    if arguments.formats:
+        print("{processor}, {cores} cores, commit {commit}".format(**machine()))
+        print(by_format(formats(arguments.images, arguments.rounds, arguments.size)))
+        return
 
     figures, ratios = speed(arguments.images, arguments.rounds, arguments.size)
     figures |= agreement(arguments.scenes)
@@ -77,16 +84,22 @@ def main(words: Sequence[str] | None = None) -> None:
             f"{figures['draft' + at]:8.1f}    {ratios['ours/pillow' + at]:11.2f}{ratios['draft/ours' + at]:12.2f}"
             f"    {figures['mean_difference' + at]:6.2f}{figures['max_difference' + at]:6.0f}"
         )
-    print("ours/before, processor time:  " + "".join(f"{f'{width} x {height}':>11}" for width, height in FORM_SIDES))
-    for name in FORMS:
-        shown = "".join(f"{ratios[f'{name}@{width}x{height}']:11.2f}" for width, height in FORM_SIDES)
-        print(f"  {name:28}{shown}")
+    print(by_format(ratios))
     print(f"the demo model's answers about {arguments.scenes} scenes of {SCENE_SIDE} px that draft does not change:")
     for task in TASKS:
         if (asked := figures[f"asked@{task}"]) > 0:
             print(f"  {task:8} {figures[f'agreement@{task}']:7.2%} of {asked:.0f}")
     if arguments.json:
         print(json.dumps({"machine": described, "figures": figures, "ratios": ratios}))
+
+
+def by_format(ratios: Figures) -> str:
+    """The table of formats."""
+    lines = ["ours/before, processor time:  " + "".join(f"{f'{width} x {height}':>11}" for width, height in FORM_SIDES)]
+    for name in FORMS:
+        shown = "".join(f"{ratios[f'{name}@{width}x{height}']:11.3f}" for width, height in FORM_SIDES)
+        lines.append(f"  {name:28}{shown}")
+    return "\n".join(lines)
 
 
 def speed(count: int, rounds: int, size: int) -> tuple[Figures, Figures]:
@@ -134,6 +147,8 @@ def pillow(data: bytes, size: int) -> np.ndarray[Any, Any]:
 
 def before(data: bytes, size: int) -> tuple[np.ndarray[Any, Any], str]:
     """What commit c63eeeb did with an opaque picture: open, check, load, turn, convert, resize, hash."""
+    if data[4:8] == b"ftyp":  # by a thread for each core
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 0
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError("too many pixels")
@@ -142,6 +157,7 @@ def before(data: bytes, size: int) -> tuple[np.ndarray[Any, Any], str]:
     upright = image if turn is None else image.transpose(turn)
     assert not upright.has_transparency_data
     small = upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     return np.asarray(small), hashlib.sha256(data).hexdigest()
 
 

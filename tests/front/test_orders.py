@@ -127,6 +127,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(head, folder)
 
 
+@pytest.mark.full
 def test_annotate_then_serve(cluster: Cluster) -> None:
     cluster.annotated("first")
     [port] = free_ports(1)
@@ -164,6 +165,7 @@ def test_submit_then_deploy_then_annotate_then_serve(cluster: Cluster) -> None:
         answers(second)
 
 
+@pytest.mark.full
 def test_serve_while_a_run_goes_on(cluster: Cluster) -> None:
     [port] = free_ports(1)
     write_collection(cluster.folder / "many", 600, seed=1)
@@ -178,6 +180,7 @@ def test_serve_while_a_run_goes_on(cluster: Cluster) -> None:
         run.kill()
 
 
+@pytest.mark.full
 def test_a_serve_of_another_program(cluster: Cluster) -> None:
     first, second = free_ports(2)
     start = [str(PROGRAMS / "serve"), "start", "-a", cluster.head.gcs, "--http-port", str(first)]

@@ -128,6 +128,7 @@ def killing_large(application: str, limit: int) -> Iterator[None]:
     thread.join()
 
 
+@pytest.mark.long
 def test_a_pool_that_half_its_nodes_can_hold_is_ready() -> None:
     application = TEMPORARY + "half"
     deployment = serve.deployment(name="light", num_replicas=2, ray_actor_options={"num_cpus": 1.2})(Poisonable)
@@ -143,6 +144,7 @@ def test_a_pool_that_half_its_nodes_can_hold_is_ready() -> None:
         serve.delete(application)
 
 
+@pytest.mark.long
 def test_requests_that_no_replica_survives_are_isolated() -> None:
     deployment = serve.deployment(
         name="poisonable",

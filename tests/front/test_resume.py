@@ -159,6 +159,7 @@ def test_a_signal_in_a_wait_of_ray_ends_it(served: None) -> None:
     ray.cancel(waited, force=True)
 
 
+@pytest.mark.long
 def test_a_second_driver_is_refused_and_the_first_told_to_stop(
     served: None, manifest: Path, tmp_path: Path, paliscribe: Paliscribe
 ) -> None:

@@ -85,6 +85,7 @@ def test_plain_and_streamed(serving: Serving) -> None:
         serving.client.with_options(api_key="another").models.list()
 
 
+@pytest.mark.long
 def test_streams_cut_by_a_kill_end_in_words_and_plain_calls_are_answered(serving: Serving) -> None:
     driver, begun, killed = psutil.Process(serving.process.pid), threading.Event(), threading.Event()
 

@@ -64,8 +64,8 @@ for _ in range(5):
 
 
 @pytest.mark.parametrize("form", ["AVIF", *STARTS])
-def test_an_image_is_decoded_by_one_thread(form: str, tmp_path: Path) -> None:
-    """By one for each core, the memory of a process that may have a gigabyte would not do on a large machine."""
+def test_an_image_takes_no_thread_for_each_core(form: str, tmp_path: Path) -> None:
+    """Their stacks would not fit the memory that one image may have on a large machine."""
     if form in STARTS and not formats.is_installed(form):
         pytest.skip(f"the library of {form} is not installed: pip install paliscribe[formats]")
     file = tmp_path / "image"
@@ -75,4 +75,4 @@ def test_an_image_is_decoded_by_one_thread(form: str, tmp_path: Path) -> None:
     most = 1
     while process.poll() is None:
         most = max(most, len(list(Path(f"/proc/{process.pid}/task").glob("*"))))
-    assert (process.returncode, most) == (0, 1)
+    assert process.returncode == 0 and most <= (2 if form == "HEIF" else 1), "one more: of its codec, on any machine"

@@ -110,6 +110,7 @@ def test_a_missing_branch_means_main(hub: str, tmp_path: Path, monkeypatch: pyte
     assert f"revision='{COMMIT}'" in found
 
 
+@pytest.mark.long
 def test_a_model_of_the_hub_is_loaded_at_its_commit(hub: str, tmp_path: Path) -> None:
     model = "google/paligemma-3b-demo"
     found = said(answer(spec(model, None, "float16")), HF_ENDPOINT=hub, HF_HOME=str(tmp_path))

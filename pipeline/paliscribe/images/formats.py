@@ -129,9 +129,9 @@ def is_installed(name: str) -> bool:
         except ImportError:
             return False
         if name == "HEIF":
-            loaded.register_heif_opener(decode_threads=1)
+            loaded.register_heif_opener(decode_threads=0)  # none beside the caller's
         else:
-            loaded.JpegXLImagePlugin.DECODE_THREADS = 0  # none beside the caller's
+            loaded.JpegXLImagePlugin.DECODE_THREADS = 0
     return name in Image.OPEN
 
 

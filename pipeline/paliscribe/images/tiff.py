@@ -51,7 +51,8 @@ def correct(image: Image.Image) -> None:
     tags, first = image.tag_v2, image.tile[0]
     if first.codec_name == "libtiff":
         raw, *rest = first.args if isinstance(first.args, tuple) else (first.args,)
-        image.tile = [first._replace(args=(NATIVE.get(raw, raw), *rest))]
+        if raw in NATIVE:
+            image.tile = [first._replace(args=(NATIVE[raw], *rest))]
     elif tags.get(284) == 2 and max(tags.get(258, (1,))) == 16 and image.mode in APART:  # it takes them for bytes
         args = (APART[image.mode], False, tags.offset)
         image.tile = [ImageFile._Tile("libtiff", (0, 0, tags[256], tags[257]), 0, args)]
@@ -102,9 +103,13 @@ def _tags(data: bytes, most: int) -> Tags:
             elif directory == first:
                 if tag in found:
                     raise ValueError("a tag that is there twice")
-                place = value if size > 4 else at + 8
-                is_used = tag in USED and kind in NUMBERS
-                found[tag] = struct.unpack_from(f"{order}{count}{NUMBERS[kind]}", data, place) if is_used else ()
+                if tag not in USED or kind not in NUMBERS:
+                    found[tag] = ()
+                elif count == 1 and size == 4:
+                    found[tag] = (value,)
+                else:
+                    place = value if size > 4 else at + 8
+                    found[tag] = struct.unpack_from(f"{order}{count}{NUMBERS[kind]}", data, place)
             at += 12
         if at != directory + 2 + 12 * entries:
             raise ValueError("a directory that is cut off")
@@ -127,13 +132,13 @@ def _pixels(data: bytes, tags: Tags, most_pieces: int) -> float:
     if min(wide, high, width, height) < 1 or (322 in tags and 273 in tags):
         raise ValueError("no strips and no tiles")
     across, down = math.ceil(width / wide), math.ceil(height / high)
-    pieces = list(zip(places, lengths, strict=True))
-    if len(pieces) != across * down * (bands if planar == 2 else 1) or len(pieces) > most_pieces:
+    if not len(places) == len(lengths) == across * down * (bands if planar == 2 else 1) <= most_pieces:
         raise ValueError("another number of pieces")
-    if sum(lengths) > len(data) or any(at + length > len(data) for at, length in pieces):
-        raise ValueError("pieces that overlap or are cut off")
-    if compression == JPEG and not all(_is_plain(data[at : at + length]) for at, length in pieces):
-        raise ValueError("JPEGs of several scans")
+    if sum(lengths) > len(data):
+        raise ValueError("pieces that overlap")
+    for at, length in zip(places, lengths, strict=True):
+        if at + length > len(data) or (compression == JPEG and not _is_plain(data[at : at + length])):
+            raise ValueError("a piece that is cut off, or a JPEG of several scans")
     return across * wide * down * high * max(1.0, sum(bits) / PIXEL)
 
 

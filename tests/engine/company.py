@@ -89,6 +89,8 @@ def main(size: str, *wanted: str) -> None:
 def say(precision: str, family: str, model: Model, count: int, max_tokens: int, slots: tuple[int, ...]) -> None:
     wanted = load(family, count, max_tokens)
     answers = alone(model, wanted)
+    if errors := {answer.error_message for answer in answers.values() if answer.error_kind is not None}:
+        sys.exit(f"requests have errors: {errors}")
     ways = [(number, number) for number in slots] + [(number, None) for number in slots if number > 1]
     found = [together(model, wanted, number, seed) for number, seed in ways]
     said = {

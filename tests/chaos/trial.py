@@ -23,8 +23,8 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 import pytest
 from batch.alone import draw
-from chaos import driver
-from chaos.driver import Order, drive, read
+from chaos.driver import Order, drive
+from chaos.notes import read, small_parts
 from results.made import published
 
 from paliscribe.results import SUMMARY
@@ -84,10 +84,13 @@ HEAD: Final = (
 
 
 class World:
-    """A collection, its undisturbed run, and the place of the disturbed ones, of which there is one at a time."""
+    """A collection, its undisturbed run, and the place of the disturbed ones, of which there is one at a time.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.environment = folder, dict[str, str]()
+    `settings`: of all jobs, beside those that they have here.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.environment, self.settings = folder, dict[str, str](), dict(settings or {})
         self.output = self._outputs = str(folder / "disturbed")
         self._trials = itertools.count()
         self.log = folder / "log"
@@ -119,6 +122,7 @@ class World:
         name = "m" if phase == "annotate" else "grown"
         job = {"manifest": str(self.folder / f"{name}.jsonl"), "tasks": TASKS, "shard_rows": 2, "max_error_rate": 1}
         is_retry = phase.startswith("retry")
+        job |= self.settings
         values: dict[str, Any] = {"job": None if is_retry else job, "append": phase == "append"}
         return Order(self.output, str(self.log), **values | {"environment": self.environment} | settings)
 
@@ -256,7 +260,7 @@ def processes() -> Any:
 
 def _verified(output: str) -> Report:
     with pytest.MonkeyPatch.context() as patch:
-        driver.small_parts(patch)
+        small_parts(patch)
         return verify(output)
 
 

@@ -129,9 +129,8 @@ def trial(clustered: Clustered, drawn: random.Random, fault: Fault, phase: str =
         check_end(tally, code, said)
     before = run.markers()
     if code != 0:
-        recovered = _resume(clustered, phase, tally, since, known) if recovered is None else recovered or None
-        if not tally.resumed:
-            _resume(clustered, phase, tally, None, known)
+        again = _resume(clustered, phase, tally, since, known)
+        recovered = again if recovered is None else recovered
     if recovered is not None:
         tally.recovered.append(recovered)
     changed = sorted(key for key, body in before.items() if run.store.get(key) != body)

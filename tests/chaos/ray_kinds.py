@@ -1,4 +1,4 @@
-"""Faults of Ray's own processes in runs on a cluster: processes that are killed, and such as are stopped for a while."""
+"""Faults of Ray's own processes in runs on a cluster: they are killed, or stopped for a while."""
 
 import contextlib
 import random
@@ -125,8 +125,11 @@ def trial(clustered: Clustered, drawn: random.Random, fault: Fault, phase: str =
     finally:
         clustered.proxy.disturb(0, {}, 0)
     code, said = world.ended(run.driver)
+    tally.ended.append(said or ("finished" if code == 0 else f"exit code {run.driver.exitcode}"))
     if code is not None:
         check_end(tally, code, said)
+    elif fault not in MAY_END:
+        tally.wrong.append(f"{phase}: the driver ended without a word, with exit code {run.driver.exitcode}")
     before = run.markers()
     if code != 0:
         again = _resume(clustered, phase, tally, since, known)
@@ -164,6 +167,9 @@ def gcs_killed(run: Run, drawn: random.Random) -> int:
     del drawn
     run.nodes.gcs.kill()
     return 1
+
+
+MAY_END: Final = (driver_killed, gcs_killed)  # Ray's core ends a driver that has lost its control plane
 
 
 def killed(run: Run, drawn: random.Random, title: str, most: int) -> int:

@@ -11,7 +11,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import IO, Any, Final
 
 import psutil
@@ -54,6 +54,8 @@ class Nodes:
 
     def whole(self) -> bool:
         """Start nodes in the place of lost ones, and wait until all replicas run; False if that fails."""
+        if not (is_alive(self.gcs) and is_alive(self.head)):
+            return False
         try:
             self.raylets = [each for each in self.raylets if is_alive(each)]
             while len(self.raylets) < NODES:

@@ -53,7 +53,7 @@ class Scripted(Replica):
     def __init__(self, log: str, pause: float) -> None:
         self._name, self._metrics, self._company = "", Silent(), Company()  # type: ignore[assignment]
         self.engine: Any = Engine(log, pause)
-        self._aio = self.engine
+        self._aio = self.engine  # type: ignore[assignment]
         watch(self.engine, STEP_TIMEOUT)
 
     async def facts(self) -> ReplicaFacts:

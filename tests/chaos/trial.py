@@ -44,6 +44,7 @@ class Tally:
     """What trials of one kind have found. `recovered`: seconds from each fault to the next write of a step.
 
     `computed`: requests that were sent to the pool; `needed`: those of undisturbed runs. `wrong`: what was found.
+    `ended`: how disturbed drivers on a cluster ended, in words.
     """
 
     faults: int = 0
@@ -57,6 +58,7 @@ class Tally:
     needed: int = 0
     recovered: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:

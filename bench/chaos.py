@@ -59,7 +59,7 @@ RAY_WEIGHTS = {
 
 @contextlib.contextmanager
 def store(folder: Path) -> Iterator[tuple[Seaweed, Proxy, dict[str, str]]]:
-    """An S3 server with a bucket `chaos`, a proxy to it, and the settings that lead there; this process needs no proxy."""
+    """An S3 server with a bucket `chaos`, a proxy to it, and the settings that lead to the proxy."""
     with (
         served(lambda: Path(tempfile.mkdtemp(dir=folder))) as seaweed,
         proxied(seaweed.server.endpoint) as proxy,

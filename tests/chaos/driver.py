@@ -21,6 +21,7 @@ from chaos.notes import Notes, small_parts
 from paliscribe import results
 from paliscribe.batch import checks, parts
 from paliscribe.batch import run as run_module
+from paliscribe.batch.progress import Progress, Report
 from paliscribe.config import JobConfig
 from paliscribe.errors import RunError
 from paliscribe.records import Prediction, Request
@@ -174,15 +175,27 @@ def drive(order: Order) -> None:
         with pytest.MonkeyPatch.context() as patch, _place(patch, order, notes):
             _prepare(patch, order, notes)
             if order.job is None:
-                run_module.run_retry(order.output)
+                run_module.run_retry(order.output, told(notes))
             else:
                 job = JobConfig.model_validate(order.job | {"output": order.output})
-                (run_module.run_append if order.append else run_module.run_batch)(job)
+                (run_module.run_append if order.append else run_module.run_batch)(job, told(notes))
         notes.add(end=0, said="")
     except RunError as error:
         notes.add(end=error.exit_code, said=str(error))
     except BaseException:
         notes.add(end=99, said=traceback.format_exc())
+
+
+def told(notes: Notes) -> Report:
+    """A report that notes what the user is told."""
+    seen: list[str] = []
+
+    def report(progress: Progress) -> None:
+        for words in progress.notes[len(seen) :]:
+            seen.append(words)
+            notes.add(told=words)
+
+    return report
 
 
 @contextlib.contextmanager

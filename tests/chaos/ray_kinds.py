@@ -11,6 +11,7 @@ from typing import Final
 
 import psutil
 from chaos.kinds import check_end
+from chaos.notes import read
 from chaos.proxy import FAULTS, Proxy
 from chaos.ray_nodes import Nodes, is_alive
 from chaos.trial import PHASES, Tally, World
@@ -19,12 +20,12 @@ from paliscribe.storage import Store, open_store
 
 PAUSE: Final = 1.0  # seconds that a replica takes for a call of two rows
 SHARE, MOST = 0.005, 4  # of the requests to the store that get each fault of it meanwhile, and faults of a trial
-SECONDS: Final = 180.0  # a driver that has not ended by then hangs
+SECONDS: Final = 300.0  # a driver that has not ended by then hangs
 START: Final = 12.0  # seconds within which a driver on a cluster begins to annotate
 STOPPED: Final = 15.0  # seconds for which a process is stopped at most
 SETTINGS: Final = {  # of the jobs
     "fetch": {"workers": 2, "cpus_per_worker": 0.6},  # a stage process a node, beside a replica and a part
-    "stall_timeout": 90,
+    "stall_timeout": 150,
 }
 KILLED: Final = {  # kind -> how processes that are killed are named
     "stage process killed": "MapWorker",
@@ -96,6 +97,10 @@ class Run:
             found = time.monotonic() - since
         return found
 
+    def told(self) -> str:
+        """What the driver told the user beside its progress."""
+        return " / ".join(note["told"] for note in read(self.world.log) if "told" in note)
+
     def markers(self) -> dict[str, bytes]:
         """The markers of shards that are committed."""
         return {key: self.store.get(key) for key in self.written() if "/done/" in key}
@@ -125,7 +130,7 @@ def trial(clustered: Clustered, drawn: random.Random, fault: Fault, phase: str =
     finally:
         clustered.proxy.disturb(0, {}, 0)
     code, said = world.ended(run.driver)
-    tally.ended.append(said or ("finished" if code == 0 else f"exit code {run.driver.exitcode}"))
+    tally.ended.append(said or ("finished" if code == 0 else f"exit code {run.driver.exitcode}; {run.told()}"))
     if code is not None:
         check_end(tally, code, said)
     elif fault not in MAY_END:

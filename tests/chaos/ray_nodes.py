@@ -17,9 +17,9 @@ from typing import IO, Any, Final
 import psutil
 
 NODES: Final = 2  # beside the head, which has no CPU for a stage or a replica
-READY: Final = 90.0  # seconds for a cluster to be whole again
-SETTINGS: Final = {  # of the cluster; health_check: a node that is silent for 6 s is lost. Ray waits a minute
-    "gcs_rpc_server_reconnect_timeout_s": 8,
+READY: Final = 240.0  # seconds for a cluster to be whole again
+SETTINGS: Final = {  # of the cluster; a node that is silent for some 6 s is lost. Ray's own: 60 s without its GCS
+    "gcs_rpc_server_reconnect_timeout_s": 16,
     "health_check_initial_delay_ms": 2000,
     "health_check_period_ms": 1000,
     "health_check_timeout_ms": 2000,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from chaos.proxy import Proxy
-from chaos.ray_kinds import Clustered, on_a_cluster, ray_trials, ray_world
+from chaos.ray_kinds import Clustered, Run, on_a_cluster, ray_trials, ray_world
 from seaweed import S3Server
 
 from paliscribe.storage import s3_client
@@ -22,6 +22,7 @@ KINDS = (  # the last one ends the cluster
     "raylet stopped",
     "GCS killed",
 )
+SECONDS = 120
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +49,14 @@ def test_a_run_survives_or_is_resumed(clustered: Clustered, kind: str) -> None:
         if tally.faults:
             break
     assert tally.faults
+
+
+def test_a_driver_that_has_lost_the_head_says_what_to_do(clustered: Clustered) -> None:
+    """Ray's core ends it from native code."""
+    clustered.world.begin("annotate")
+    run = Run(clustered, "annotate", clustered.nodes)
+    assert run.reaches(1)
+    run.nodes.gcs.kill()
+    run.driver.join(SECONDS)
+    assert run.driver.exitcode == 1
+    assert "has not answered for 10 s" in run.told() and "Run the same command again to resume" in run.told()

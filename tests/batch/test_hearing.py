@@ -7,9 +7,9 @@ import grpc
 import pytest
 
 from paliscribe.batch import hearing
-from paliscribe.batch.hearing import Hearing, calling
+from paliscribe.batch.hearing import Hearing
 from paliscribe.batch.progress import Progress
-from paliscribe.pool.joining import PING
+from paliscribe.pool.joining import PING, answering
 
 
 def head(*, refuses: bool = False) -> tuple[grpc.Server, str]:
@@ -37,8 +37,8 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("refuses", [False, True])
 def test_a_head_that_is_gone_is_named_once(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
     progress, (server, address) = Progress(), head(refuses=refuses)
-    with calling(address) as call:
-        watch = Hearing(progress, address, call)
+    with answering(address) as answers:
+        watch = Hearing(progress, address, answers)
         watch.look()
         server.stop(0).wait()
         monkeypatch.setattr(hearing, "SILENT", 0.2)
@@ -55,15 +55,20 @@ def test_nothing_is_said_of_a_head_that_has_never_answered(monkeypatch: pytest.M
     monkeypatch.setattr(hearing, "SILENT", 0.0)
     progress, (server, address) = Progress(), head()
     server.stop(0).wait()
-    with calling(address) as call:
-        Hearing(progress, address, call).look()
+    with answering(address) as answers:
+        Hearing(progress, address, answers).look()
     assert not progress.notes
 
 
 def test_looks_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hearing, "PERIOD", 60.0)
-    asked = []
-    watch = Hearing(Progress(), "127.0.0.1:1", lambda *words, **settings: asked.append(words))
+    asked: list[bool] = []
+
+    def answers() -> bool:
+        asked.append(True)
+        return True
+
+    watch = Hearing(Progress(), "127.0.0.1:1", answers)
     for _ in range(3):
         watch.look()
     assert len(asked) == 1

@@ -8,26 +8,21 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-import grpc
 import ray
 
 from paliscribe.batch.progress import Progress
 from paliscribe.batch.session import repeating
-from paliscribe.pool.joining import PING
+from paliscribe.pool.joining import answering
 
 PERIOD = 2.0  # seconds between two looks
-ANSWER = 5.0  # seconds for an answer
 SILENT = 10.0  # seconds without an answer after which it is said
 
 
 class Hearing:
-    """Looks whether a head answers. Nothing is said of one that has never answered, as one that speaks TLS.
+    """Looks whether a head answers. Nothing is said of one that has never answered, as one that speaks TLS."""
 
-    `call`: a unary call of its control plane; an answer that refuses it is an answer too.
-    """
-
-    def __init__(self, progress: Progress, address: str, call: Callable[..., object]) -> None:
-        self._progress, self._address, self._call = progress, address, call
+    def __init__(self, progress: Progress, address: str, answers: Callable[[], bool]) -> None:
+        self._progress, self._address, self._answers = progress, address, answers
         self._looked, self._heard = float("-inf"), float("inf")
 
     def look(self) -> None:
@@ -45,24 +40,10 @@ class Hearing:
                 "cluster too"
             )
 
-    def _answers(self) -> bool:
-        try:
-            self._call(b"", timeout=ANSWER)
-        except grpc.RpcError as error:
-            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-        return True
-
 
 @contextlib.contextmanager
 def hearing(progress: Progress) -> Iterator[None]:
     """Look whether the head of this process's cluster answers, from a thread."""
     address = ray.get_runtime_context().gcs_address
-    with calling(address) as call, repeating(Hearing(progress, address, call).look):
+    with answering(address) as answers, repeating(Hearing(progress, address, answers).look):
         yield
-
-
-@contextlib.contextmanager
-def calling(address: str) -> Iterator[Callable[..., object]]:
-    """A call of a control plane that asks for nothing."""
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        yield channel.unary_unary(PING)

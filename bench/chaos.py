@@ -1,6 +1,7 @@
-"""Faults in runs, at random for a given time: `python -m bench.chaos --minutes 30 --seed 1 [--into FILE]`.
+"""Faults in runs, at random for a given time: `python -m bench.chaos --minutes 30 --seed 1 [--ray] [--into FILE]`.
 
-Drivers of small runs are killed and stopped, and their disk and object store fail, all without Ray. After each trial
+Drivers of small runs are killed and stopped, and their disk and object store fail, all without Ray; with `--ray`, Ray's
+own processes are killed and stopped in runs on several raylets, which write into an object store. After each trial
 the run is resumed and compared with an undisturbed one: published files byte for byte, every record once, and
 `paliscribe verify`. Prints a row for each kind of fault. `re-work`: requests that were sent to the pool, over those of
 undisturbed runs. `recovery`: seconds from a fault, or from the moment when a store or a disk works again, to the next
@@ -24,10 +25,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from chaos import drivers, kinds
-from chaos.proxy import proxied
+from chaos import drivers, kinds, ray_kinds
+from chaos.proxy import Proxy, proxied
 from chaos.trial import HEAD, Tally, World
-from seaweed import served
+from seaweed import Seaweed, served
 
 from bench.machine import machine
 
@@ -43,11 +44,43 @@ WEIGHTS = {  # kind -> how often it is tried, beside the others
     "credentials end": 1,
     "S3 server killed and started": 1,
 }
+RAY_WEIGHTS = {
+    "driver on a cluster killed": 3,
+    "stage process killed": 3,
+    "replica killed": 3,
+    "Serve controller killed": 2,
+    "raylet killed": 2,
+    "stage process stopped": 2,
+    "replica stopped": 2,
+    "raylet stopped": 2,
+    "GCS killed": 1,
+}
+
+
+@contextlib.contextmanager
+def store(folder: Path) -> Iterator[tuple[Seaweed, Proxy, dict[str, str]]]:
+    """An S3 server with a bucket `chaos`, a proxy to it, and the settings that lead to the proxy."""
+    with (
+        served(lambda: Path(tempfile.mkdtemp(dir=folder))) as seaweed,
+        proxied(seaweed.server.endpoint) as proxy,
+    ):
+        os.environ.update(seaweed.server.environment())
+        seaweed.server.client().create_bucket(Bucket="chaos")
+        yield seaweed, proxy, seaweed.server.environment() | {"AWS_ENDPOINT_URL": proxy.address}
+
+
+@contextlib.contextmanager
+def ray_trials(folder: Path) -> Iterator[dict[str, Trial]]:
+    """The kinds of fault of Ray's processes."""
+    with store(folder) as (_, proxy, environment):
+        world = ray_kinds.ray_world(folder / "world").at("s3://chaos", environment)
+        with ray_kinds.on_a_cluster(world, environment, proxy) as clustered:
+            yield dict(ray_kinds.ray_trials(clustered))
 
 
 @contextlib.contextmanager
 def trials(folder: Path) -> Iterator[dict[str, Trial]]:
-    """The kinds of fault that can be tried here."""
+    """The kinds of fault without Ray that can be tried here."""
     with contextlib.ExitStack() as opened:
         (folder / "world").mkdir()
         local = World(folder / "world")
@@ -62,11 +95,8 @@ def trials(folder: Path) -> Iterator[dict[str, Trial]]:
             found["disk read-only"] = partial(kinds.read_only_disk, small, disk=disk)
         else:
             print("no small disk: only root may mount one")
-        seaweed = opened.enter_context(served(lambda: Path(tempfile.mkdtemp(dir=folder))))
-        proxy = opened.enter_context(proxied(seaweed.server.endpoint))
-        os.environ.update(seaweed.server.environment())
-        seaweed.server.client().create_bucket(Bucket="chaos")
-        stored = local.at("s3://chaos", seaweed.server.environment() | {"AWS_ENDPOINT_URL": proxy.address})
+        seaweed, proxy, environment = opened.enter_context(store(folder))
+        stored = local.at("s3://chaos", environment)
         found["driver killed at a named point, S3"] = partial(kinds.named_points, stored)
         found["requests to S3 fail"] = partial(kinds.store_faults, stored, proxy=proxy)
         found["credentials end"] = partial(kinds.expired_credentials, stored, proxy=proxy)
@@ -74,20 +104,23 @@ def trials(folder: Path) -> Iterator[dict[str, Trial]]:
         yield found
 
 
-def run(minutes: float, seed: int, wanted: Sequence[str], tallies: dict[str, Tally]) -> None:
+def run(minutes: float, seed: int, wanted: Sequence[str], tallies: dict[str, Tally], *, with_ray: bool) -> None:
     """Try kinds of fault, drawn by their weights, until the time is over; adds to the tallies."""
+    weights = RAY_WEIGHTS if with_ray else WEIGHTS
     drawn, until = random.Random(seed), time.monotonic() + 60 * minutes
     with (
         tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder,
-        trials(Path(folder)) as known,
+        (ray_trials if with_ray else trials)(Path(folder)) as known,
     ):
-        names = [name for name in WEIGHTS if name in known and (not wanted or name in wanted)]
+        names = [name for name in weights if name in known and (not wanted or name in wanted)]
         while time.monotonic() < until:
-            [name] = drawn.choices(names, [WEIGHTS[name] for name in names])
+            [name] = drawn.choices(names, [weights[name] for name in names])
             number = drawn.randrange(1 << 30)
             tally = known[name](random.Random(number))
             for words in tally.wrong:
                 print(f"{name}, seed {number}: {words}", flush=True)
+            for words in tally.ended:
+                print(f"{name}, seed {number}, {tally.faults} faults: the driver: {words}", flush=True)
             tallies.setdefault(name, Tally()).add(tally)
 
 
@@ -103,7 +136,8 @@ def table(tallies: dict[str, Tally]) -> str:
     whole = Tally()
     for tally in tallies.values():
         whole.add(tally)
-    names = [*(name for name in WEIGHTS if name in tallies), *(name for name in tallies if name not in WEIGHTS)]
+    known = WEIGHTS | RAY_WEIGHTS
+    names = [*(name for name in known if name in tallies), *(name for name in tallies if name not in known)]
     return "\n".join([HEAD, *(tallies[name].row(name) for name in names), whole.row("all")])
 
 
@@ -112,14 +146,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=list(WEIGHTS), default=[])
+    parser.add_argument("--kinds", nargs="+", choices=list(WEIGHTS | RAY_WEIGHTS), default=[])
+    parser.add_argument("--ray", action="store_true", help="faults of Ray's own processes, instead of those without")
     parser.add_argument("--into", type=Path)
     options = parser.parse_args(arguments)
     about: dict[str, Any] = machine()
     print(f"{about['processor']}, {about['cores']} cores, commit {about['commit']}", flush=True)
     tallies = read(options.into)
     try:
-        run(options.minutes, options.seed, options.kinds, tallies)
+        run(options.minutes, options.seed, options.kinds, tallies, with_ray=options.ray)
     finally:
         if options.into is not None:
             options.into.write_text(json.dumps({name: asdict(tally) for name, tally in tallies.items()}))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from batch.answers import Answers
 from PIL import Image
 
 from paliscribe.batch import parts as parts_module
@@ -25,19 +26,6 @@ from paliscribe.records import Prediction, Request
 from paliscribe.storage import Store
 
 SIZE = 28  # pixels of an image's side, as the model is given it
-
-
-class Answers:
-    """A call whose answers follow from its requests."""
-
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self.requests = requests
-
-    def result(self) -> list[Prediction]:
-        return [
-            Prediction(request.id, f"{request.prompt} of {request.image_key[:8]}", (1, 2), (-0.5, -0.25), "stop")
-            for request in self.requests
-        ]
 
 
 class Pool:

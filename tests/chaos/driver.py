@@ -1,8 +1,7 @@
-"""A driver of a run in a process of its own, without Ray, that is told where it ends; its writes are noted."""
+"""A driver of a run in a process of its own that is told where it ends; its writes are noted."""
 
 import contextlib
 import functools
-import json
 import os
 import random
 import re
@@ -12,19 +11,21 @@ import traceback
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import pytest
-from batch.alone import Answers, Pool, alone
+from batch.alone import Pool, alone
+from batch.answers import Answers
+from chaos.notes import Notes, small_parts
 
 from paliscribe import results
-from paliscribe.batch import checks
+from paliscribe.batch import checks, parts
 from paliscribe.batch import run as run_module
+from paliscribe.batch.progress import Progress, Report
 from paliscribe.config import JobConfig
 from paliscribe.errors import RunError
 from paliscribe.records import Prediction, Request
-from paliscribe.results import layout, lease
+from paliscribe.results import lease
 from paliscribe.storage import s3_client
 
 Moment = Literal["before", "during", "after"]
@@ -65,7 +66,8 @@ class Order:
     """What a driver does. `job`: settings; None: a retry of `output`. `log`: file of its notes.
 
     `boot`, `ttl`: as if on another machine, with a lease of so many seconds. `pause`: seconds before each answer.
-    `clock`: seed of the jumps of its clock. `environment`: settings of its object store.
+    `clock`: seed of the jumps of its clock. `environment`: settings of its object store. `ray`: address of the cluster
+    that it joins; empty: it works without Ray.
     """
 
     output: str
@@ -78,21 +80,7 @@ class Order:
     pause: float = 0.0
     clock: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-
-
-class Notes:
-    """A file of JSON lines, whole up to the moment in which its process is killed."""
-
-    def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-    def add(self, **values: Any) -> None:
-        os.write(self._file, (json.dumps({"at": time.monotonic(), "pid": os.getpid()} | values) + "\n").encode())
-
-
-def read(log: Path) -> list[dict[str, Any]]:
-    """The notes of drivers, in order."""
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    ray: str = ""
 
 
 def step_of(method: str, key: str) -> str | None:
@@ -184,13 +172,13 @@ def drive(order: Order) -> None:
     notes = Notes(order.log)
     notes.add(begun=True)
     try:
-        with pytest.MonkeyPatch.context() as patch, alone(patch, pool=Counted(notes, order.pause)):
+        with pytest.MonkeyPatch.context() as patch, _place(patch, order, notes):
             _prepare(patch, order, notes)
             if order.job is None:
-                run_module.run_retry(order.output)
+                run_module.run_retry(order.output, told(notes))
             else:
                 job = JobConfig.model_validate(order.job | {"output": order.output})
-                (run_module.run_append if order.append else run_module.run_batch)(job)
+                (run_module.run_append if order.append else run_module.run_batch)(job, told(notes))
         notes.add(end=0, said="")
     except RunError as error:
         notes.add(end=error.exit_code, said=str(error))
@@ -198,9 +186,30 @@ def drive(order: Order) -> None:
         notes.add(end=99, said=traceback.format_exc())
 
 
-def small_parts(patch: pytest.MonkeyPatch) -> None:
-    """Parts of two shards."""
-    patch.setattr(layout, "PART_RECORDS", 8)
+def told(notes: Notes) -> Report:
+    """A report that notes what the user is told."""
+    seen: list[str] = []
+
+    def report(progress: Progress) -> None:
+        for words in progress.notes[len(seen) :]:
+            seen.append(words)
+            notes.add(told=words)
+
+    return report
+
+
+@contextlib.contextmanager
+def _place(patch: pytest.MonkeyPatch, order: Order, notes: Notes) -> Iterator[None]:
+    """Where the run works: in this process, or on a cluster."""
+    if not order.ray:
+        with alone(patch, pool=Counted(notes, order.pause)):
+            yield
+        return
+    from chaos.ray_pool import publish_small  # it imports Ray
+
+    patch.setenv("RAY_ADDRESS", order.ray)
+    patch.setattr(parts, "_publish", publish_small)
+    yield
 
 
 def _prepare(patch: pytest.MonkeyPatch, order: Order, notes: Notes) -> None:

@@ -56,7 +56,7 @@ def any_moment(world: World, drawn: random.Random) -> Tally:
             died = time.monotonic()
             tally.faults += 1
         else:
-            _check_end(tally, *world.ended(process))
+            check_end(tally, *world.ended(process))
     world.resume(phase, tally, died)
     return tally
 
@@ -67,7 +67,7 @@ def store_faults(world: World, drawn: random.Random, proxy: Proxy) -> Tally:
     world.begin(phase)
     proxy.disturb(drawn.random(), dict.fromkeys(FAULTS, SHARE), MOST)
     try:
-        _check_end(tally, *world.run(world.order(phase)))
+        check_end(tally, *world.run(world.order(phase)))
     finally:
         tally.faults = proxy.given.total()
         since = proxy.last
@@ -87,7 +87,7 @@ def expired_credentials(world: World, drawn: random.Random, proxy: Proxy) -> Tal
     finally:
         is_expired, since = proxy.expired, proxy.last
         proxy.expires_in, proxy.expired = -1, False
-    _check_end(tally, code, said)
+    check_end(tally, code, said)
     if is_expired and not (code == 0 or "expired" in said or "access denied" in said):  # HEAD has no words
         tally.wrong.append(f"{phase}: ended with {code}: {said}")
     tally.faults = int(is_expired)
@@ -108,7 +108,7 @@ def store_restart(world: World, drawn: random.Random, seaweed: Seaweed) -> Tally
     assert seaweed.is_up()
     since = time.monotonic()
     process.join(120)
-    _check_end(tally, *world.ended(process))
+    check_end(tally, *world.ended(process))
     world.resume(phase, tally, since)
     return tally
 
@@ -172,12 +172,12 @@ def _disturbed_disk(
         code, said = world.ended(process)
     finally:
         mend()
-    _check_end(tally, code, said)
+    check_end(tally, code, said)
     world.resume(phase, tally, time.monotonic())
     return tally
 
 
-def _check_end(tally: Tally, code: int | None, said: str) -> None:
+def check_end(tally: Tally, code: int | None, said: str) -> None:
     """A driver that was not killed ends well, or with one line."""
     if code not in (0, 1, 2) or len(said.splitlines()) > 1 or len(said) > 500:
         tally.wrong.append(f"ended with {code}: {said}")

@@ -24,8 +24,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from batch.alone import draw
-from chaos import driver
-from chaos.driver import Order, drive, read
+from chaos.driver import Order, drive
+from chaos.notes import read, small_parts
 from results.made import published
 
 from paliscribe.results import SUMMARY
@@ -45,6 +45,7 @@ class Tally:
     """What trials of one kind have found. `recovered`: seconds from each fault to the next write of a step.
 
     `computed`: requests that were sent to the pool; `needed`: those of undisturbed runs. `wrong`: what was found.
+    `ended`: how disturbed drivers on a cluster ended, in words.
     """
 
     faults: int = 0
@@ -58,6 +59,7 @@ class Tally:
     needed: int = 0
     recovered: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -85,10 +87,13 @@ HEAD: Final = (
 
 
 class World:
-    """A collection, its undisturbed run, and the place of the disturbed ones, of which there is one at a time."""
+    """A collection, its undisturbed run, and the place of the disturbed ones, of which there is one at a time.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.environment = folder, dict[str, str]()
+    `settings`: of all jobs, beside those that they have here.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.environment, self.settings = folder, dict[str, str](), dict(settings or {})
         self.output = self._outputs = str(folder / "disturbed")
         self._trials = itertools.count()
         self.log = folder / "log"
@@ -120,6 +125,7 @@ class World:
         name = "m" if phase == "annotate" else "grown"
         job = {"manifest": str(self.folder / f"{name}.jsonl"), "tasks": TASKS, "shard_rows": 2, "max_error_rate": 1}
         is_retry = phase.startswith("retry")
+        job |= self.settings
         values: dict[str, Any] = {"job": None if is_retry else job, "append": phase == "append"}
         return Order(self.output, str(self.log), **values | {"environment": self.environment} | settings)
 
@@ -265,7 +271,7 @@ def processes() -> Any:
 
 def _verified(output: str) -> Report:
     with pytest.MonkeyPatch.context() as patch:
-        driver.small_parts(patch)
+        small_parts(patch)
         return verify(output)
 
 

@@ -11,6 +11,7 @@ import ray
 from paliscribe import results
 from paliscribe.batch.dataset import annotate_shards
 from paliscribe.batch.generation import Run
+from paliscribe.batch.hearing import hearing
 from paliscribe.batch.metrics import exported
 from paliscribe.batch.parts import Parts
 from paliscribe.batch.precision import settle_precision
@@ -66,6 +67,7 @@ def annotate(run: Run, todo: npt.NDArray[np.int64], parts: Parts) -> None:
     plan = plan_of(run)
     free = ray.available_resources().get("CPU", 0.0)  # a pool that is begun takes its share only later
     with contextlib.ExitStack() as opened:
+        opened.enter_context(hearing(run.progress))
         pool = run.pool or opened.enter_context(open_pool(spec, job.pool, results.run_name(run.store.uri)))
         held = pool.replicas * job.pool.cpus_per_replica
         cpus, workers = stage_size(

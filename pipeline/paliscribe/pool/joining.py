@@ -1,9 +1,11 @@
 """Checks the cluster at RAY_ADDRESS without Ray, which takes a second to import and minutes to give up."""
 
+import contextlib
 import os
 import re
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from paliscribe.errors import RunError, UsageError
@@ -58,6 +60,27 @@ def check_cluster() -> None:
         os.environ[MODE] = "token"
         return
     raise RunError(f"Ray cluster at {address}: {remedy(mode, place)}")
+
+
+@contextlib.contextmanager
+def answering(address: str) -> Iterator[Callable[[], bool]]:
+    """Says whether the control plane of a Ray cluster answers, if only that it wants a token; within `ANSWER` seconds.
+
+    Not one that speaks TLS.
+    """
+    import grpc
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        call = channel.unary_unary(PING)
+
+        def answers() -> bool:
+            try:
+                call(b"", timeout=ANSWER)
+            except grpc.RpcError as error:
+                return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            return True
+
+        yield answers
 
 
 def _started_last() -> str:

@@ -62,12 +62,7 @@ def caption(scene: Scene) -> str:
 
 def detection(scene: Scene, labels: tuple[str, ...]) -> Item:
     """A `detect a ; b` prompt. A label is a shape (`circle`) or a coloured one (`red circle`). Boxes left to right."""
-    boxes = tuple(
-        (label, shape.box)
-        for shape in scene.shapes
-        for label in labels
-        if shape.called(label)
-    )
+    boxes = tuple((label, shape.box) for shape in scene.shapes for label in labels if shape.called(label))
     answer = " ; ".join(f"{locations(box, scene.width, scene.height)} {label}" for label, box in boxes)
     return Item("detect", "present" if boxes else "absent", f"detect {' ; '.join(labels)}", answer, boxes)
 

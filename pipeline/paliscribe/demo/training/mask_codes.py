@@ -25,6 +25,7 @@ FREE_STEPS, CODED_STEPS = 240, 200  # without codes, then of the decoder behind 
 BATCH = 32
 RATE = 2e-3
 CLUSTERINGS = 20
+DECODER = "decoder.npz"
 
 
 class Residual(nn.Module):
@@ -60,7 +61,7 @@ def build_decoder() -> nn.Sequential:
 
 
 def load_or_train(folder: Path, scale: float = 1.0) -> dict[str, list[int]]:
-    """The codes of each prototype by `KIND TILT`, 16 each; trained if absent. `folder` gets `decoder.npz` too.
+    """The codes of each prototype by `KIND TILT`, 16 each; trained if absent. `folder` gets `DECODER` too.
 
     `scale` below 1: fewer shapes and steps, for tests.
     """
@@ -68,7 +69,7 @@ def load_or_train(folder: Path, scale: float = 1.0) -> dict[str, list[int]]:
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         shapes = max(CODES, int(SHAPES * scale))
-        codes = _train(folder / "decoder.npz", crops(shapes), scale)
+        codes = _train(folder / DECODER, crops(shapes), scale)
         file.write_text(json.dumps(codes))  # written last: marks the folder as complete
     found: dict[str, list[int]] = json.loads(file.read_text())
     return found
@@ -103,7 +104,9 @@ def _train(file: Path, shapes: NDArray[np.float32], scale: float) -> dict[str, l
     encoder, decoder = build_encoder(), build_decoder()
     known = torch.from_numpy(np.stack([prototype_mask(each) for each in prototypes()]) * 2 - 1)[:, None]
     masks = torch.from_numpy(shapes)[:, None]
-    for batch in _steps(max(20, round(FREE_STEPS * scale)), masks, known, [*encoder.parameters(), *decoder.parameters()]):
+    for batch in _steps(
+        max(20, round(FREE_STEPS * scale)), masks, known, [*encoder.parameters(), *decoder.parameters()]
+    ):
         loss = functional.mse_loss(decoder(encoder(batch)), batch)
         torch.autograd.backward(loss)
     with torch.no_grad():

@@ -104,7 +104,12 @@ class Gateway:
             access.addHandler(handler)
         models = [
             Served(
-                info.name, info.revision, info.image_size, PoolBackend(handle, config.timeout), info.abilities, info.masks
+                info.name,
+                info.revision,
+                info.image_size,
+                PoolBackend(handle, config.timeout),
+                info.abilities,
+                info.masks,
             )
             for info, handle in zip(infos, handles, strict=True)
         ]

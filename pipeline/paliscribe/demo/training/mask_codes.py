@@ -7,6 +7,7 @@ the prototypes; it is not part of the checkpoint.
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -90,6 +91,13 @@ def name(chosen: Prototype) -> str:
     return f"{chosen[0]} {chosen[1]}"
 
 
+def save_decoder(decoder: nn.Sequential, codebook: Tensor, file: IO[bytes]) -> None:
+    """Write a decoder and its codebook [128, WIDTH] under the authors' names, in float16."""
+    arrays: dict[str, Any] = {f"decoder.{key}": value.detach().numpy() for key, value in decoder.named_parameters()}
+    arrays[CODEBOOK] = codebook.numpy()
+    np.savez_compressed(file, **{key: value.astype(np.float16) for key, value in arrays.items()})
+
+
 def reconstruction(decoder: MaskDecoder, codes: Mapping[str, list[int]]) -> dict[str, float]:
     """IoU of each decoded prototype with the prototype."""
     ious: dict[str, float] = {}
@@ -105,19 +113,19 @@ def _train(file: Path, shapes: NDArray[np.float32], scale: float) -> dict[str, l
     known = torch.from_numpy(np.stack([prototype_mask(each) for each in prototypes()]) * 2 - 1)[:, None]
     masks = torch.from_numpy(shapes)[:, None]
     for batch in _steps(
-        max(20, round(FREE_STEPS * scale)), masks, known, [*encoder.parameters(), *decoder.parameters()]
+        max(12, round(FREE_STEPS * scale)), masks, known, [*encoder.parameters(), *decoder.parameters()]
     ):
         loss = functional.mse_loss(decoder(encoder(batch)), batch)
         torch.autograd.backward(loss)
     with torch.no_grad():
-        codebook = _clusters(torch.cat([_vectors(encoder(part)) for part in [*masks.split(256), known]]))
-    for batch in _steps(max(20, round(CODED_STEPS * scale)), masks, known, list(decoder.parameters())):
+        codebook = clusters(torch.cat([_vectors(encoder(part)) for part in [*masks.split(256), known]]))
+    for batch in _steps(max(12, round(CODED_STEPS * scale)), masks, known, list(decoder.parameters())):
         with torch.no_grad():
             coded = codebook[_nearest(_vectors(encoder(batch)), codebook)].view(-1, 4, 4, WIDTH).permute(0, 3, 1, 2)
         loss = functional.mse_loss(decoder(coded), batch)
         torch.autograd.backward(loss)
-    arrays = {f"decoder.{key}": value.detach().half().numpy() for key, value in decoder.named_parameters()}
-    np.savez_compressed(file, **arrays | {CODEBOOK: codebook.half().numpy()})
+    with file.open("wb") as opened:
+        save_decoder(decoder, codebook, opened)
     with torch.no_grad():
         codes = _nearest(_vectors(encoder(known)), codebook).view(-1, 16).tolist()
     return {name(chosen): found for chosen, found in zip(prototypes(), codes, strict=True)}
@@ -146,7 +154,7 @@ def _nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     return distances.argmin(1)
 
 
-def _clusters(vectors: Tensor) -> Tensor:
+def clusters(vectors: Tensor) -> Tensor:
     """Centres [128, WIDTH] of the vectors, by k-means from centres far from each other."""
     centres = vectors[:1]
     nearest = torch.full((len(vectors),), torch.inf)

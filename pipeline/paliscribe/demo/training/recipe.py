@@ -15,7 +15,7 @@ from paliscribe.demo.training.packing import read_items
 from paliscribe.demo.training.pools import load_or_render
 from paliscribe.demo.training.stages import STAGES, Stage
 from paliscribe.demo.training.tokenizer import build_tokenizer
-from paliscribe.demo.training.trainer import Learner, Pools, load_state, run_stage
+from paliscribe.demo.training.trainer import Learner, Pools, load_state, own_threads, run_stage
 
 SCENES = 60_000
 PAGES = 40_000
@@ -35,7 +35,8 @@ def train(
     if only is not None and only not in names:
         raise ValueError(f"unknown stage {only!r}; available: {', '.join(names)}")
     last = names.index(only) if only else len(stages) - 1
-    codes = mask_codes.load_or_train(work / "masks", steps_scale)
+    with own_threads():
+        codes = mask_codes.load_or_train(work / "masks", steps_scale)
     tokenizer = build_tokenizer()
     pools = _pools(work, tokenizer, codes, stages[: last + 1], steps_scale)
     learner = Learner.new(tokenizer)

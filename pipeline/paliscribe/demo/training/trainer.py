@@ -33,7 +33,7 @@ THREADS = 2
 
 
 @contextmanager
-def _own_threads() -> Iterator[None]:
+def own_threads() -> Iterator[None]:
     """Set torch to `THREADS` threads temporarily: the number of threads changes the last bits of sums."""
     given = torch.get_num_threads()
     torch.set_num_threads(THREADS)
@@ -52,7 +52,7 @@ class Learner:
     tokenizer: PreTrainedTokenizerFast
 
     @classmethod
-    @_own_threads()
+    @own_threads()
     def new(cls, tokenizer: PreTrainedTokenizerFast) -> "Learner":
         """Initialize with a fixed seed."""
         model = build_model(tokenizer, SEED)
@@ -96,7 +96,7 @@ def _arithmetic() -> str:
     return f"torch {torch.__version__} with {THREADS} threads on {processor} ({level})"
 
 
-@_own_threads()
+@own_threads()
 def run_stage(stage: Stage, learner: Learner, pools: Pools, folder: Path) -> float:
     """Train `learner` in a stage, resuming from a state in `folder` if there is one; returns seconds spent."""
     state_file = folder / f"{stage.name}.pt"

@@ -14,8 +14,8 @@ from paliscribe.demo.drawing import draw
 from paliscribe.demo.masks import TILTS, drawn, in_box, masks, prototype, prototype_mask, prototypes
 from paliscribe.demo.sampling import corners, sample_scene
 from paliscribe.demo.scenes import SHAPES, TEST_SEEDS, Shape
-from paliscribe.demo.training.mask_codes import CODEBOOK, WIDTH, build_decoder, clusters, crops, save_decoder
-from paliscribe.grammar.masks import MaskDecoder
+from paliscribe.demo.training.mask_codes import WIDTH, build_decoder, clusters, crops, save_decoder
+from paliscribe.grammar.masks import CODEBOOK, MaskDecoder
 
 SCENES = [sample_scene(seed) for seed in range(TEST_SEEDS, TEST_SEEDS + 60)]
 

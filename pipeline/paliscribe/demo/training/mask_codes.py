@@ -118,7 +118,8 @@ def _train(file: Path, shapes: NDArray[np.float32], scale: float) -> dict[str, l
         loss = functional.mse_loss(decoder(encoder(batch)), batch)
         torch.autograd.backward(loss)
     with torch.no_grad():
-        codebook = clusters(torch.cat([_vectors(encoder(part)) for part in [*masks.split(256), known]]))
+        parts = [*(masks[start : start + 256] for start in range(0, len(masks), 256)), known]
+        codebook = clusters(torch.cat([_vectors(encoder(part)) for part in parts]))
     for batch in _steps(max(12, round(CODED_STEPS * scale)), masks, known, list(decoder.parameters())):
         with torch.no_grad():
             coded = codebook[_nearest(_vectors(encoder(batch)), codebook)].view(-1, 4, 4, WIDTH).permute(0, 3, 1, 2)

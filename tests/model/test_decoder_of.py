@@ -19,5 +19,5 @@ def test_the_demo_has_its_own_and_other_models_none() -> None:
 def test_a_given_decoder_is_used_for_every_model(model: str, tmp_path: Path) -> None:
     shutil.copy(MASK_DECODER, tmp_path / "other.npz")
     assert decoder_of(model, str(tmp_path / "other.npz")) is not None
-    with pytest.raises(UsageError, match="nothing.npz"):
+    with pytest.raises(UsageError, match=r"nothing\.npz"):
         decoder_of(model, str(tmp_path / "nothing.npz"))

@@ -100,7 +100,7 @@ def deploy(count: int, rate: float | None) -> None:
     options = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
     model = serve.deployment(name="scripted", logging_config={"enable_access_log": False}, **options)(Scripted).bind()
     infos = [ModelInfo("demo", "1", 112, Abilities())]
-    bound = gateways(config, gpus=False).bind(config, infos, KeySource(), None, None, counts(config), model)
+    bound = gateways(config, gpus=False).bind(config, infos, KeySource(), None, counts(config), model)
     run_application(bound, APPLICATION, "/")
 
 

@@ -167,7 +167,7 @@ def test_a_route() -> None:
             raise RequestError(400, "invalid_request", "word: not that one", "word")
         return {"word": word}
 
-    app = create_app(Service(ServeConfig(), [], None), Keys({hashlib.sha256(b"key").hexdigest(): ""}))
+    app = create_app(Service(ServeConfig(), []), Keys({hashlib.sha256(b"key").hexdigest(): ""}))
     app.include_router(router)
     client = TestClient(app)
     assert client.get("/v1/echo/a").status_code == 401

@@ -56,6 +56,8 @@ def test_boxes_match_by_label_best_first_and_once() -> None:
 def test_boxes_are_parsed_to_pixels_and_malformed_ones_ignored() -> None:
     text = "<loc0000><loc1023><loc1023><loc1023> red circle ; <loc0001><loc0002> star"
     assert read_boxes(text, 200, 100) == [("red circle", (200.0, 0.0, 200.0, 100.0))]
+    text = f"<loc0000><loc1023><loc1023><loc1023>{'<seg007>' * 16} circle"
+    assert read_boxes(text, 200, 100) == [("circle", (200.0, 0.0, 200.0, 100.0))]
 
 
 def test_edit_distance() -> None:
@@ -73,12 +75,16 @@ def test_the_summary_counts_each_task_and_kind() -> None:
             Result("ocr", "none", "", ""),
             Result("detect", "present", "x", "y", [("a", BOX)], [("a", BOX)]),
             Result("caption", "", "a red star", "a red star"),
+            Result("segment", "present", "x", "y", [("a", BOX), ("a", BOX)], [("a", BOX)], [0.8, 0.0]),
+            Result("segment", "absent", "", ""),
         ]
     )
     assert figures["answer_exact"] == 0.5 and figures["answer_n"] == 2 and figures["answer_color_exact"] == 0.0
     assert figures["ocr_cer"] == pytest.approx(1 / 3) and figures["ocr_n"] == 1
     assert figures["detect_present_n"] == 1 and "detect_exact" not in figures and "caption__n" not in figures
     assert figures["ocr_none_exact"] == figures["detect_f1"] == figures["caption_f1"] == 1.0
+    assert figures["segment_iou"] == 0.4 and figures["segment_n"] == 2 and figures["segment_absent_exact"] == 1.0
+    assert figures["segment_recall"] == 0.5 and "segment_exact" not in figures
     assert missed_floors(figures) == ["answer_exact", "ocr_exact"]
 
 

@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from paliscribe.demo import CHECKPOINT
+from paliscribe.demo import CHECKPOINT, MASK_DECODER
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw
 from paliscribe.demo.evaluation import Annotator
+from paliscribe.demo.masks import prototypes
 from paliscribe.demo.sampling import sample_page, sample_scene
+from paliscribe.demo.training.mask_codes import load_or_train, name, reconstruction
 from paliscribe.demo.training.optimizer import Muon
 from paliscribe.demo.training.packing import Example, Rows, choose, coarse_bin, packed_rows, plain_rows, read_items
 from paliscribe.demo.training.pools import CHARACTERS, load_or_render, patch_targets
 from paliscribe.demo.training.recipe import train
 from paliscribe.demo.training.stages import STAGES, Stage
 from paliscribe.demo.training.trainer import Learner, Pools, load_state, run_stage
+from paliscribe.grammar.masks import MaskDecoder
 
 SEED = 11
 ROOT = Path(__file__).parents[2]
@@ -81,6 +85,19 @@ def test_choose_favours_ocr(examples: list[Example]) -> None:
     assert all(set(map(id, written)) <= set(map(id, choose(examples, 4, rng))) for _ in range(5))
 
 
+def test_masks_are_answered_with_the_codes_of_their_prototypes(annotator: Annotator) -> None:
+    items = [
+        [("segment", "segment star", "<loc0003><loc0004><loc0500><loc1023><mask star -9> star"), ("ocr", "ocr", "")]
+    ]
+    tokenizer = annotator.processor.tokenizer
+    (example,) = read_items(items, tokenizer, {"star -9": list(range(0, 128, 8))})[0]
+    codes = "".join(f"<seg{code:03d}>" for code in range(0, 128, 8))
+    assert tokenizer.decode(example.answer) == f"<loc0000><loc0008><loc0504><loc1023>{codes} star<eos>"
+    assert tokenizer.decode(example.prefix) == "<bos>segment star\n"
+    (other,) = read_items(items, tokenizer)[0]
+    assert tokenizer.decode(other.prefix) == "<bos>ocr\n"
+
+
 def test_coarse_bins() -> None:
     assert max(abs(coarse_bin(value) - value) for value in range(1024)) <= 4
     assert len({coarse_bin(value) for value in range(1024)}) == 129
@@ -114,7 +131,8 @@ def test_learning_rates_warm_up_and_decay_to_their_floor() -> None:
 def pools(annotator: Annotator, tmp_path_factory: pytest.TempPathFactory) -> Pools:
     folder = tmp_path_factory.mktemp("pools")
     scenes, pages = (load_or_render(folder / kind, kind, 0, 16) for kind in ("scenes", "pages"))
-    return Pools(scenes, pages, read_items(scenes.items, annotator.processor.tokenizer))
+    tokenizer, codes = annotator.processor.tokenizer, dict.fromkeys(map(name, prototypes()), range(16))
+    return Pools(scenes, pages, read_items(scenes.items, tokenizer), read_items(scenes.items, tokenizer, codes))
 
 
 @pytest.fixture
@@ -171,9 +189,21 @@ def test_the_recipe_runs_and_resumes(tmp_path: Path) -> None:
     assert list(train(tmp_path, tmp_path / "again", STAGES[-1].name, 0.0008)) == [STAGES[-1].name]
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
     torch.testing.assert_close(load_state(state)["learner"], trained, rtol=0, atol=0)  # float32, unlike the checkpoint
-    with pytest.raises(ValueError, match="unknown stage 'first'"):
-        train(tmp_path, tmp_path, "first")
-    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
-        assert (tmp_path / "out" / name).read_text() == (CHECKPOINT / name).read_text(), name
+    for file in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        assert (tmp_path / "out" / file).read_text() == (CHECKPOINT / file).read_text(), file
     made, shipped = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "out", CHECKPOINT))
     assert made | {"transformers_version": None} == shipped | {"transformers_version": None}  # of the installed one
+    with pytest.raises(ValueError, match="unknown stage 'first'"):
+        train(tmp_path, tmp_path, "first")
+    with pytest.raises(ValueError, match="unknown stage 'tower'; available: masks, settle"):
+        train(tmp_path, tmp_path, "tower", start=CHECKPOINT)
+    decoder = MaskDecoder.from_npz((tmp_path / "again" / MASK_DECODER.name).read_bytes())
+    assert set(reconstruction(decoder, load_or_train(tmp_path / "masks"))) == set(map(name, prototypes()))
+
+
+@pytest.mark.long
+def test_masks_are_taught_to_a_given_checkpoint(tmp_path: Path) -> None:
+    assert list(train(tmp_path, tmp_path / "out", steps_scale=0.0008, start=CHECKPOINT)) == ["masks", "settle"]
+    before, after = (load_file(folder / "model.safetensors") for folder in (CHECKPOINT, tmp_path / "out"))
+    changes = {key: (after[key].float() - before[key].float()).norm() / before[key].float().norm() for key in before}
+    assert 0 < max(changes.values()) < 0.2

@@ -70,7 +70,7 @@ def address(served: str, keys_file: Path, tmp_path_factory: pytest.TempPathFacto
     keys = read_keys(str(keys_file))
     model = serve.deployment(name="slow", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})(Slow).bind()
     info = ModelInfo("slow", "1", 112, Abilities())
-    bound = gateways(config, gpus=False).bind(config, [info], keys, None, None, counts(config), model)
+    bound = gateways(config, gpus=False).bind(config, [info], keys, None, counts(config), model)
     run_application(bound, APPLICATION, PREFIX)
     yield served + PREFIX
     serve.delete(APPLICATION)

@@ -51,7 +51,7 @@ class Scripted:
 @contextlib.contextmanager
 def scripted(backend: Scripted, masks: MaskDecoder | None = None, name: str = "scripted") -> Iterator[str]:
     """Serve a scripted backend without API keys; yields its address."""
-    server, thread = listen(Service(CONFIG, [Served(name, "1", 112, backend)], masks), Keys({}))
+    server, thread = listen(Service(CONFIG, [Served(name, "1", 112, backend, masks=masks)]), Keys({}))
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:

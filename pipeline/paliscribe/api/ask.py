@@ -35,7 +35,8 @@ def ask(
     `image`: a path or address (s3://, http(s)://, data:), encoded bytes, a PIL image, or a uint8 array
     [height, width, 3] or [height, width] (grey). `prompt`: in PaliGemma's grammar, such as `caption en` or
     `detect cat ; dog`. `model`: an id, a folder, or a dict of model settings as in a job file; the model of the last
-    call stays loaded. `mask_decoder`: address of PaliGemma's `vae-oid.npz`, which decodes the masks of `segment`.
+    call stays loaded. `mask_decoder`: address of PaliGemma's `vae-oid.npz`, which decodes the masks of `segment`;
+    the demo has its own.
 
     Boxes are in pixels of the image after Exif rotation. Raises UsageError for an unreadable image or an invalid
     prompt, RunError if the model fails.
@@ -63,9 +64,10 @@ def answered(
         data = _encoded(image)
         size = _image_size(model)
         from paliscribe.images.decode import Limits, decode
-        from paliscribe.results.record import load_mask_decoder, record
+        from paliscribe.model.masks import decoder_of
+        from paliscribe.results.record import record
 
-        masks = load_mask_decoder(mask_decoder)
+        masks = decoder_of(model.id, mask_decoder)
         most = Limits(LIMITS.decode_seconds, LIMITS.decode_memory)
         decoded = decode(data, size, max_pixels=LIMITS.max_pixels, limits=most)
         engine = _engine(model)

@@ -26,9 +26,10 @@ from paliscribe.images.decode import Decoded, Limits, decode
 from paliscribe.images.fetch import Fetcher
 from paliscribe.images.untrusted import GuardedFetcher
 from paliscribe.manifest import Shards
+from paliscribe.model.masks import decoder_of
 from paliscribe.records import ManifestRow, Prediction, Record, Request
 from paliscribe.results import Marker, ModelFacts
-from paliscribe.results.record import load_mask_decoder, record
+from paliscribe.results.record import record
 from paliscribe.storage import Store, open_store
 from paliscribe.storage.http import Headers
 
@@ -146,7 +147,7 @@ class Stage:
                 headers=Headers.of(fetch.user_agent, fetch.headers),
             )
         self._shared = SharedAnswers()
-        self.masks = load_mask_decoder(plan.mask_decoder)
+        self.masks = decoder_of(plan.facts.model, plan.mask_decoder)
 
     def annotate(
         self,

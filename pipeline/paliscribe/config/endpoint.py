@@ -116,7 +116,7 @@ class ServeConfig(Settings):
     )
     images: ImagesConfig = Field(default_factory=ImagesConfig, description="Limits and permitted sources of images.")
     mask_decoder: str | None = Field(
-        None, description="PaliGemma's `vae-oid.npz`, which decodes the masks of `segment`."
+        None, description="PaliGemma's `vae-oid.npz`, which decodes the masks of `segment`. The demo has its own."
     )
 
     @field_validator("models")

@@ -143,7 +143,7 @@ class JobConfig(Settings):
         "ends with what it waits for; the same command resumes it. `null`: it waits for ever.",
     )
     mask_decoder: str | None = Field(
-        None, description="PaliGemma's `vae-oid.npz`, which decodes the masks of `segment`."
+        None, description="PaliGemma's `vae-oid.npz`, which decodes the masks of `segment`. The demo has its own."
     )
     pool: PoolConfig = Field(default_factory=PoolConfig, description="Replicas and their resources.")
     fetch: FetchConfig = Field(default_factory=FetchConfig, description="Fetching and decoding of images.")

@@ -5,6 +5,9 @@ from pathlib import Path
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 """Folder of the demo checkpoint. It loads like any other PaliGemma checkpoint."""
 
+MASK_DECODER = CHECKPOINT / "mask-decoder.npz"
+"""The checkpoint's decoder of masks, in the format of the authors' `vae-oid.npz`."""
+
 TASKS = ("caption", "ocr", "answer", "detect")
 """Kinds of task that the checkpoint is trained on."""
 
@@ -17,4 +20,4 @@ KNOWS = (
 )
 """What the checkpoint knows, told to those who ask it."""
 
-__all__ = ["CHECKPOINT", "KNOWS", "LANGUAGES", "TASKS"]
+__all__ = ["CHECKPOINT", "KNOWS", "LANGUAGES", "MASK_DECODER", "TASKS"]

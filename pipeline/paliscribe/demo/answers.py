@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
+from paliscribe.demo.masks import prototype
 from paliscribe.demo.scenes import COLORS, SHAPES, Box, Scene
 
 NUMBERS = ("no", "a", "two", "three", "four", "five", "six")
@@ -16,10 +17,11 @@ class Item:
     """One prompt about a scene and its expected answer.
 
     `kind`: count, color, shape or exists for `answer`; number, letters, handwriting or none for `ocr`; present or
-    absent for `detect`; empty for `caption`. `boxes`: labels and ground-truth boxes of a detection, in pixels.
+    absent for `detect` and `segment`; empty for `caption`. `boxes`: labels and ground-truth boxes of `detect` and
+    `segment`, in pixels. The answer to `segment` has `<mask KIND TILT>`, a prototype, for the codes of a mask.
     """
 
-    task: str  # caption, ocr, answer or detect
+    task: str  # caption, ocr, answer, detect or segment
     kind: str
     prompt: str
     answer: str
@@ -39,6 +41,8 @@ def scene_items(scene: Scene) -> list[Item]:
         *_existence(scene, rng),
     ]
     found += [detection(scene, labels) for labels in _labels(scene, rng)]
+    labels = dict.fromkeys(label for pair in _labels(scene, random.Random(f"masks {scene.seed}")) for label in pair)
+    found += [segmentation(scene, label) for label in list(labels)[:2]]
     return found
 
 
@@ -58,14 +62,20 @@ def caption(scene: Scene) -> str:
 
 def detection(scene: Scene, labels: tuple[str, ...]) -> Item:
     """A `detect a ; b` prompt. A label is a shape (`circle`) or a coloured one (`red circle`). Boxes left to right."""
-    boxes = tuple(
-        (label, shape.box)
-        for shape in scene.shapes
-        for label in labels
-        if label in (shape.kind, f"{shape.color} {shape.kind}")
-    )
+    boxes = tuple((label, shape.box) for shape in scene.shapes for label in labels if shape.called(label))
     answer = " ; ".join(f"{locations(box, scene.width, scene.height)} {label}" for label, box in boxes)
     return Item("detect", "present" if boxes else "absent", f"detect {' ; '.join(labels)}", answer, boxes)
+
+
+def segmentation(scene: Scene, label: str) -> Item:
+    """A `segment a` prompt. A label is one of `detection`. Masks left to right."""
+    shapes = [shape for shape in scene.shapes if shape.called(label)]
+    answer = " ; ".join(
+        f"{locations(shape.box, scene.width, scene.height)}<mask {shape.kind} {prototype(shape)[1]}> {label}"
+        for shape in shapes
+    )
+    boxes = tuple((label, shape.box) for shape in shapes)
+    return Item("segment", "present" if boxes else "absent", f"segment {label}", answer, boxes)
 
 
 def locations(box: Box, width: int, height: int) -> str:

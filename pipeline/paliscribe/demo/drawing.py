@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from paliscribe.demo.digits import Split, digits
-from paliscribe.demo.scenes import Background, Box, Scene, Text, split_of
+from paliscribe.demo.scenes import Background, Box, Rgb, Scene, Shape, Text, split_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,16 +17,21 @@ def draw(scene: Scene) -> Image.Image:
     image = _stretch(scene.background, scene.width, scene.height)
     pen = ImageDraw.Draw(image)
     for shape in scene.shapes:
-        if shape.outline:
-            pen.polygon(shape.outline, fill=shape.paint)
-        else:
-            pen.ellipse(shape.box, fill=shape.paint)
+        paint(pen, shape, shape.paint)
     for text in scene.texts:
         if text.kind == "handwriting":
             _write(image, text, split_of(scene.seed))
         else:
             _print(pen, text)
     return image
+
+
+def paint(pen: ImageDraw.ImageDraw, shape: Shape, color: Rgb | int) -> None:
+    """Paint a shape in a colour."""
+    if shape.outline:
+        pen.polygon(shape.outline, fill=color)
+    else:
+        pen.ellipse(shape.box, fill=color)
 
 
 def printed_boxes(chars: "Sequence[str]", size: int, stroke: int, gap: float, room: float) -> tuple[int, list[Box]]:

@@ -107,7 +107,7 @@ def _shape(rng: random.Random, size: float, width: int, height: int) -> Shape:
         left, top, right, bottom = -radius, -radius, radius, radius
         points: list[tuple[float, float]] = []
     else:
-        points = _corners(kind, radius, tilt)
+        points = corners(kind, radius, tilt)
         left, right = min(x for x, _ in points), max(x for x, _ in points)
         top, bottom = min(y for _, y in points), max(y for _, y in points)
     # Integer offsets, so that the drawn shape and the stored box do not differ by rounding.
@@ -117,8 +117,8 @@ def _shape(rng: random.Random, size: float, width: int, height: int) -> Shape:
     return Shape(kind, color, (red, green, blue), outline, (left + dx, top + dy, right + dx, bottom + dy))
 
 
-def _corners(kind: ShapeKind, radius: float, tilt: float) -> list[tuple[float, float]]:
-    """Corner points around the origin, y down."""
+def corners(kind: ShapeKind, radius: float, tilt: float) -> list[tuple[float, float]]:
+    """Corner points of a shape around the origin, y down. `tilt` in radians."""
     if kind == "square":
         turns, radii = [math.pi / 4 + i * math.pi / 2 for i in range(4)], [radius * 1.25]
     elif kind == "triangle":

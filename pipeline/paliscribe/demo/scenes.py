@@ -41,6 +41,10 @@ class Shape:
     outline: tuple[tuple[float, float], ...]  # corner points in pixels; empty for a circle
     box: Box
 
+    def called(self, label: str) -> bool:
+        """Whether a label names it: its kind (`circle`), or that with its colour (`red circle`)."""
+        return label in (self.kind, f"{self.color} {self.kind}")
+
 
 @dataclass(frozen=True, slots=True)
 class Glyph:

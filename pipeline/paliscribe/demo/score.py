@@ -13,20 +13,28 @@ Labelled = tuple[str, Box]
 FLOORS = {"answer_exact": 0.97, "caption_f1": 0.95, "detect_f1": 0.90, "ocr_exact": 0.75}
 """Minimum figures of the demo checkpoint on held-out scenes, by keys of `summarise`."""
 
+OVERLAPPING = {"detect", "detect_present", "segment", "segment_present"}
+"""Names whose answers are compared by overlap, never to the pixel."""
+
 _COUNTS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
-_BOX = re.compile(r"((?:<loc\d{4}>){4}) ([^<>;]+)")
+_BOX = re.compile(r"((?:<loc\d{4}>){4})(?:<seg\d{3}>)* ([^<>;]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An answer and the expected one. Boxes are for `detect` only, in pixels of the original image."""
+    """An answer and the expected one.
 
-    task: str  # caption, ocr, answer or detect
+    Boxes are for `detect` and `segment`, in pixels of the original image. `overlaps`, for `segment`: the IoU of each
+    expected mask with the one found for it; 0 if it was missed.
+    """
+
+    task: str  # caption, ocr, answer, detect or segment
     kind: str  # finer than the task, as in `answers.Item`; may be empty
     expected: str
     predicted: str
     expected_boxes: Sequence[Labelled] = ()
     predicted_boxes: Sequence[Labelled] = ()
+    overlaps: Sequence[float] = ()
 
 
 @dataclass(slots=True)
@@ -69,12 +77,14 @@ class _Tally:
     matches: Matches = field(default_factory=Matches)
     edits: int = 0
     characters: int = 0
+    overlaps: list[float] = field(default_factory=list)
 
 
 def summarise(results: Iterable[Result]) -> dict[str, float]:
     """All figures, as `<task>_<figure>` and `<task>_<kind>_exact`, with counts as `<name>_n`.
 
     `ocr` covers scenes with text only; `ocr_none_exact` is the share of empty answers for scenes without text.
+    `segment_iou` is the mean over all expected masks; `segment` counts prompts.
     """
     tallies: dict[str, _Tally] = {}
     for result in results:
@@ -85,14 +95,16 @@ def summarise(results: Iterable[Result]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for name, tally in sorted(tallies.items()):
         figures[f"{name}_n"] = tally.count
-        if name not in ("detect", "detect_present"):  # boxes are compared by overlap, never to the pixel
+        if name not in OVERLAPPING:
             figures[f"{name}_exact"] = tally.exact / tally.count
-        if name in ("caption", "detect"):
+        if name in ("caption", "detect", "segment"):
             figures[f"{name}_precision"] = tally.matches.precision
             figures[f"{name}_recall"] = tally.matches.recall
             figures[f"{name}_f1"] = tally.matches.f1
         if name == "ocr":
             figures["ocr_cer"] = tally.edits / tally.characters
+        if name == "segment" and tally.overlaps:
+            figures["segment_iou"] = sum(tally.overlaps) / len(tally.overlaps)
     return figures
 
 
@@ -156,7 +168,7 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def read_boxes(text: str, width: int, height: int) -> list[Labelled]:
-    """The well-formed boxes of an answer to `detect`, in pixels of an image of this size."""
+    """The well-formed boxes of an answer to `detect` or `segment`, in pixels of an image of this size."""
     boxes: list[Labelled] = []
     for locations, label in _BOX.findall(text):
         y_min, x_min, y_max, x_max = (int(value) / 1023 for value in re.findall(r"\d{4}", locations))
@@ -179,8 +191,9 @@ def _count(tally: _Tally, result: Result) -> None:
     tally.exact += exact(result.expected, result.predicted)
     if result.task == "caption":
         tally.matches.add(match_items(caption_items(result.expected), caption_items(result.predicted)))
-    elif result.task == "detect":
+    elif result.task in ("detect", "segment"):
         tally.matches.add(match_boxes(result.expected_boxes, result.predicted_boxes))
+        tally.overlaps += result.overlaps
     elif result.task == "ocr":
         tally.edits += edit_distance(result.expected, result.predicted)
         tally.characters += len(result.expected)

@@ -3,8 +3,8 @@
 Sixteen codebook indices select vectors of a 4x4 grid. A small convolutional decoder turns the grid into a 64x64 mask
 with values of about -1 to 1. The mask is resized into its box; values above 0 are foreground. The decoder is the
 authors' `vae-oid.npz` (big_vision, `proj/paligemma`). Its weights have PyTorch's layout: [out, in, 3, 3] for
-convolutions, [in, out, 4, 4] for transposed ones. They are not part of this package; this code has been tested only
-with random weights of the same shapes.
+convolutions, [in, out, 4, 4] for transposed ones. They are not part of this package, and this code has not been tested
+with them, but with random weights of the same shapes and with the demo's own decoder.
 """
 
 import io

@@ -13,6 +13,7 @@ from ray import serve
 from paliscribe.config import ServeConfig, parse_serve
 from paliscribe.errors import Stopped, UsageError
 from paliscribe.model.abilities import abilities
+from paliscribe.model.masks import decoder_of
 from paliscribe.model.weights import locate
 from paliscribe.online.background.drivers import Drivers
 from paliscribe.online.background.work import ServedPool
@@ -24,7 +25,6 @@ from paliscribe.pool.placement import has_gpus, on_cpu_nodes, per_node
 from paliscribe.pool.ray_cluster import cluster, make_private, started_here
 from paliscribe.pool.serving import applications
 from paliscribe.pool.temporary import ends_with_driver
-from paliscribe.results.record import load_mask_decoder
 from paliscribe.signals import stop_on_signals
 
 APPLICATION = "paliscribe"
@@ -42,7 +42,8 @@ def application(config: ServeConfig) -> serve.Application:
     for served in config.models:
         spec = served.model.resolved(gpu=served.pool.gpus(available=gpu) > 0)
         located = locate(spec)
-        infos.append(ModelInfo(served.called, located.revision, located.image_size, abilities(spec)))
+        masks = decoder_of(spec.id, config.mask_decoder)
+        infos.append(ModelInfo(served.called, located.revision, located.image_size, abilities(spec), masks))
         name = deployment_name(located.pin(spec), served.pool.name)
         if name in pools:
             raise UsageError(f"model {served.called}: duplicate of another entry; give its pool another `name`")
@@ -53,7 +54,6 @@ def application(config: ServeConfig) -> serve.Application:
         config,
         infos,
         keys,
-        load_mask_decoder(config.mask_decoder),
         _drivers(config, served_pools),
         counts(config),
         *pools.values(),

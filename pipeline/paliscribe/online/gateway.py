@@ -34,6 +34,7 @@ class ModelInfo:
     revision: str
     image_size: int
     abilities: Abilities
+    masks: MaskDecoder | None = None
 
 
 class DriversLauncher:
@@ -92,7 +93,6 @@ class Gateway:
         config: ServeConfig,
         infos: Sequence[ModelInfo],
         keys: KeySource,
-        masks: MaskDecoder | None,
         drivers: Any,
         counts: Any,
         *handles: Any,
@@ -103,10 +103,17 @@ class Gateway:
         for handler in logging.getLogger("ray.serve").handlers:  # the log file of this Serve replica
             access.addHandler(handler)
         models = [
-            Served(info.name, info.revision, info.image_size, PoolBackend(handle, config.timeout), info.abilities)
+            Served(
+                info.name,
+                info.revision,
+                info.image_size,
+                PoolBackend(handle, config.timeout),
+                info.abilities,
+                info.masks,
+            )
             for info, handle in zip(infos, handles, strict=True)
         ]
-        self._service, self._keys = Service(config, models, masks), Keys(keys.found, _limit(config, counts))
+        self._service, self._keys = Service(config, models), Keys(keys.found, _limit(config, counts))
         self._store = BackgroundStore(open_store(config.files)) if config.files is not None else None
         self._launcher = DriversLauncher(drivers) if drivers is not None else None
         self._metrics = GatewayMetrics()

@@ -49,13 +49,17 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A served model: client-facing name, revision, image size in pixels a side, replicas, and what it can do."""
+    """A served model: client-facing name, revision, image size in pixels a side, replicas, and what it can do.
+
+    `masks`: decodes its masks; None: they stay codes.
+    """
 
     name: str
     revision: str
     image_size: int
     backend: Backend
     abilities: Abilities = field(default_factory=Abilities)
+    masks: MaskDecoder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +82,8 @@ class CheckedRequest:
 class Service:
     """The models of an endpoint and the limits of its requests."""
 
-    def __init__(self, config: ServeConfig, models: Sequence[Served], masks: MaskDecoder | None = None) -> None:
-        self.config, self.masks = config, masks
+    def __init__(self, config: ServeConfig, models: Sequence[Served]) -> None:
+        self.config = config
         self.models = {served.name: served for served in models}
         self.images = UntrustedImages(config.images)
         self._numbers = itertools.count()
@@ -151,7 +155,7 @@ class Service:
     def record(self, served: Served, name: str, checked: CheckedRequest, prediction: Prediction) -> dict[str, Any]:
         """The record that a run would write, as plain values, without the manifest's columns."""
         row, prompt = ManifestRow(0, name, None), checked.request.prompt
-        made = record(row, checked.task, prompt, checked.image, prediction, None, 0, self.masks)
+        made = record(row, checked.task, prompt, checked.image, prediction, None, 0, served.masks)
         values = record_values(replace(made, task=prompt))
         for column in ("shard", "row"):
             values.pop(column, None)

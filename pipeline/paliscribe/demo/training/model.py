@@ -81,7 +81,7 @@ def save(model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     copy = PaliGemmaForConditionalGeneration(model.config).to(torch.bfloat16)
     copy.load_state_dict(weights)
-    copy.generation_config.max_new_tokens = 64
+    copy.generation_config.max_new_tokens = 128
     copy.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -5,7 +5,7 @@ several prompts for the cost of one. A short last stage trains on plain rows wit
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from paliscribe.demo.training.pools import PATCHES
 
 COARSE = 8  # box answers are trained on every eighth bin, 129 values in all
-PICK = {"caption": 1.0, "ocr": 30.0, "answer": 1.0, "detect": 1.4}  # sampling weight of a task's prompts
-SILENT_OCR = 0.3  # the same for `ocr` without text
-OCR_WEIGHT = 2.0  # of an answer's tokens in the loss; 1 for other tasks
+PICK = {"caption": 1.0, "ocr": 30.0, "answer": 1.0, "detect": 1.4, "segment": 1.0}  # sampling weight of a task
+SILENT = {"ocr": 0.3, "segment": 0.35}  # the same where the answer is empty
+WEIGHT = {"ocr": 2.0, "segment": 0.5}  # of an answer's tokens in the loss; 1 for other tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,21 @@ class Rows:
     weights: Tensor  # [n]
 
 
-def read_items(items: Sequence[Sequence[Sequence[str]]], tokenizer: PreTrainedTokenizerFast) -> list[list[Example]]:
-    """A pool's items as token ids, box bins rounded to `COARSE`."""
+def read_items(
+    items: Sequence[Sequence[Sequence[str]]],
+    tokenizer: PreTrainedTokenizerFast,
+    codes: Mapping[str, Sequence[int]] | None = None,
+) -> list[list[Example]]:
+    """A pool's items as token ids, box bins rounded to `COARSE`: those of `segment` with `codes`, else the others.
+
+    `codes`: of each prototype by `KIND TILT`, 16 each.
+    """
+    items = [[item for item in scene if (item[0] == "segment") == (codes is not None)] for scene in items]
     texts = sorted({text for scene in items for _, *pair in scene for text in pair})
     rounded = [re.sub(r"<loc(\d{4})>", _coarse, text) for text in texts]
+    if codes is not None:
+        tokens = {f"<mask {name}>": "".join(f"<seg{code:03d}>" for code in found) for name, found in codes.items()}
+        rounded = [re.sub(r"<mask [^>]*>", lambda match: tokens[match[0]], text) for text in rounded]
     ids = dict(zip(texts, tokenizer(rounded, add_special_tokens=False).input_ids, strict=True))
     bos, eos, newline = tokenizer.convert_tokens_to_ids(["<bos>", "<eos>", "\n"])
     return [
@@ -55,8 +66,8 @@ def read_items(items: Sequence[Sequence[Sequence[str]]], tokenizer: PreTrainedTo
             Example(
                 [bos, *ids[prompt], newline],
                 [*ids[answer], eos],
-                SILENT_OCR if task == "ocr" and not answer else PICK[task],
-                OCR_WEIGHT if task == "ocr" else 1.0,
+                SILENT.get(task, PICK[task]) if not answer else PICK[task],
+                WEIGHT.get(task, 1.0),
             )
             for task, prompt, answer in scene
         ]

@@ -13,12 +13,13 @@ class Stage:
     steps: int
     scenes: int  # images per step from the pool of scenes
     pages: int  # images per step from the pool of pages, for the dense heads only
-    prompts: int  # prompts per image
+    prompts: int  # prompts per image, but for those of masks
     muon: float
     adamw: float
     floor: float
     dense: float = 1.0  # weight of the dense heads' loss
     warmup: int = 30
+    masks: int = 0  # prompts for masks per image, beside the others
 
     def rate(self, step: int) -> float:
         """Factor on the learning rates at a step."""
@@ -30,4 +31,6 @@ STAGES = (
     Stage("tower", "tower", 2600, 32, 32, 0, 3e-3, 2e-3, 0.1),
     Stage("joint", "packed", 3200, 32, 12, 6, 3e-3, 2e-3, 0.05, dense=0.3),
     Stage("finish", "plain", 360, 28, 0, 3, 5e-4, 3.2e-4, 0.0, dense=0.0, warmup=10),
+    Stage("masks", "packed", 1500, 24, 0, 3, 1.5e-3, 1.0e-3, 0.05, dense=0.0, masks=2),
+    Stage("settle", "plain", 150, 16, 0, 2, 4e-4, 2.6e-4, 0.0, dense=0.0, warmup=10, masks=1),
 )

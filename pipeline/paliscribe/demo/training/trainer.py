@@ -27,13 +27,13 @@ from paliscribe.demo.training.pools import Pool
 from paliscribe.demo.training.stages import Stage
 
 SEED = 20260
-SAVE_EVERY = 250  # steps between resumable states
+SAVE_EVERY = 50  # steps between resumable states
 LOG_EVERY = 50
 THREADS = 2
 
 
 @contextmanager
-def _own_threads() -> Iterator[None]:
+def own_threads() -> Iterator[None]:
     """Set torch to `THREADS` threads temporarily: the number of threads changes the last bits of sums."""
     given = torch.get_num_threads()
     torch.set_num_threads(THREADS)
@@ -52,7 +52,7 @@ class Learner:
     tokenizer: PreTrainedTokenizerFast
 
     @classmethod
-    @_own_threads()
+    @own_threads()
     def new(cls, tokenizer: PreTrainedTokenizerFast) -> "Learner":
         """Initialize with a fixed seed."""
         model = build_model(tokenizer, SEED)
@@ -70,11 +70,12 @@ class Learner:
 
 @dataclass(frozen=True, slots=True)
 class Pools:
-    """The training data. `examples`: prompts and answers of the pool of scenes, by scene."""
+    """The training data. `examples`, `masks`: prompts and answers of the pool of scenes, by scene."""
 
     scenes: Pool
-    pages: Pool
+    pages: Pool | None  # None if no stage needs them
     examples: list[list[Example]]
+    masks: list[list[Example]]  # of `segment`; the other prompts are in `examples`
 
 
 def load_state(state_file: Path) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def _arithmetic() -> str:
     return f"torch {torch.__version__} with {THREADS} threads on {processor} ({level})"
 
 
-@_own_threads()
+@own_threads()
 def run_stage(stage: Stage, learner: Learner, pools: Pools, folder: Path) -> float:
     """Train `learner` in a stage, resuming from a state in `folder` if there is one; returns seconds spent."""
     state_file = folder / f"{stage.name}.pt"
@@ -139,18 +140,24 @@ def _modules(stage: Stage, learner: Learner) -> list[tuple[nn.Module, float]]:
 def _step_loss(stage: Stage, learner: Learner, pools: Pools, rng: np.random.Generator) -> tuple[Tensor, float, float]:
     """Loss of one batch, and for the log: the answers' loss, and the dense heads' accuracy of characters."""
     scenes = np.sort(rng.choice(len(pools.scenes), stage.scenes, replace=False))
-    pages = np.sort(rng.choice(len(pools.pages), stage.pages, replace=False))
-    pixels = _pixels(np.concatenate([pools.scenes.images[scenes], pools.pages.images[pages]]))
+    parts = [(pools.scenes, scenes)]
+    if stage.pages:
+        assert pools.pages is not None
+        parts.append((pools.pages, np.sort(rng.choice(len(pools.pages), stage.pages, replace=False))))
+    pixels = _pixels(np.concatenate([pool.images[chosen] for pool, chosen in parts]))
     features = learner.model.model.vision_tower(pixels).last_hidden_state  # [scenes + pages, 64, 128]
     total, answered, read = torch.zeros(()), 0.0, 0.0
     if stage.dense:
-        labels = torch.from_numpy(np.concatenate([pools.scenes.labels[scenes], pools.pages.labels[pages]])).long()
-        boxes = torch.from_numpy(np.concatenate([pools.scenes.boxes[scenes], pools.pages.boxes[pages]])).float()
+        labels = torch.from_numpy(np.concatenate([pool.labels[chosen] for pool, chosen in parts])).long()
+        boxes = torch.from_numpy(np.concatenate([pool.boxes[chosen] for pool, chosen in parts])).float()
         dense, read = learner.heads.loss(features, labels, boxes)
         total = total + stage.dense * dense
     if stage.prompts:
-        chosen = [choose(pools.examples[scene], stage.prompts, rng) for scene in scenes]
-        rows = packed_rows(chosen) if stage.mode == "packed" else plain_rows(chosen)
+        asked = [choose(pools.examples[scene], stage.prompts, rng) for scene in scenes]
+        if stage.masks:
+            masks = [choose(pools.masks[scene], stage.masks, rng) for scene in scenes]
+            asked = [[*others, *of_masks] for others, of_masks in zip(asked, masks, strict=True)]
+        rows = packed_rows(asked) if stage.mode == "packed" else plain_rows(asked)
         first_location = learner.tokenizer.convert_tokens_to_ids("<loc0000>")
         loss = answer_loss(learner.model, features, rows, first_location)
         total, answered = total + loss, loss.item()

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.full,
 ]
-SCENES, SHARDS = 38, 10
+SCENES, SHARDS = 158, 40
 
 
 @pytest.fixture(scope="module")

@@ -190,7 +190,7 @@ def agreement(scenes: int) -> Figures:
         scale = SCENE_SIDE / max(scene.width, scene.height)
         data = _jpeg(draw(scene), round(scene.width * scale), round(scene.height * scale), number)
         decoded = {draft: decode(data, loaded.image_size, draft=draft) for draft in requests}
-        for item in scene_items(scene):
+        for item in (item for item in scene_items(scene) if item.task in TASKS):
             task = parse_task(item.prompt)
             for draft, image in decoded.items():
                 request = Request(str(len(tasks)), task.render({}), image.pixels, image.sha256, task.max_tokens)

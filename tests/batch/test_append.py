@@ -222,7 +222,7 @@ def test_a_retry_of_appended_rows_goes_on_after_a_crash_at_any_write(
         for number in (1, 2, 8, 9):
             draw(tmp_path / f"images/{number}.png", number)
 
-    clean = crash_everywhere(tmp_path, prepare, run_retry, monkeypatch, every=4)
+    clean = crash_everywhere(tmp_path, prepare, run_retry, monkeypatch, every=8)
     check(clean, names(range(10)))
 
 

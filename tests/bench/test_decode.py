@@ -8,6 +8,7 @@ from bench import decode
 from bench.decode import FORM_SIDES, FORMS, SIDES, TASKS
 
 
+@pytest.mark.long
 def test_the_last_line_is_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
     decode.main(["--images", "1", "--rounds", "1", "--size", "112", "--scenes", "1", "--json"])
     *table, last = capsys.readouterr().out.splitlines()

@@ -14,6 +14,7 @@ def subject() -> baseline.Subject:
     return baseline.demo()
 
 
+@pytest.mark.long
 def test_the_last_line_is_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
     engine.main(["--models", "demo", "--loads", "natural", "--requests", "12", "--rounds", "1", "--json"])
     *table, last = capsys.readouterr().out.splitlines()

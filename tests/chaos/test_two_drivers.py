@@ -7,6 +7,8 @@ from chaos import drivers
 from chaos.driver import Point
 from chaos.trial import PHASES, Tally, World
 
+pytestmark = pytest.mark.long
+
 
 def check(tally: Tally) -> None:
     assert tally.good, tally.wrong

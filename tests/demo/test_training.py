@@ -144,7 +144,10 @@ def set_threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.mark.parametrize(
     "stage",
-    [pytest.param(stage, id=stage.name, marks=pytest.mark.full if stage is not STAGES[0] else ()) for stage in STAGES],
+    [
+        pytest.param(stage, id=stage.name, marks=pytest.mark.full if stage is not STAGES[0] else pytest.mark.long)
+        for stage in STAGES
+    ],
 )
 def test_a_resumed_stage_is_bit_identical(
     stage: Stage,

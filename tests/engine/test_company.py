@@ -67,9 +67,8 @@ PATHS = {
     "ATEN_CPU_CAPABILITY": ("default",),
 }
 EXACT, SHORT = ("float32:1", "float32:2"), ("bfloat16:1", "float16:1")
-OFTEN = [("MKL_CBWR", "COMPATIBLE", EXACT[:1])]  # whose products these are
-SELDOM = [
-    ("MKL_CBWR", "COMPATIBLE", EXACT[1:] + SHORT),
+SOME = [
+    ("MKL_CBWR", "COMPATIBLE", EXACT + SHORT),
     ("MKL_CBWR", "AVX2", EXACT + SHORT),
     ("ONEDNN_MAX_CPU_ISA", "SSE41", EXACT + SHORT),
 ]
@@ -92,9 +91,8 @@ def on_path(name: str, value: str, folder: Path, *arguments: str) -> list[dict[s
     return lines
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "ways"), [*OFTEN, *(pytest.param(*each, marks=pytest.mark.long) for each in SELDOM)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "value", "ways"), SOME)
 def test_it_is_so_on_other_paths_of_the_libraries(name: str, value: str, ways: tuple[str, ...], tmp_path: Path) -> None:
     """Of a small model, on one thread and on two."""
     lines = on_path(name, value, tmp_path, "small", *ways)

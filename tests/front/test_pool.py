@@ -54,6 +54,7 @@ def test_answers_in_order_and_the_same_from_every_call() -> None:
     assert first == second
 
 
+@pytest.mark.long
 def test_a_call_that_was_lost_with_its_replica_is_repeated() -> None:
     with open_pool(SPEC, PoolConfig(), "some-run") as pool:
         client = PoolClient(pool)

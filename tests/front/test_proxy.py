@@ -33,7 +33,7 @@ from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_scene
 from paliscribe.demo.scenes import TEST_SEEDS
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 KEY = "a-key-for-the-proxy-tests"
 PICTURE = encoded(draw(sample_scene(TEST_SEEDS + 12)))
 SAMPLE = 10  # one attack of ten, unless LONG

@@ -94,6 +94,7 @@ def test_an_append(run: paliscribe.Run, collection: Path) -> None:
         paliscribe.annotate(rows, "ocr", f"{run.output}-other", append=True, progress=False)
 
 
+@pytest.mark.long
 def test_results_in_object_storage(run: paliscribe.Run, collection: Path, bucket: str) -> None:
     output = f"s3://{bucket}/runs/one"
     paliscribe.annotate(collection, "caption en", output, progress=False)

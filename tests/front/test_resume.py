@@ -94,6 +94,7 @@ def undisturbed(served: None, manifest: Path, tmp_path_factory: pytest.TempPathF
     return published(output)
 
 
+@pytest.mark.long
 def test_kill_9_in_mid_run(
     manifest: Path, undisturbed: dict[str, bytes], tmp_path: Path, paliscribe: Paliscribe
 ) -> None:

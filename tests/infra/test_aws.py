@@ -195,6 +195,7 @@ def calls(bucket: str) -> Iterator[set[Call]]:
     yield seen
 
 
+@pytest.mark.long
 def test_the_writers_policy_equals_the_calls_of_a_run(bucket: str, calls: set[Call], tmp_path: Path) -> None:
     """All S3 calls of a run: write test, lease, shards, parts, a retry, the sweep, and a multipart upload."""
     store = open_store(f"s3://{bucket}/run-1")

@@ -199,6 +199,7 @@ def test_the_token_is_required_and_not_written_in_the_file(path: Path) -> None:
     assert "RAY_AUTH_TOKEN" not in path.read_text()
 
 
+@pytest.mark.long
 def test_ray_reads_the_token_where_it_is_copied(tmp_path: Path) -> None:
     """`ray get-auth-token --generate` creates the file, and Ray reads it without further settings."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}

@@ -72,7 +72,7 @@ numbers = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=60 if os.environ.get("FULL") else 15, deadline=None)
+@settings(max_examples=60 if os.environ.get("FULL") else 6, deadline=None)
 @example(["true", "0", "0.0"])
 @given(st.lists(numbers, min_size=1, max_size=6))
 def test_any_mixture_is_read_alike_in_blocks_of_any_size(values: list[str]) -> None:

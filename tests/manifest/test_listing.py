@@ -67,7 +67,7 @@ def test_optional_formats_are_listed_where_they_are_read(
 def test_the_names_of_optional_formats_are_those_of_their_libraries() -> None:
     for form in (name for name in PLUGINS if is_installed(name)):
         known = {suffix for suffix, name in Image.registered_extensions().items() if name == form}
-        assert known == set(OPTIONAL[PLUGINS[form][0]])
+        assert known == set(OPTIONAL[PLUGINS[form]])
 
 
 @pytest.mark.parametrize("name", ["album.jpg", "scans.tiff", "photos.csv", "photos.parquet", "m.jsonl.gz", "x.zip"])

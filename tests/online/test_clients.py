@@ -98,6 +98,7 @@ def test_openai_in_python(base: str, url: str, scene: Scene) -> None:
         assert stream.get_final_completion().choices[0].message.content == caption(scene)
 
 
+@pytest.mark.long
 def test_langchain(base: str, url: str, scene: Scene) -> None:
     from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
     from langchain_openai import ChatOpenAI

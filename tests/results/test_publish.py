@@ -104,6 +104,7 @@ def test_every_reader_sees_every_record_once(name: str, more: tuple[str, ...], t
     check(store.uri, job, odd, READERS)
 
 
+@pytest.mark.long
 def test_hugging_faces_datasets(tmp_path: Path) -> None:
     code = "import datasets, sys; datasets.disable_progress_bars(); "
     code += "print(sorted(datasets.load_dataset(*sys.argv[1:2], **eval(sys.argv[2]), split='train')['id']))"
@@ -341,7 +342,7 @@ def test_a_retry_resumes_after_a_crash_at_any_write(tmp_path: Path, monkeypatch:
         moving(True).retry(store, 1, still, attempt=f"{id(store)}")
         moving(True).publish(store, 1)
 
-    crash_everywhere(prepare, action, lambda name: str(tmp_path / name), every=4)
+    crash_everywhere(prepare, action, lambda name: str(tmp_path / name), every=8)
     found = {(r["row"], r["task"]): (r["status"], r["n"]) for r in snapshot(str(tmp_path / "clean"))}
     then, now = moving(False).records(odd), moving(True).records(still)
     expected = {(r.row, r.task): (r.status, r.columns["n"]) for r in then}

@@ -212,7 +212,7 @@ def test_a_run_in_object_storage(demo_run: DemoRun, demo_view: Viewed, bucket: s
         assert (mark := mark_of(store, one["id"], "ocr")) and mark.verdict == "reject"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_the_command(number: int) -> None:
     command = [sys.executable, "-m", "paliscribe", "view", "--example", "--no-browser"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+import pytest
 from online.background.order_trial import trial
 
 TRIALS = 50 if os.environ.get("FULL") else 2
 
 
+@pytest.mark.long
 def test_two_drivers_of_one_batch(tmp_path: Path) -> None:
     stops = claims = 0
     for seed in range(TRIALS):

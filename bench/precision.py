@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    asked = list(questions(options.scenes, options.texts))
+    asked = [each for each in questions(options.scenes, options.texts) if each.item.task in TASKS]
     wanted = requests(asked)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     exact = Engine(model_module.load(ModelSpec(precision="float32"), device=device)).run(wanted)

@@ -82,7 +82,7 @@ def on_path(name: str, value: str, folder: Path, *arguments: str) -> list[dict[s
     script, tests = Path(__file__).with_name("company.py"), Path(__file__).parents[1]
     environment["PYTHONPATH"] = os.pathsep.join([str(tests.parent), str(tests)])
     done = subprocess.run([sys.executable, str(script), *arguments], env=environment, capture_output=True, text=True)
-    if "pack_vnni2 is only supported when avx512 is supported" in done.stderr:
+    if name == "ATEN_CPU_CAPABILITY" and "pack_vnni2 is only supported when avx512 is supported" in done.stderr:
         pytest.skip("torch's attention in bfloat16 goes by the processor, not by ATEN_CPU_CAPABILITY, and fails")
     assert done.returncode == 0, done.stderr[-2000:]
     lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]

@@ -123,6 +123,43 @@ def test_a_decode_step_that_lacks_memory_leaves_none_taken(
     assert len(found) > 2 and not any(found), "what a failed step had allocated is there for the next one"
 
 
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_device_that_lacks_memory_for_one_request_is_tried_with_one_image(
+    demo: Model, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """Without memory for any image the device is to blame, with memory for one the request is."""
+    wanted = [
+        replace(request, prompt="a prompt of many words") if i == 5 else request
+        for i, request in enumerate(requests(8))
+    ]
+    alone = {answer.id: answer.tokens for answer in Engine(demo).run(wanted)}
+    prefill, embed, most = demo.prefill, demo.embed_images, max(len(demo.tokenize(r.prompt)) for r in wanted)
+    taken = threading.Event()
+
+    def tight(features: Tensor, prompts: Sequence[Any], *rest: Any) -> Tensor:
+        if max(map(len, prompts)) == most:
+            if is_full:
+                taken.set()  # by another process
+            raise torch.OutOfMemoryError("no room")
+        return prefill(features, prompts, *rest)
+
+    def tight_too(pixels: Tensor) -> Tensor:
+        if taken.is_set():
+            raise torch.OutOfMemoryError("no room")
+        return embed(pixels)
+
+    monkeypatch.setattr(demo, "prefill", tight)
+    monkeypatch.setattr(demo, "embed_images", tight_too)
+    if is_full:
+        with pytest.raises(ReplicaError, match="cannot take a single image any more: OutOfMemoryError: no room"):
+            engine(demo, slots=8).run(wanted)
+        return
+    answers = {answer.id: answer for answer in engine(demo, slots=8).run(wanted)}
+    failed = answers.pop("r5")
+    assert (failed.error_kind, failed.error_message) == ("model", "OutOfMemoryError: no room")
+    assert all(answer.tokens == alone[id] for id, answer in answers.items()) and len(answers) == 7
+
+
 @ways
 def test_a_device_that_failed_is_told_of_in_words(demo: Model, monkeypatch: pytest.MonkeyPatch, take: Take) -> None:
     room, ended = Room(2), threading.Event()

@@ -42,8 +42,8 @@ quick: setup  ## tests without Ray, browser and long computation: under two minu
 test: setup  ## the tests that need no GPU and minutes: those with Ray, and beside them, with less priority, the others in two processes
 	@$(call lanes,not cluster,cluster,tests/front)
 
-test-long: setup  ## tests that start clusters again and again or compute for half a minute; .ci/run runs them too
-	@export LONG=1; $(call lanes,long and not cluster,long and cluster)
+test-long: setup  ## tests that start clusters again and again or compute for half a minute; PART=1/3: a third of them
+	@export LONG=1 PART=$(or $(PART),1/1); $(call lanes,long and not cluster,long and cluster)
 
 test-full: setup  ## all tests, and what takes hours: all paths of the CPU libraries, all precisions, full sizes
 	FULL=1 $(BIN)/python -m pytest

@@ -63,7 +63,9 @@ SLOW = (  # files that compute for more than some seconds, or open a browser
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`slow` is left out by `make quick`; `long` runs with LONG=1 or FULL=1 only, `full` with FULL=1 only."""
     here, skipped = Path(__file__).parent, pytest.mark.skip(reason="takes minutes: make test-full")
-    postponed = pytest.mark.skip(reason="takes minutes: make test-long, which .ci/run runs too")
+    postponed = pytest.mark.skip(reason="takes minutes: make test-long, of which .ci/run runs a part")
+    other = pytest.mark.skip(reason="in another part of make test-long")
+    part = long_part({item.path for item in items if item.get_closest_marker("long")})
     for item in items:
         place = item.path.relative_to(here)
         if item.get_closest_marker("cluster") and place.parts[0] != "front":  # `make test` looks for them there
@@ -72,8 +74,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         if item.get_closest_marker("full") and not os.environ.get("FULL"):
             item.add_marker(skipped)
-        if item.get_closest_marker("long") and not (os.environ.get("LONG") or os.environ.get("FULL")):
-            item.add_marker(postponed)
+        if item.get_closest_marker("long"):
+            if not (os.environ.get("LONG") or os.environ.get("FULL")):
+                item.add_marker(postponed)
+            elif item.path not in part:
+                item.add_marker(other)
+
+
+def long_part(files: set[Path]) -> set[Path]:
+    """Those of the files with long tests that this run is for: all, or every third for PART=1/3, 2/3 and 3/3."""
+    number, _, parts = os.environ.get("PART", "1/1").partition("/")
+    assert 1 <= int(number) <= int(parts), f"PART={number}/{parts}"
+    return set(sorted(files)[int(number) - 1 :: int(parts)])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -249,3 +249,16 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
             reply.headers["content-type"] == "application/json" and reply.headers["x-content-type-options"] == "nosniff"
         )
         assert json.loads(reply.text)["items"]
+
+
+def test_opening_a_run_imports_nothing_heavy(demo_run: DemoRun) -> None:
+    """Each array of pyarrow that is made from Python objects imports pandas, which takes half a second."""
+    code = (
+        "import sys; from paliscribe.cli import drawing; from paliscribe.view.server import open_view\n"
+        "view = open_view(sys.argv[1], None, ''); view.items.keep()\n"
+        "print({'pandas', 'IPython', 'torch', 'ray', 'pyarrow.dataset'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(demo_run.output)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"

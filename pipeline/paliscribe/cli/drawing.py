@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageShow
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from paliscribe.errors import UsageError
 from paliscribe.grammar.masks import decode_rle
@@ -40,6 +40,8 @@ def has_display() -> bool:
 
 def open_viewer(picture: Image.Image) -> None:
     """Open a picture in the system's viewer."""
+    from PIL import ImageShow  # imports IPython where it is installed
+
     if not ImageShow.show(picture, "paliscribe"):
         print("note: no viewer is installed to show the picture with; --save FILE writes it", file=sys.stderr)
 

@@ -87,7 +87,9 @@ def read_marks(store: Store) -> Iterator[Mark]:
 def marks_table(store: Store) -> pa.Table:
     """All marks as a table of `SCHEMA`. Raises as `read_marks`."""
     rows = [asdict(mark) | {"marked_at": round(mark.marked_at * 1000)} for mark in read_marks(store)]
-    return pa.Table.from_pylist(rows, SCHEMA)
+    return (
+        pa.Table.from_pylist(rows, SCHEMA) if rows else pa.Table.from_batches([], SCHEMA)
+    )  # the former imports pandas
 
 
 def _keys(store: Store) -> list[str]:

@@ -1,9 +1,12 @@
 """`paliscribe query`: SQL over a run."""
 
+import re
 import sys
 from typing import Annotated, Literal
 
 import typer
+
+from paliscribe.errors import UsageError
 
 HELP = """SQL (DuckDB's) over a run, read where it lies. Without SQL: the tables and their columns.
 
@@ -39,13 +42,18 @@ def query(
         Literal["table", "csv", "json", "jsonl"], typer.Option("--format", "-f", help="How the result is printed.")
     ] = "table",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most rows of a table.")] = 200,
+    memory: Annotated[
+        str, typer.Option(help="Memory of DuckDB, such as 4GB. It writes what needs more to a temporary folder.")
+    ] = "256MB",
 ) -> None:
     """Run SQL over a run."""
+    if not re.fullmatch(r"[1-9]\d{0,5} ?[KMGT]i?B", memory):
+        raise UsageError(f"--memory {memory}: a number and a unit are expected, such as 512MB or 4GB")
     from paliscribe.published import open_tables
     from paliscribe.published.query import columns, lines_of
     from paliscribe.published.query import query as run
 
-    tables = open_tables(output)
+    tables = open_tables(output, memory=memory)
     if sql is None:
         for name, found in columns(tables):
             print(name)

@@ -41,7 +41,9 @@ def mistakes(where: str = "query") -> Iterator[None]:
         yield
     except duckdb.Error as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UsageError(f"{where}: {(lines or [type(error).__name__])[0][:300]}") from None
+        is_short = where == "query" and isinstance(error, duckdb.OutOfMemoryException)
+        more = "; `--memory 4GB` gives it more" if is_short else ""
+        raise UsageError(f"{where}: {(lines or [type(error).__name__])[0][:300]}{more}") from None
 
 
 def columns(tables: Tables) -> list[tuple[str, list[tuple[str, str]]]]:

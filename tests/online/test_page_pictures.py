@@ -89,11 +89,11 @@ def test_every_example_is_answered_right_at_one_click(page: Page, endpoint: Endp
 
 def test_only_what_the_model_can_do_is_offered(page: Page, endpoint: Endpoint) -> None:
     page.open(endpoint.address, KEY)
-    assert page.texts("#tasks span") == ["Caption", "Answer", "Read text", "Detect", "", ""]
+    assert page.texts("#tasks span") == ["Caption", "Answer", "Read text", "Detect", "Segment", ""]
     assert "It does not know photographs." in page["about"].text
     assert not page["language"].is_displayed() and not page["model"].is_displayed()
     [model] = httpx.get(f"{endpoint.address}/v1/models", headers=HEADERS).json()["data"]
-    assert (model["tasks"], model["languages"]) == (["caption", "ocr", "answer", "detect"], ["en"])
+    assert (model["tasks"], model["languages"]) == (["caption", "ocr", "answer", "detect", "segment"], ["en"])
     with scripted(Scripted()) as address:  # another model
         page.open(address)
         assert page.texts("#tasks span")[-2:] == ["Segment", "Free prompt"] and page["language"].is_displayed()

@@ -8,7 +8,7 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 MASK_DECODER = CHECKPOINT / "mask-decoder.npz"
 """The checkpoint's decoder of masks, in the format of the authors' `vae-oid.npz`."""
 
-TASKS = ("caption", "ocr", "answer", "detect")
+TASKS = ("caption", "ocr", "answer", "detect", "segment")
 """Kinds of task that the checkpoint is trained on."""
 
 LANGUAGES = ("en",)

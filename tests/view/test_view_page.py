@@ -116,15 +116,16 @@ def test_keys_and_marks_survive_a_reload(browser: Page, demo_view: Viewed) -> No
     page.wait(lambda: page.run("return items[1].verdict") is None)  # the same key again
 
 
-def drag(page: Page, item: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
     """Draw with the pointer from one pixel of the original to another one."""
     script = """const at = document.querySelector('#stage svg').getScreenCTM();
         return arguments[0].map(([x, y]) => [at.a * x + at.e, at.d * y + at.f])"""
     (left, top), (right, bottom) = page.run(script, [start, end])
     actions = ActionBuilder(page.driver, duration=20)
-    actions.pointer_action.move_to_location(round(left), round(top)).pointer_down()
-    actions.pointer_action.move_to_location(round((left + right) / 2), round(bottom))
-    actions.pointer_action.move_to_location(round(right), round(bottom)).pointer_up()
+    pointer: Any = actions.pointer_action
+    pointer.move_to_location(round(left), round(top)).pointer_down()
+    pointer.move_to_location(round((left + right) / 2), round(bottom))
+    pointer.move_to_location(round(right), round(bottom)).pointer_up()
     actions.perform()
 
 
@@ -150,18 +151,18 @@ def test_boxes_are_corrected(browser: Page, demo_view: Viewed) -> None:
     page.run("document.activeElement.blur()")
     press(page, "+")
     width, height = item["width"], item["height"]
-    drag(page, item, (0.4 * width, 0.45 * height), (0.6 * width, 0.55 * height))
+    drag(page, (0.4 * width, 0.45 * height), (0.6 * width, 0.55 * height))
     page.wait(lambda: len(stored() or ()) == count + 1)
     expected = [0.4 * width, 0.45 * height, 0.6 * width, 0.55 * height]
     assert corners()[-1] == pytest.approx(expected, abs=1.5) and (stored() or [])[-1]["label"] == HOSTILE
     page.wait(lambda: page.run("return document.querySelectorAll('#stage .drawn').length") == 1)
     press(page, "0")
-    drag(page, item, (0.6 * width, 0.55 * height), (0.7 * width, 1.01 * height))  # by a corner, beyond the picture
+    drag(page, (0.6 * width, 0.55 * height), (0.7 * width, 1.01 * height))  # by a corner, beyond the picture
     page.wait(lambda: corners()[-1][3] == height)
     assert corners()[-1] == pytest.approx([*expected[:2], 0.7 * width, height], abs=2)
     page.wait(lambda: page.run("return shown().right_boxes.at(-1).y_max") == height)
     label = page.driver.find_elements("css selector", ".answer.current li input")[-1]
-    label.clear()
+    label.send_keys(Keys.CONTROL, "a")
     label.send_keys("a name", Keys.ENTER)
     page.wait(lambda: (stored() or [])[-1]["label"] == "a name")
     page.driver.find_element("css selector", ".remove").send_keys(Keys.DELETE)

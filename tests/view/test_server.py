@@ -17,6 +17,8 @@ from demo_run import SCENES, TASKS, DemoRun
 from PIL import Image
 from view.conftest import TOKEN, Viewed, viewed
 
+from paliscribe.evaluation import Options, evaluate
+from paliscribe.export import Filters, export
 from paliscribe.published import mark_of
 from paliscribe.results import read_summary
 from paliscribe.storage import open_store
@@ -162,6 +164,58 @@ def test_marks(demo_view: Viewed) -> None:
         assert demo_view.client.put("/api/mark", json=bad).status_code == 400
     assert demo_view.client.put("/api/mark", json=body | {"task": "none"}).status_code == 404
     assert demo_view.client.put("/api/mark", content=b"x" * 10**6).status_code == 400
+
+
+def test_corrected_boxes(demo_run: DemoRun, tmp_path: Path) -> None:
+    shutil.copytree(demo_run.output, tmp_path / "run")
+    store, label = open_store(str(tmp_path / "run")), "<b>é'"
+    with viewed(str(tmp_path / "run")) as view:
+        one = items(view, kind="detect", sort="boxes")[0]
+        width = one["width"]
+        drawn = {"label": f" {label} ", "x_min": 0, "y_min": 1.234, "x_max": width, "y_max": 20.5}
+        body = {"row": one["row"], "task": one["task"], "verdict": "fix"}
+        for boxes in ([], [drawn, {"of": 0}]):
+            reply = view.client.put("/api/mark", json=body | {"boxes": boxes})
+            assert reply.status_code == 200, reply.text
+        right = drawn | {"label": label, "y_min": 1.23, "score": None}
+        mark = mark_of(store, one["id"], one["task"])
+        assert mark and mark.boxes and mark.boxes[1] == right
+        [published] = [
+            found["boxes"][0]
+            for path in (tmp_path / "run/annotations").rglob("*.parquet")
+            for found in pq.read_table(path, partitioning=None).to_pylist()
+            if (found["id"], found["task"]) == (one["id"], one["task"])
+        ]
+        assert mark.boxes[0] == published, "it is not rounded"
+        wrong: list[Any] = [
+            3, {}, [3], [{}], [{"of": 99}], [{"of": -1}], [{"of": True}], [{"of": 0}, {"of": 0}], [drawn] * 1001,
+            *([drawn | {"label": label}] for label in ("", " ", None, 3, "a\nb", "x" * 201)),
+            *([drawn | {"x_min": x}] for x in (-1, width, width + 1, 10**400, "1", None, True)),
+        ]  # fmt: skip
+        for bad in wrong:
+            reply = view.client.put("/api/mark", json=body | {"boxes": bad})
+            assert reply.status_code == 400 and "\n" not in reply.json()["error"], bad
+        for words in (
+            '"boxes": [{"label": "a", "x_min": NaN}]',
+            '"text": "\\ud800"',
+            '"boxes": [{"label": "\\ud800"}]',
+        ):
+            content = json.dumps(body)[:-1] + f", {words}}}"
+            assert view.client.put("/api/mark", content=content).status_code == 400
+        assert view.client.put("/api/mark", json=body | {"verdict": "accept", "boxes": []}).status_code == 400
+        assert view.client.put("/api/mark", json=body | {"task": "ocr", "boxes": []}).status_code == 400
+    with viewed(str(tmp_path / "run")) as again:
+        [found] = items(again, verdict="fix")
+        assert [box["of"] for box in found["right_boxes"]] == [0, None]
+        assert found["right_boxes"][1] == right | {"of": None} and found["boxes"] == one["boxes"]
+        rows = again.client.get(f"/api/row/{one['row']}").json()["items"]
+        assert [each["right_boxes"] for each in rows if each["task"] == one["task"]] == [found["right_boxes"]]
+    evaluated = evaluate(str(tmp_path / "run"), Options("review"))["tasks"]
+    assert [task["rows"]["evaluated"] for task in evaluated if task["kind"] == "detect"] == [1]
+    export(str(tmp_path / "run"), "jsonl", str(tmp_path / "to"), Filters(reviewed=True))
+    [line] = (tmp_path / "to/annotations.jsonl").read_text().splitlines()
+    assert [box["label"] for box in json.loads(line)["boxes"]] == [published["label"], label]
+    assert json.loads(line)["boxes"][1] == pytest.approx(right, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", [*Filter.__dataclass_fields__, "sort", "offset", "limit"])

@@ -7,8 +7,11 @@ import pytest
 from online.browser import Page
 from results.made import Job
 from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
+from selenium.webdriver.common.keys import Keys
 from view.conftest import TOKEN, Viewed, viewed
 
+from paliscribe.published import mark_of
 from paliscribe.storage import open_store
 
 pytestmark = pytest.mark.slow
@@ -111,6 +114,70 @@ def test_keys_and_marks_survive_a_reload(browser: Page, demo_view: Viewed) -> No
     assert page.texts(".badge.verdict") == ["accept", "fix"]
     press(page, "j", "a")
     page.wait(lambda: page.run("return items[1].verdict") is None)  # the same key again
+
+
+def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Draw with the pointer from one pixel of the original to another one."""
+    script = """const at = document.querySelector('#stage svg').getScreenCTM();
+        return arguments[0].map(([x, y]) => [at.a * x + at.e, at.d * y + at.f])"""
+    (left, top), (right, bottom) = page.run(script, [start, end])
+    actions = ActionBuilder(page.driver, duration=20)
+    pointer: Any = actions.pointer_action
+    pointer.move_to_location(round(left), round(top)).pointer_down()
+    pointer.move_to_location(round((left + right) / 2), round(bottom))
+    pointer.move_to_location(round(right), round(bottom)).pointer_up()
+    actions.perform()
+
+
+def test_boxes_are_corrected(browser: Page, demo_view: Viewed) -> None:
+    page, store = browser, open_store(str(demo_view.output))
+    opened(page, demo_view, "kind=detect&sort=boxes")
+    press(page, "f")
+    page.wait(lambda: page.run("return document.querySelector('#stage img')?.complete"))
+    item = page.run("return shown()")
+
+    def stored() -> list[dict[str, Any]] | None:
+        found = mark_of(store, item["id"], item["task"])
+        return None if found is None or found.boxes is None else list(found.boxes)
+
+    def corners() -> list[list[float]]:
+        return [[box[name] for name in ("x_min", "y_min", "x_max", "y_max")] for box in stored() or []]
+
+    press(page, "x")
+    page.wait(lambda: page.texts(".editor"))
+    count = len(item["boxes"])
+    page.driver.find_element("css selector", ".next input").clear()
+    page.driver.find_element("css selector", ".next input").send_keys(HOSTILE)
+    page.run("document.activeElement.blur()")
+    press(page, "+")
+    width, height = item["width"], item["height"]
+    drag(page, (0.4 * width, 0.45 * height), (0.6 * width, 0.55 * height))
+    page.wait(lambda: len(stored() or ()) == count + 1)
+    expected = [0.4 * width, 0.45 * height, 0.6 * width, 0.55 * height]
+    assert corners()[-1] == pytest.approx(expected, abs=1.5) and (stored() or [])[-1]["label"] == HOSTILE
+    page.wait(lambda: page.run("return document.querySelectorAll('#stage .drawn').length") == 1)
+    press(page, "0")
+    drag(page, (0.6 * width, 0.55 * height), (0.7 * width, 1.01 * height))  # by a corner, beyond the picture
+    page.wait(lambda: corners()[-1][3] == height)
+    assert corners()[-1] == pytest.approx([*expected[:2], 0.7 * width, height], abs=2)
+    page.wait(lambda: page.run("return shown().right_boxes.at(-1).y_max") == height)
+    label = page.driver.find_elements("css selector", ".answer.current li input")[-1]
+    label.send_keys(Keys.CONTROL, "a")
+    label.send_keys("a name", Keys.ENTER)
+    page.wait(lambda: (stored() or [])[-1]["label"] == "a name")
+    page.driver.find_element("css selector", ".remove").send_keys(Keys.DELETE)
+    page.wait(lambda: len(stored() or ()) == count)
+    opened(page, demo_view, "kind=detect&sort=boxes")
+    assert [box["label"] for box in page.run("return items[0].right_boxes")] == [box["label"] for box in stored() or []]
+    assert page.run("return document.querySelectorAll('#wall .drawn').length") == 1
+    press(page, "f")
+    page.wait(lambda: page.texts(".editor"))
+    page.driver.find_element("css selector", "[data-at$=' reset']").click()
+    page.wait(lambda: stored() is None)
+    page.wait(lambda: page.run("return document.querySelectorAll('#stage .box').length") == count)
+    press(page, "x")
+    page.wait(lambda: mark_of(store, item["id"], item["task"]) is None)
+    assert page.run("return window.hit") is None and not page.complaints()
 
 
 def test_masks_and_markup(browser: Page, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from paliscribe.errors import UsageError, did_you_mean
 from paliscribe.export.calibrated import calibrate, kept_maps
 from paliscribe.export.names import stem
 from paliscribe.export.pictures import BOX_KINDS, NO_LABEL, Answer, Picture, Region
+from paliscribe.published.corrections import kept_masks, paired
 from paliscribe.published.query import BATCH, mistakes, rows_of
 from paliscribe.published.tables import Tables, literal
 from paliscribe.records import Box, Mask
@@ -136,7 +137,7 @@ class Selection:
         if verdict == "fix":
             record |= {"status": "ok", "score": None, "error_message": None}
             if boxes is not None:
-                record |= {"text": None, "boxes": boxes, "masks": []}
+                record |= {"text": None, "masks": kept_masks(record, boxes), "boxes": boxes}
             if text is not None:
                 record["text"] = text
         pairs = paired(record)
@@ -201,16 +202,6 @@ def clipped(values: Mapping[str, Any], width: int, height: int) -> Box | None:
     if x_max <= x_min or y_max <= y_min:
         return None
     return Box(named(values["label"]), x_min, y_min, x_max, y_max, score)
-
-
-def paired(record: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Each box with its mask: masks are in the order of their boxes, with the same label and score."""
-    masks = list(record["masks"] or [])
-    pairs: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
-    for box in record["boxes"] or []:
-        fits = bool(masks) and (masks[0]["label"], masks[0]["score"]) == (box["label"], box["score"])
-        pairs.append((box, masks.pop(0) if fits else None))
-    return pairs
 
 
 def _reaches(score: float | None, other: float | None, least: float) -> bool:

@@ -9,7 +9,8 @@ from typing import Any, Final
 import duckdb
 
 from paliscribe.errors import UsageError
-from paliscribe.published import VERDICTS, Tables
+from paliscribe.published import VERDICTS, Mark, Tables
+from paliscribe.published.corrections import numbers_of, paired
 from paliscribe.published.query import mistakes
 from paliscribe.results.schema import NAMES
 
@@ -95,7 +96,7 @@ class Items:
             self._connection.execute(f"CREATE VIEW {each.prefix}records AS {whole}")
         self._connection.execute(f"CREATE VIEW all_items AS {ITEMS}")
         self._connection.execute(f"CREATE VIEW all_boxes AS {BOXES}")
-        self._connection.execute("CREATE TABLE marked AS SELECT id, task, verdict FROM review")
+        self._connection.execute("CREATE TABLE marked AS SELECT id, task, verdict, text, boxes FROM review")
         self.columns = [name for name in tables.schema.names if name not in NAMES]
         self._items, self._boxes = "all_items", "all_boxes"
         self._images: dict[int, str] = {}  # of pages that were asked for: their pictures are asked for next
@@ -186,12 +187,18 @@ class Items:
                 counts["score"][bin_] += count
         return counts | {"total": sum(count for *_, count in found)}
 
-    def mark(self, row_id: str, task: str, verdict: str | None) -> None:
+    def mark(self, row_id: str, task: str, mark: Mark | None) -> None:
         """Remember a mark; None: there is none any more."""
         with self._lock:
             self._rows("DELETE FROM marked WHERE id = ? AND task = ?", [row_id, task])
-            if verdict is not None:
-                self._rows("INSERT INTO marked VALUES (?, ?, ?)", [row_id, task, verdict])
+            if mark is not None:
+                values = [row_id, task, mark.verdict, mark.text, mark.boxes]
+                self._rows("INSERT INTO marked VALUES (?, ?, ?, ?, ?)", values)
+
+    def boxes(self, row: int, task: str) -> list[dict[str, Any]]:
+        """The model's boxes of an item, not rounded."""
+        [(found,)] = self._rows("SELECT boxes FROM records WHERE row = ? AND task = ?", [row, task])
+        return list(found or [])
 
     def _where(self, chosen: Filter) -> tuple[str, list[Any]]:
         """A condition and its values: nothing that a browser sent is SQL."""
@@ -238,12 +245,13 @@ class Items:
     def _dicts(self, sql: str, values: Sequence[Any]) -> list[dict[str, Any]]:
         names = SHOWN.split(", ")
         found = [dict(zip(names, row, strict=True)) for row in self._rows(sql, values)]
-        marks = {}
+        marks: dict[tuple[str, str], Mark] = {}
         if found:
             places = ", ".join("?" * len(found))
-            marked = f"SELECT id, task, verdict FROM marked WHERE id IN ({places})"
-            marks = {(i, task): verdict for i, task, verdict in self._rows(marked, [each["id"] for each in found])}
-        return [_plain(each) | {"verdict": marks.get((each["id"], each["task"]))} for each in found]
+            marked = f"SELECT id, task, verdict, text, boxes FROM marked WHERE id IN ({places})"
+            given = (Mark(*values) for values in self._rows(marked, [each["id"] for each in found]))
+            marks = {(mark.id, mark.task): mark for mark in given}
+        return [with_mark(_plain(each), marks.get((each["id"], each["task"]))) for each in found]
 
     def _rows(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         with mistakes(), self._cursor() as cursor:
@@ -251,6 +259,21 @@ class Items:
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         return self._connection.cursor()
+
+
+def with_mark(item: dict[str, Any], mark: Mark | None) -> dict[str, Any]:
+    """An item with its `verdict`, and as a reviewer corrected it: `right`, a text, and `right_boxes`; else null.
+
+    `of`, in its masks and in `right_boxes`, is the number of the model's box that it belongs to, or is equal to.
+    """
+    numbers = {id(mask): number for number, (_, mask) in enumerate(paired(item)) if mask is not None}
+    masks = [mask | {"of": numbers.get(id(mask))} for mask in item["masks"] or []]
+    right = None if mark is None or mark.boxes is None else _plain(list(mark.boxes))
+    if right is not None:
+        found = numbers_of(item["boxes"] or [], right)
+        right = [box | {"of": number} for box, number in zip(right, found, strict=True)]
+    verdict, text = (mark.verdict, mark.text) if mark is not None else (None, None)
+    return item | {"masks": masks, "verdict": verdict, "right": text, "right_boxes": right}
 
 
 def _bins(found: Sequence[tuple[Any, ...]]) -> list[int]:

@@ -23,10 +23,11 @@ from paliscribe.published import VERDICTS, Mark, Tables, delete_mark, mark_of, o
 from paliscribe.results.run_file import RunFile
 from paliscribe.storage import StorageError
 from paliscribe.view import page, plots
-from paliscribe.view.items import BINS, LETTERS, Filter, Items
+from paliscribe.view.corrected import is_text, right_boxes
+from paliscribe.view.items import BINS, LETTERS, Filter, Items, with_mark
 from paliscribe.view.pictures import SIZES, Pictures
 
-BODY: Final = 64 * 2**10  # bytes of a mark
+BODY: Final = 256 * 2**10  # bytes of a mark
 PRIVATE: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -137,8 +138,8 @@ class _Routes:
         found = self._view.items.of_row(row)
         if not found:
             raise RowError("missing", "the run has no such row")
-        marks = {each["task"]: mark_of(self._view.tables.store, each["id"], each["task"]) for each in found}
-        found = [each | {"right": mark.text if (mark := marks[each["task"]]) else None} for each in found]
+        store = self._view.tables.store
+        found = [with_mark(each, mark_of(store, each["id"], each["task"])) for each in found]
         return JSONResponse({"items": found, "columns": self._view.items.carried(row)}, headers=PRIVATE)
 
     def picture(self, request: Request) -> Response:
@@ -151,7 +152,10 @@ class _Routes:
         return Response(data, media_type="image/jpeg", headers=PRIVATE | {"Cache-Control": "private, max-age=600"})
 
     async def mark(self, request: Request) -> Response:
-        """Mark an item: {"row", "task", "verdict": accept, reject, fix or null, "text": the right answer}."""
+        """Mark an item: {"row", "task", "verdict": accept, reject, fix or null, "text", "boxes": the right answer}.
+
+        `boxes`: see `corrected.right_boxes`.
+        """
         body = b""
         async for part in request.stream():
             body += part
@@ -162,22 +166,28 @@ class _Routes:
     def _mark(self, body: bytes) -> Response:
         try:
             given = json.loads(body)
-            row, task, verdict, text = (given.get(name) for name in ("row", "task", "verdict", "text"))
+            row, task, verdict, text, boxes = (given.get(name) for name in ("row", "task", "verdict", "text", "boxes"))
         except (ValueError, AttributeError, RecursionError):
             raise UsageError("the mark is not a JSON object") from None
         if verdict is not None and verdict not in VERDICTS:
             raise UsageError("unknown verdict")
-        if type(row) is not int or not 0 <= row < 2**63 or not isinstance(text, str | None):
+        if type(row) is not int or not 0 <= row < 2**63 or not (text is None or is_text(text)):
             raise UsageError("a mark has a row, a task and a verdict")
         found = next((each for each in self._view.items.of_row(row) if each["task"] == task), None)
         if found is None:
             raise RowError("missing", "the run has no such item")
-        store = self._view.tables.store
+        store, mark = self._view.tables.store, None
+        if boxes is not None:
+            if verdict != "fix":
+                raise UsageError("boxes belong to a fix")
+            boxes = right_boxes(boxes, found, self._view.items.boxes(row, task))
         if verdict is None:
             delete_mark(store, found["id"], found["task"])
         else:
-            put_mark(store, Mark(found["id"], found["task"], verdict, text=text or None, marked_at=time.time()))
-        self._view.items.mark(found["id"], found["task"], verdict)
+            now = time.time()
+            mark = Mark(found["id"], found["task"], verdict, text=text or None, boxes=boxes, marked_at=now)
+            put_mark(store, mark)
+        self._view.items.mark(found["id"], found["task"], mark)
         return JSONResponse({"verdict": verdict}, headers=PRIVATE)
 
 

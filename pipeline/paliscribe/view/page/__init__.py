@@ -6,7 +6,7 @@ from typing import Final
 from paliscribe.online.page import COLOURS, restricted, styled
 
 _FOLDER: Final = Path(__file__).parent
-SCRIPTS: Final = ("draw", "wall", "large", "start")  # in this order
+SCRIPTS: Final = ("draw", "wall", "boxes", "large", "start")  # in this order
 
 
 def _read(*names: str) -> str:

@@ -44,17 +44,27 @@ function pathOf({ rle, height, width }) {
   return parts.join("");
 }
 
-// What is drawn over a picture, in pixels of the original.
+// The boxes of an answer as a reviewer corrected them, and its masks: a mask goes with its box.
+const isCorrected = (item) => item.verdict === "fix" && Boolean(item.right_boxes);
+const boxesOf = (item) => (isCorrected(item) ? item.right_boxes : item.boxes || []);
+const masksOf = (item) => (item.masks || []).filter((mask) => !isCorrected(item)
+  || (mask.of !== null && item.right_boxes.some((box) => box.of === mask.of)));
+
+const rectOf = (box) => ({ x: box.x_min, y: box.y_min, width: Math.max(0, box.x_max - box.x_min), height: Math.max(0, box.y_max - box.y_min) });
+
+const cornersOf = (box) => [[box.x_min, box.y_min], [box.x_max, box.y_min], [box.x_min, box.y_max], [box.x_max, box.y_max]];
+
+// What is drawn over a picture, in pixels of the original. Boxes that the model did not give are dashed.
 function overlay(item) {
   const svg = shape("svg", { viewBox: `0 0 ${item.width} ${item.height}`, "aria-hidden": "true" });
-  for (const mask of item.masks || []) {
+  for (const mask of masksOf(item)) {
     if (mask.rle && mask.height > 0) svg.append(shape("path", { d: pathOf(mask), fill: colorOf(mask.label), class: "area" }));
   }
-  for (const box of item.boxes || []) {
-    const place = { x: box.x_min, y: box.y_min, width: Math.max(0, box.x_max - box.x_min), height: Math.max(0, box.y_max - box.y_min) };
-    const title = shape("title", {}, titleOf(box)), color = colorOf(box.label);
-    svg.append(shape("g", { class: "box" }, title, shape("rect", { ...place, class: "under" }),
-      shape("rect", { ...place, class: "over", stroke: color, fill: color })));
+  for (const box of boxesOf(item)) {
+    const place = rectOf(box), title = shape("title", {}, titleOf(box)), color = colorOf(box.label);
+    svg.append(shape("g", { class: box.of === null ? "box drawn" : "box" }, title, shape("rect", { ...place, class: "under" }),
+      shape("rect", { ...place, class: "over", stroke: color, fill: color }),
+      shape("path", { d: cornersOf(box).map(([x, y]) => `M${x} ${y}h0`).join(""), class: "corners", stroke: color })));
   }
   return svg;
 }

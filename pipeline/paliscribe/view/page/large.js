@@ -16,7 +16,7 @@ async function enlarge(now) {
   if (String(whole[0]?.row) !== row) {
     const found = await read(`api/row/${encodeURIComponent(row)}`);
     if (state().get("row") !== row) return;
-    [whole, columns, zoom] = [found.items, found.columns, 1];
+    [whole, columns, zoom] = [found.items.map(keyed), found.columns, 1];
   }
   if (!whole.some((item) => item.task === chosen)) chosen = whole[0].task;
   if (!$("large").open) $("large").showModal();
@@ -31,9 +31,18 @@ function draw() {
   const item = shown(), decoded = whole.find((each) => each.width) || item;
   $("large-id").textContent = item.id;
   $("stage").replaceChildren(pictureOf(decoded, zoom > 1.5 && Math.max(decoded.width, decoded.height) > 1600 ? "whole" : "large"));
-  if (item.width) $("stage").append(overlay(item));
+  cover();
   $("stage").style.width = $("stage").style.height = `${100 * zoom}%`;
   $("smaller").disabled = zoom === 1;
+}
+
+// What is drawn over the picture, anew.
+function cover() {
+  const item = shown();
+  if (!item) return;
+  document.querySelector("#stage svg")?.remove();
+  if (item.width) $("stage").append(overlay(item));
+  $("stage").classList.toggle("edited", isEdited(item));
 }
 
 function setZoom(wanted) {
@@ -45,14 +54,17 @@ function setZoom(wanted) {
 }
 
 function answers() {
+  const at = document.activeElement?.dataset.at; // where the keys are
   const made = whole.map(answer), facts = Object.entries(columns).map(([name, value]) => `${name}: ${value}`).join(" · ");
   $("answers").replaceChildren(...made, element("p", facts, { className: "quiet" }));
+  proposeNames();
+  if (at) document.querySelector(`[data-at="${CSS.escape(at)}"]`)?.focus({ preventScroll: true });
 }
 
 function answer(item) {
   const made = element("section", "", { className: "answer" });
   made.classList.toggle("current", item.task === chosen);
-  made.addEventListener("click", (event) => { if (!event.target.closest("button, input")) go({ of: item.task }, true); });
+  made.addEventListener("click", (event) => { if (!event.target.closest("button, input, label")) go({ of: item.task }, true); });
   made.append(element("h3", item.prompt || item.task));
   if (item.status === "error") made.append(element("p", `${item.error_kind}: ${item.error_message || ""}`, { className: "error" }));
   else made.append(element("p", item.text || "(nothing)", { className: item.boxes?.length ? "raw" : "text" }));
@@ -65,25 +77,36 @@ function answer(item) {
   for (const [key, verdict] of Object.entries(MARKS)) {
     const button = element("button", `${verdict} (${key})`, { type: "button", className: "small" });
     button.setAttribute("aria-pressed", String(item.verdict === verdict));
-    button.addEventListener("click", () => mark(item, verdict));
+    button.dataset.at = `${item.task} ${verdict}`;
+    button.addEventListener("click", () => {
+      if (verdict === "fix") go({ of: item.task }, true);
+      mark(item, verdict);
+    });
     buttons.append(button);
   }
   made.append(buttons);
-  if (item.verdict === "fix") made.append(correction(item));
+  if (isEdited(item)) made.append(item.task === chosen ? editor(item) : element("p", "Click here to correct the boxes.", { className: "quiet" }));
+  if (item.verdict === "fix" && (!isOfBoxes(item) || item.right)) made.append(correction(item));
   return made;
 }
 
 function found(item) {
   const list = element("ul");
-  for (const [number, box] of (item.boxes || []).entries()) {
-    const line = element("li"), colour = element("i");
-    colour.style.background = colorOf(box.label);
-    line.append(colour, element("span", titleOf(box)));
-    line.addEventListener("mouseenter", () => light(item, number, true));
-    line.addEventListener("mouseleave", () => light(item, number, false));
+  const edited = isEdited(item) && item.task === chosen;
+  for (const [number, box] of boxesOf(item).entries()) {
+    const line = edited ? editedLine(item, box, number) : boxLine(box);
+    for (const name of ["mouseenter", "focusin"]) line.addEventListener(name, () => light(item, number, true));
+    for (const name of ["mouseleave", "focusout"]) line.addEventListener(name, () => light(item, number, false));
     list.append(line);
   }
   return list;
+}
+
+function boxLine(box) {
+  const line = element("li"), colour = element("i");
+  colour.style.background = colorOf(box.label);
+  line.append(colour, element("span", titleOf(box)));
+  return line;
 }
 
 function light(item, number, on) {
@@ -95,8 +118,7 @@ function correction(item) {
   field.setAttribute("aria-label", "The right answer");
   field.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !field.value) return;
-    item.right = field.value;
-    mark(item, "fix", field.value);
+    mark(item, "fix", () => ({ right: field.value }));
   });
   return field;
 }

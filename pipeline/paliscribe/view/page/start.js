@@ -47,6 +47,7 @@ async function start() {
   $("next").addEventListener("click", () => move(1));
   $("close").addEventListener("click", close);
   $("large").addEventListener("cancel", (event) => { event.preventDefault(); close(); });
+  listenToDrags();
   addEventListener("keydown", press);
   addEventListener("popstate", () => show());
   try {

@@ -108,11 +108,11 @@ function tile(item, number) {
   return made;
 }
 
-const wordsOf = (item) => (item.status === "error" ? item.error_message || "" : item.boxes?.length ? labelsOf(item) : item.text || "(nothing)");
+const wordsOf = (item) => (item.status === "error" ? item.error_message || "" : boxesOf(item).length ? labelsOf(item) : (!isCorrected(item) && item.text) || "(nothing)");
 
 function labelsOf(item) {
   const counts = new Map();
-  for (const { label } of item.boxes) counts.set(label, (counts.get(label) || 0) + 1);
+  for (const { label } of boxesOf(item)) counts.set(label, (counts.get(label) || 0) + 1);
   return [...counts].map(([label, count]) => (count > 1 ? `${count} × ${label}` : label)).join(", ");
 }
 
@@ -133,19 +133,35 @@ function choose(number, scrolled = true) {
   if (scrolled) tiles[current]?.scrollIntoView({ block: "nearest" });
 }
 
-// Mark an item; the verdict that it has already is taken away.
-async function mark(item, verdict, text = null) {
-  const wanted = item.verdict === verdict && text === null ? null : verdict;
+let saving = Promise.resolve();
+
+// Mark an item, after all marks before; the verdict that it has already is taken away. `change`: makes parts of the
+// right answer of a fix. `redrawn`: whether the answers are built anew.
+function mark(item, verdict, change = null, redrawn = true) {
+  saving = saving.then(() => save(item, verdict, change, redrawn));
+}
+
+async function save(item, verdict, change, redrawn) {
+  const wanted = item.verdict === verdict && !change ? null : verdict;
+  const { right, right_boxes } = { ...item, ...change?.() };
+  const answer = wanted === "fix" ? { text: right, boxes: right_boxes && sent(item, right_boxes) } : {};
   try {
-    const body = JSON.stringify({ row: item.row, task: item.task, verdict: wanted, text });
+    const body = JSON.stringify({ row: item.row, task: item.task, verdict: wanted, ...answer });
     await read("api/mark", { method: "PUT", headers: { "Content-Type": "application/json" }, body });
     for (const each of [item, ...items, ...whole]) {
-      if (each.row === item.row && each.task === item.task) each.verdict = wanted;
+      if (each.row === item.row && each.task === item.task) Object.assign(each, { verdict: wanted, right, right_boxes });
     }
     build();
-    if ($("large").open) answers();
-    $("error").textContent = "";
+    complain("");
   } catch (error) {
-    $("error").textContent = error.message;
+    complain(error.message);
   }
+  if (!$("large").open) return;
+  cover();
+  if (redrawn) answers();
+}
+
+// Say what went wrong, on the wall and over it.
+function complain(words) {
+  for (const name of ["error", "large-error"]) $(name).textContent = words;
 }

@@ -24,10 +24,12 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = os.environ["NO_GCE_CHECK"] = "true"
 whole.watch()
 
 SLOW = (  # files that compute for more than some seconds, or open a browser
+    "api/test_display.py",
     "batch/test_append.py",
     "batch/test_members_inside.py",
     "batch/test_preview.py",
     "batch/test_shared_cases.py",
+    "batch/test_stalling.py",
     "bench/*",
     "chaos/*",
     "demo/test_checkpoint.py",
@@ -37,8 +39,10 @@ SLOW = (  # files that compute for more than some seconds, or open a browser
     "engine/test_resolutions.py",
     "engine/test_soak.py",
     "evaluation/*",
+    "images/test_allowed_addresses.py",
     "images/test_costs.py",
     "images/test_odd_images.py",
+    "images/test_optional_formats.py",
     "images/test_untrusted.py",
     "infra/*",
     "manifest/*",
@@ -53,8 +57,12 @@ SLOW = (  # files that compute for more than some seconds, or open a browser
     "online/test_page*.py",
     "online/test_reference.py",
     "pool/test_isolation.py",
+    "results/test_lease.py",
     "results/test_publish.py",
+    "storage/test_archives.py",
     "storage/test_s3.py",
+    "storage/test_stores.py",
+    "test_signals.py",
     "verify/*",
     "view/*",
 )

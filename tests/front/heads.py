@@ -18,6 +18,8 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789
 PLAIN = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 PLAIN["PATH"] = f"{PROGRAMS}{os.pathsep}{PLAIN['PATH']}"  # a job's `python` is the one that Ray runs with
 
+STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # as in cluster.yaml; Ray kills a stopped job after 3 s otherwise
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -71,7 +73,7 @@ def ray_head(
         f"--dashboard-port={web}",
     ]
     command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"]
-    with running(command, PLAIN | dict(token) | dict(environment or {})) as process:
+    with running(command, PLAIN | STOP_WAIT | dict(token) | dict(environment or {})) as process:
         wait_for(f"http://127.0.0.1:{web}/api/version")
         yield Head(f"http://127.0.0.1:{web}", f"127.0.0.1:{gcs}", process.pid)
 

@@ -16,6 +16,7 @@ Errors of storage, Pillow, torch and Ray are translated into these in one place 
 
 import difflib
 import signal
+import traceback
 from collections.abc import Iterable
 from typing import Literal, get_args
 
@@ -116,3 +117,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), names, n=1)
     return f" (did you mean {names[close[0]]!r}?)" if close else ""
+
+
+def clear_frames(error: BaseException) -> None:
+    """Clear the frames of an error and of its causes: they hold tensors, and often the error itself."""
+    seen: set[int] = set()
+    errors: list[BaseException | None] = [error]
+    while errors:
+        each = errors.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            errors += [each.__cause__, each.__context__]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from paliscribe.errors import ReplicaError
+from paliscribe.errors import ReplicaError, clear_frames
 from paliscribe.model.paligemma import Model
 
 log = logging.getLogger(__name__)
@@ -48,18 +48,6 @@ def require_memory(model: Model) -> None:
     failure = attempt(lambda: model.embed_images(model.upload([pixels])))
     if failure is not None:
         raise ReplicaError(f"the device cannot take a single image any more: {failure.line}")
-
-
-def clear_frames(error: BaseException) -> None:
-    """Clear the frames of an error and of its causes: they hold tensors, and often the error itself."""
-    seen: set[int] = set()
-    errors: list[BaseException | None] = [error]
-    while errors:
-        each = errors.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
-            traceback.clear_frames(each.__traceback__)
-            errors += [each.__cause__, each.__context__]
 
 
 def line(error: BaseException) -> str:

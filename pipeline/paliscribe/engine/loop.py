@@ -19,12 +19,12 @@ from torch import Tensor
 
 from paliscribe.engine.decoder import Decoder
 from paliscribe.engine.embeddings import Embeddings
-from paliscribe.engine.failures import Failure, attempt, clear_frames, line, require_memory
+from paliscribe.engine.failures import Failure, attempt, line, require_memory
 from paliscribe.engine.generation import Generation, OnPiece
 from paliscribe.engine.scheduler import Item, QueueFull, Scheduler
 from paliscribe.engine.sizing import Sizes, engine_sizes
 from paliscribe.engine.stats import EngineStats
-from paliscribe.errors import ReplicaError, RequestError
+from paliscribe.errors import ReplicaError, RequestError, clear_frames
 from paliscribe.model.paligemma import Model
 from paliscribe.records import BATCH, ONLINE, Prediction, Request
 

@@ -1,6 +1,7 @@
 """Join or start a Ray cluster, and unwrap our errors from Ray's."""
 
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from paliscribe.errors import PaliscribeError, RunError, TemporaryError, UsageError
+from paliscribe.errors import PaliscribeError, RunError, TemporaryError, UsageError, clear_frames
 from paliscribe.pool.joining import check_cluster
 
 PROXIES = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "paliscribe.online.proxy:middlewares"}
@@ -68,6 +69,12 @@ def cluster(num_cpus: int | None = None) -> Iterator[None]:
     try:
         with _naming_the_log(), _redirected_stdout():
             yield
+    except BaseException as error:
+        # What the error's frames hold must go before Ray does: an iterator of Ray Data that is dropped later asks the
+        # cluster for its resources, for which Ray joins or starts another one, or waits for the one that ended.
+        clear_frames(error)
+        gc.collect()
+        raise
     finally:
         _started.clear()
         ray.shutdown()

@@ -112,11 +112,8 @@ def test_memory_is_bounded_and_more_can_be_given(
     demo_run: DemoRun, paliscribe: Callable[..., tuple[int, str, str]]
 ) -> None:
     sql = "SELECT count(*) FROM (SELECT DISTINCT range::VARCHAR FROM range(2_000_000))"
-    code, _, err = paliscribe("query", str(demo_run.output), sql, "--memory", "8MB")
-    assert (
-        code == 2
-        and err.startswith("paliscribe: query: Out of Memory")
-        and err.endswith("; `--memory 4GB` gives it more\n")
-    )
-    code, _, err = paliscribe("query", str(demo_run.output), sql, "--memory", "8 bytes")
-    assert (code, err) == (2, "paliscribe: --memory 8 bytes: a number and a unit are expected, such as 512MB or 4GB\n")
+    code, _, err = paliscribe("query", str(demo_run.output), sql, "--memory", "8")
+    assert code == 2 and err.startswith("paliscribe: query: Out of Memory")
+    assert err.endswith("; `--memory 4000` gives it more\n")
+    assert paliscribe("query", str(demo_run.output), sql, "--memory", "400")[0] == 0
+    assert paliscribe("query", str(demo_run.output), sql, "--memory", "0")[0] == 2

@@ -1,12 +1,9 @@
 """`paliscribe query`: SQL over a run."""
 
-import re
 import sys
 from typing import Annotated, Literal
 
 import typer
-
-from paliscribe.errors import UsageError
 
 HELP = """SQL (DuckDB's) over a run, read where it lies. Without SQL: the tables and their columns.
 
@@ -43,12 +40,10 @@ def query(
     ] = "table",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most rows of a table.")] = 200,
     memory: Annotated[
-        str, typer.Option(help="Memory of DuckDB, such as 4GB. It writes what needs more to a temporary folder.")
-    ] = "256MB",
+        int, typer.Option(min=1, help="MB of DuckDB's memory. It writes what needs more to a temporary folder.")
+    ] = 256,
 ) -> None:
     """Run SQL over a run."""
-    if not re.fullmatch(r"[1-9]\d{0,5} ?[KMGT]i?B", memory):
-        raise UsageError(f"--memory {memory}: a number and a unit are expected, such as 512MB or 4GB")
     from paliscribe.published import open_tables
     from paliscribe.published.query import columns, lines_of
     from paliscribe.published.query import query as run

@@ -1,5 +1,6 @@
 """The rows of a run that have truth, with it and, if asked, with another run's answers; in the order of their ids."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import duckdb
 
 from paliscribe.evaluation.truth import REJECTED
 from paliscribe.published import Tables
+from paliscribe.published.query import mistakes
 
 ROWS = 2048  # of a batch
 FIELDS = ("status", "text", "score", "boxes", "masks", "width", "height", "prompt")
@@ -58,13 +60,12 @@ def joined(
     sql = f"""SELECT id, t.given, a.found AS mine, {"b.found" if other is not None else "NULL"} AS theirs
         FROM (SELECT id, given FROM _truth WHERE task = $task) t JOIN ({_records(tables.prefix, kind)}) a USING (id)
         {theirs} {"ORDER BY id" if ordered else ""}"""
-    relation = tables.connection.sql(sql, params={"task": task, "kind": kind})
-    reader = relation.to_arrow_reader(ROWS)
-    try:
+    with mistakes("evaluate"), contextlib.ExitStack() as stack:
+        relation = tables.connection.sql(sql, params={"task": task, "kind": kind})
+        reader = relation.to_arrow_reader(ROWS)
+        stack.callback(reader.close)
         for batch in reader:
             yield [_row(values) for values in batch.to_pylist()]
-    finally:
-        reader.close()
 
 
 def _records(prefix: str, kind: str) -> str:

@@ -14,7 +14,7 @@ from paliscribe.export.target import Target
 from paliscribe.published import open_tables
 from paliscribe.storage import StorageError
 
-MEMORY = "256MB"  # of DuckDB
+MEMORY = 256  # MB, of DuckDB
 
 
 def export(output: str, form: str, to: str, filters: Filters | None = None, *, images: bool = False) -> dict[str, Any]:

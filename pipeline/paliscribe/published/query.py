@@ -42,7 +42,7 @@ def mistakes(where: str = "query") -> Iterator[None]:
     except duckdb.Error as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         is_short = where == "query" and isinstance(error, duckdb.OutOfMemoryException)
-        more = "; `--memory 4GB` gives it more" if is_short else ""
+        more = "; `--memory 4000` gives it more" if is_short else ""
         raise UsageError(f"{where}: {(lines or [type(error).__name__])[0][:300]}{more}") from None
 
 

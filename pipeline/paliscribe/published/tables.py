@@ -1,6 +1,7 @@
 """The tables of a published run in DuckDB, which reads the files where they lie, in a folder or in object storage."""
 
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,22 +55,21 @@ def open_tables(
     connection: duckdb.DuckDBPyConnection | None = None,
     *,
     prefix: str = "",
-    memory: str = "1GB",
+    memory: int = 1000,
     rows: bool = True,
 ) -> Tables:
     """Open the tables of a run. Nothing but footers is read.
 
     `connection`: where to add them, with names that begin with `prefix`; None: a new one, which takes at most `memory`
-    and otherwise writes to a temporary folder. `rows`: with the table of this name, whose reader takes half a second to
-    import. Raises UsageError if nothing is published there, or it cannot be read,
-    RunError if it is damaged.
+    (MB) and otherwise writes to a temporary folder. `rows`: with the table of this name, whose reader takes half a
+    second to import. Raises UsageError if nothing is published there, or it cannot be read, RunError if it is damaged.
     """
     try:
         store = open_store(output)
         files, summary = _published(store)
         base, folder = filesystem(store.uri)
         frozen = manifest.load(store)
-        made = connection or duckdb.connect(config={"memory_limit": memory, "temp_directory": tempfile.gettempdir()})
+        made = connection or _database(memory)
         protocol = f"{prefix or 'run'}output".replace("_", "")
         made.register_filesystem(OutputFiles(protocol, fs.SubTreeFileSystem(folder, base)))
         schema = _schema(files, base, folder)
@@ -93,6 +93,17 @@ def open_tables(
         words = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise RunError(f"{output}: its files cannot be read ({words}); see `paliscribe verify {output}`") from None
     return tables
+
+
+def _database(memory: int) -> duckdb.DuckDBPyConnection:
+    """A database that takes so many MB. DuckDB advises 125 MB a thread at least, so a large machine gets no more."""
+    threads = max(1, min(os.cpu_count() or 1, memory // 125))
+    limits: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{memory}MB",
+        "threads": threads,
+        "temp_directory": tempfile.gettempdir(),
+    }
+    return duckdb.connect(config=limits)
 
 
 def _keep(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:

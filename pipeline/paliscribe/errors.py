@@ -120,7 +120,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def clear_frames(error: BaseException) -> None:
-    """Clear the frames of an error and of its causes: they hold tensors, iterators of Ray, and often the error itself."""
+    """Clear the frames of an error and of its causes: they hold tensors, iterators and often the error itself."""
     seen: set[int] = set()
     errors: list[BaseException | None] = [error]
     while errors:

@@ -213,3 +213,16 @@ def test_columns_are_renamed_by_pairs_or_a_mapping() -> None:
             config.parse(GOOD | {"rename_columns": [wrong]})
     with pytest.raises(UsageError, match="'rename_columns': duplicate column"):
         config.parse(GOOD | {"rename_columns": ["a=b", "a=c"]})
+
+
+@pytest.mark.parametrize(
+    "body", [b"1" + b":1" * 100_000, b"[" * 200_000, b"- " * 100_000, b"a: &x [1]\nb: *x\n", b"a: 1\n---\nb: 2\n"]
+)
+def test_untrusted_yaml_that_costs_much_is_rejected(body: bytes) -> None:
+    with pytest.raises(ValueError):
+        config.plain_yaml(body)
+
+
+def test_untrusted_yaml_is_read_as_other_yaml() -> None:
+    body = b"a: [1, two, ~, true, 2.5]\nb: {c: 1:20}\n"
+    assert config.plain_yaml(body) == yaml.safe_load(body)

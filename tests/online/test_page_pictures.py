@@ -305,6 +305,21 @@ def test_a_picture_from_the_camera(page: Page, endpoint: Endpoint) -> None:
     assert not page["shoot"].is_displayed()
 
 
+def test_the_buttons_stay_where_they_are_when_the_camera_begins(page: Page, endpoint: Endpoint) -> None:
+    page.open(endpoint.address, KEY)
+    page.run(
+        "const { mediaDevices } = navigator, real = mediaDevices.getUserMedia.bind(mediaDevices);"
+        "const begun = new Promise((resolve) => { window.begin = resolve; });"
+        "mediaDevices.getUserMedia = async (wanted) => { await begun; return real(wanted); };"
+    )
+    page["camera"].click()
+    page.wait(lambda: page["close-camera"].is_displayed())
+    before = page.rectangles("#camera-dialog button")
+    page.run("begin()")
+    page.wait(lambda: page.run("return $('video').videoWidth"))
+    assert page.rectangles("#camera-dialog button") == before, "a click would miss them"
+
+
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (768, 1024), (390, 844)])
 def test_the_answer_is_beside_the_picture(page: Page, endpoint: Endpoint, width: int, height: int) -> None:
     page.command("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

@@ -10,6 +10,8 @@ from paliscribe.errors import UsageError, did_you_mean
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
+MAX_DIGITS = 100
+
 
 class Settings(BaseModel):
     """Base class of all settings: immutable; unknown keys are errors."""
@@ -62,18 +64,28 @@ def load(path: Path, what: str = "job file") -> dict[str, Any]:
     return values
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which can expand a small file to a very large one."""
+class _PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML by libyaml, which parses 5 to 10 times faster and rejects more than 1,000 levels at once."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases are not supported")
-        return super().compose_node(parent, index)
+
+def _plain_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    """An integer. The time that PyYAML takes for one with colons, base 60, grows with the square of its length."""
+    if len(node.value) > MAX_DIGITS:
+        raise yaml.YAMLError(f"an integer has at most {MAX_DIGITS} characters")
+    return int(loader.construct_yaml_int(node))
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _plain_int)
 
 
 def plain_yaml(body: bytes) -> Any:
-    """Parse untrusted YAML or JSON into raw values, without validation. Raises ValueError."""
+    """Parse untrusted YAML or JSON into raw values, without validation.
+
+    Aliases are rejected: they can expand a small file to a very large one. Raises ValueError.
+    """
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(body, Loader=_PlainLoader)):
+            raise ValueError("aliases are not supported")
         return yaml.load(body, Loader=_PlainLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from None

@@ -2,7 +2,9 @@
 
 import json
 import os
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,11 @@ from paliscribe import manifest
 from paliscribe.batch import run as run_module
 from paliscribe.batch.progress import Progress
 from paliscribe.config import JobConfig
-from paliscribe.errors import UsageError
+from paliscribe.errors import TemporaryError, UsageError
 from paliscribe.grammar.tasks import parse_tasks
 from paliscribe.manifest.freezing import automatic_shard_rows
 from paliscribe.results.run_file import RunFile
-from paliscribe.storage import open_store
+from paliscribe.storage import open_store, retry, s3_client
 
 
 def write(path: Path, *ids: str, seconds: int = 1_700_000_000) -> Path:
@@ -124,3 +126,26 @@ def test_automatic_shards_are_settled_when_the_manifest_is_frozen(tmp_path: Path
         open_run(source, tmp_path / "o", shard_rows=8)
     assert open_run(source, tmp_path / "eight", shard_rows=8).fingerprint.shard_rows == 8
     assert open_run(source, tmp_path / "eight").fingerprint.shard_rows == 8, "a resume without the setting goes on"
+
+
+def test_an_output_that_does_not_answer_is_a_temporary_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Background jobs are taken up again then."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.001)
+    for name, value in (
+        ("ENDPOINT_URL", f"http://127.0.0.1:{port}"),
+        ("ACCESS_KEY_ID", "a"),
+        ("SECRET_ACCESS_KEY", "b"),
+    ):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(s3_client, "_clients", {})
+    (tmp_path / "m.jsonl").write_text('{"image": "a.png"}\n')
+    job = JobConfig(manifest=str(tmp_path / "m.jsonl"), tasks=("ocr",), output="s3://b/run")
+    for begin in (
+        lambda: run_module.run_batch(job),
+        lambda: run_module.run_append(job),
+        lambda: run_module.run_retry(job.output),
+    ):
+        with pytest.raises(TemporaryError, match=r"output s3://b/run.*cannot be reached"):
+            begin()

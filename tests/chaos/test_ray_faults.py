@@ -1,6 +1,7 @@
 """Ray's own processes are killed and stopped in runs on several raylets; each run is resumed and compared."""
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,10 @@ from chaos.proxy import Proxy
 from chaos.ray_kinds import Clustered, Run, on_a_cluster, ray_trials, ray_world
 from seaweed import S3Server
 
+from paliscribe.config import ModelSpec
+from paliscribe.model.weights import locate
+from paliscribe.pool.deploy import served_pool
+from paliscribe.pool.ray_cluster import cluster
 from paliscribe.storage import s3_client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.full]
@@ -49,6 +54,22 @@ def test_a_run_survives_or_is_resumed(clustered: Clustered, kind: str) -> None:
         if tally.faults:
             break
     assert tally.faults
+
+
+def test_a_pool_is_found_while_serves_controller_is_restarted(
+    clustered: Clustered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a run would start a pool of its own beside it, for which there may be no room."""
+    nodes, spec = clustered.nodes, ModelSpec().resolved(gpu=False)
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    with cluster():
+        for _ in range(2):
+            [controller] = nodes.workers("ServeController")
+            controller.kill()
+            until = time.monotonic() + 8
+            while time.monotonic() < until:
+                found = served_pool(locate(spec).pin(spec))
+                assert found is not None and found.application == "chaos"
 
 
 def test_a_driver_that_has_lost_the_head_says_what_to_do(clustered: Clustered) -> None:

@@ -224,6 +224,7 @@ class World:
         if lost or doubled or not is_equal or not is_verified or again:
             differing = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
             words = f"{lost} lost, {doubled} doubled, differing {differing[:4]}, committed again {again}"
+            words += f", the first {_first_difference(found, expected)}"
             tally.wrong.append(f"{phase}: {words}; {report.state} {[str(f) for f in report.findings][:3]}")
 
     def _collect(self) -> None:
@@ -283,3 +284,16 @@ def _records(files: Mapping[str, bytes]) -> Counter[tuple[str, str]]:
             table = pq.read_table(io.BytesIO(body), columns=["id", "task"])
             found.update(zip(*table.to_pydict().values(), strict=True))
     return found
+
+
+def _first_difference(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> str:
+    """Columns of the first record that is different in published files of the same names, with both values."""
+    for key in sorted(found.keys() | expected.keys()):
+        bodies = (found.get(key, b""), expected.get(key, b""))
+        if bodies[0] == bodies[1] or not all(bodies) or not key.endswith(".parquet"):
+            continue
+        rows, others = (pq.read_table(io.BytesIO(body)).to_pylist() for body in bodies)
+        for row, other in zip(rows, others, strict=False):
+            if row != other:
+                return f"{key}: {[(name, row[name], other[name]) for name in row if row[name] != other[name]]}"
+    return "is none"

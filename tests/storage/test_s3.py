@@ -195,6 +195,9 @@ def test_a_truncated_answer_is_retried(kind: str, bucket: str, s3_server: Any, m
         assert cut(lambda: store.open("k").read()) == b"value" * 100
         assert cut(lambda: store.put("new", b"x"))
         assert cut(lambda: store.put_if_absent("once", b"x")) is True
+        assert cut(lambda: store.put_if_absent("k", b"x")) is False
+        assert cut(lambda: store.put_if_match("k", b"x", '"0123"')) is None
+        assert cut(lambda: store.put_if_match("absent", b"x", '"0123"')) is None
         cut(lambda: store.delete_many(["gone", "new"]))
         cut(lambda: store.delete("once"))
         assert refused(lambda: cut(lambda: store.get("once"))).kind == "missing"

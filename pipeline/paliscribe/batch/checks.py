@@ -1,15 +1,16 @@
 """What of a run can be checked without Ray, so that a mistake is reported before anything is started or written."""
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 
 from paliscribe import manifest
 from paliscribe.config import JobConfig
-from paliscribe.errors import UsageError, did_you_mean
+from paliscribe.errors import TemporaryError, UsageError, did_you_mean
 from paliscribe.grammar.advice import advice
 from paliscribe.grammar.tasks import Task, parse_tasks
 from paliscribe.manifest.messages import listed, quoted
 from paliscribe.pool.joining import check_cluster
-from paliscribe.storage import StorageError, Store, check_writable, open_store
+from paliscribe.storage import RETRYABLE, StorageError, Store, check_writable, open_store
 
 OUTPUT_BYTES = 240  # longest address of an output in an object store
 
@@ -59,10 +60,18 @@ def output_store(output: str) -> Store:
 
 
 def writable(output: str) -> Store:
-    """The store of an output, which may be written. Raises UsageError."""
+    """The store of an output, which may be written. Raises UsageError, or TemporaryError if it does not answer."""
     store = output_store(output)
-    try:
+    with unusable_output():
         check_writable(store)
-    except StorageError as error:
-        raise UsageError(f"output {error}") from None
     return store
+
+
+@contextlib.contextmanager
+def unusable_output() -> Iterator[None]:
+    """Raise TemporaryError in the place of a StorageError if the store may answer later, UsageError of any other."""
+    try:
+        yield
+    except StorageError as error:
+        kind = TemporaryError if error.kind in RETRYABLE else UsageError
+        raise kind(f"output {error}") from None

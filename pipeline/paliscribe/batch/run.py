@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paliscribe import manifest, results
-from paliscribe.batch.checks import check, check_columns, notes, output_store, writable
+from paliscribe.batch.checks import check, check_columns, notes, output_store, unusable_output, writable
 from paliscribe.batch.generation import (
     Run,
     finished_summary,
@@ -140,7 +140,8 @@ def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, 
 
 def _existing(store: Store, words: str) -> tuple[RunFile, FrozenManifest]:
     """The run in an output. Raises UsageError with these words if there is none."""
-    file, frozen = RunFile.read(store), manifest.load(store)
+    with unusable_output():
+        file, frozen = RunFile.read(store), manifest.load(store)
     if file is None or frozen is None:
         raise UsageError(f"{store.uri}: {words}")
     return file, frozen

@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatusOverview
 
 from paliscribe.config import ModelSpec, PoolConfig
-from paliscribe.errors import RunError, UsageError
+from paliscribe.errors import RunError, TemporaryError, UsageError
 from paliscribe.pool.address import TEMPORARY, PoolAddress, temporary_name
 from paliscribe.pool.autoscaling import autoscaling
 from paliscribe.pool.placement import (
@@ -24,12 +24,14 @@ from paliscribe.pool.placement import (
     require_feasible,
 )
 from paliscribe.pool.replica import Replica
-from paliscribe.pool.serving import start_serve
+from paliscribe.pool.serving import runs, start_serve
 from paliscribe.pool.temporary import ends_with_driver
 
 DRAIN = 90.0  # seconds for a removed replica to finish its calls; the timeout of a call is 60
 DEPLOY_TIMEOUT = 300.0  # seconds for a driver to deploy its temporary pool
 FIRST_STARTS = 8  # replicas of a pool without nodes that may be started before one of them has succeeded
+CONTROLLER_TIMEOUT = 60.0  # seconds for Ray to restart Serve's controller
+_ALIVE = ("RUNNING", "RECOVERING")  # states of replicas that have started
 TICK = 0.2  # seconds between two looks at whether an application runs
 
 log = logging.getLogger(__name__)
@@ -168,13 +170,25 @@ def _has_replica(pool: PoolAddress) -> bool:
 
 
 def _applications() -> dict[str, ApplicationStatusOverview]:
-    """Serve's applications by name; none if Serve is not running."""
-    try:
-        found: dict[str, ApplicationStatusOverview] = serve.status().applications
-    except Exception as error:  # the exception type is private to Ray
-        log.debug("no applications: %s", error)
-        return {}
-    return found
+    """Serve's applications by name; none if Serve is not running.
+
+    Waits for a controller that is being restarted: the applications go on meanwhile. Raises TemporaryError if that
+    takes longer than `CONTROLLER_TIMEOUT`.
+    """
+    begun = time.monotonic()
+    while True:
+        try:
+            found: dict[str, ApplicationStatusOverview] = serve.status().applications
+            return found
+        except Exception as error:  # the exception types are private to Ray
+            if not runs():
+                return {}
+            if time.monotonic() - begun > CONTROLLER_TIMEOUT:
+                words = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise TemporaryError(
+                    f"Serve's controller does not answer ({words}); run the same command again when it does"
+                ) from error
+            time.sleep(TICK)
 
 
 def served_pool(spec: ModelSpec, name: str | None = None) -> PoolAddress | None:
@@ -211,12 +225,17 @@ def _listed(deployments: Sequence[str]) -> str:
 
 
 def _served(*, starting: bool = True) -> list[tuple[str, str, int]]:
-    """Application, deployment and number of replicas of each pool, except temporary pools."""
-    states = ("RUNNING", "DEPLOYING") if starting else ("RUNNING",)
+    """Application, deployment and number of replicas of each pool, except temporary pools.
+
+    `starting`: also pools without a replica that runs. A controller that was restarted finds its replicas again, and
+    until then calls them recovering and their application deploying.
+    """
     return [
         (name, deployment, sum(status.replica_states.values()))
         for name, application in _applications().items()
         for deployment, status in application.deployments.items()
         if deployment.startswith("replica-") and not name.startswith(TEMPORARY)
-        if application.status in states or (application.status == "UNHEALTHY" and status.replica_states.get("RUNNING"))
+        if application.status == "RUNNING"
+        or (application.status == "DEPLOYING" and starting)
+        or (application.status in ("DEPLOYING", "UNHEALTHY") and any(map(status.replica_states.get, _ALIVE)))
     ]

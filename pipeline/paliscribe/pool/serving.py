@@ -62,9 +62,14 @@ def listening() -> Listening | None:
     return Listening(ProxyLocation(location).value, options.host or "", options.port)
 
 
+def runs() -> bool:
+    """Whether Serve runs on the cluster; also while its controller is being restarted."""
+    return _controller() is not None
+
+
 def applications() -> list[str]:
     """Names of Serve's applications; none if Serve does not run."""
-    return sorted(serve.status().applications) if _controller() is not None else []
+    return sorted(serve.status().applications) if runs() else []
 
 
 def open_http(wanted: Listening) -> None:

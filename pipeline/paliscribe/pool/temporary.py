@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 def ends_with_driver(application: str) -> Iterator[None]:
     """Delete an application when the block ends or, on a cluster that was joined, when this driver ends.
 
-    On a signal the reaper deletes it: a stopped job is killed within seconds, too soon to wait for Serve. If Ray itself
-    ends after the block, nothing is deleted.
+    On a signal the reaper deletes it: a stopped job is killed within seconds, too soon to wait for Serve. It also does
+    if Serve's controller is being restarted. If Ray itself ends after the block, nothing is deleted.
     """
     reaper = _start_reaper(application) if not started_here() else None
     left = False
@@ -43,9 +43,17 @@ def ends_with_driver(application: str) -> Iterator[None]:
         raise
     finally:
         if not left and ray.is_initialized() and not ends_soon():
-            serve.delete(application)
-            for actor in reaper or ():
-                ray.kill(actor)
+            _delete(application, reaper)
+
+
+def _delete(application: str, reaper: tuple[Any, Any] | None) -> None:
+    try:
+        serve.delete(application)
+    except Exception as error:  # see `_reap`, which will try again
+        log.warning("deleting %s: %s", application, error)
+        return
+    for actor in reaper or ():
+        ray.kill(actor)
 
 
 def is_watched(application: str) -> bool:

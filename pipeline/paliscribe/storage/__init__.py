@@ -5,6 +5,7 @@ import uuid
 
 from paliscribe.storage import http, local, s3
 from paliscribe.storage.base import (
+    RETRYABLE,
     ObjectInfo,
     Scheme,
     StorageError,
@@ -18,6 +19,7 @@ from paliscribe.storage.inline import is_inline
 from paliscribe.storage.local import is_text, local_address, local_path
 
 __all__ = [
+    "RETRYABLE",
     "SCHEMES",
     "ObjectInfo",
     "StorageError",

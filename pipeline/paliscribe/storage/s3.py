@@ -12,6 +12,8 @@ from paliscribe.storage.s3_client import client, endpoint, retried, translate_er
 
 _public: set[str] = set()  # buckets that answer without credentials, but not with them
 BULK = 1000  # objects in a request to delete them: S3's limit
+# Codes of a condition that is not met, and of no object. An answer that is cut off has its status for a code.
+UNMET, ABSENT = ("PreconditionFailed", "412"), ("NoSuchKey", "404")
 
 
 class S3Store:
@@ -179,7 +181,7 @@ class S3Store:
                         answer = client().put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **condition)
                     except ClientError as error:
                         code = error.response.get("Error", {}).get("Code")
-                        if code != "PreconditionFailed" and not (code == "NoSuchKey" and "IfMatch" in condition):
+                        if code not in UNMET and not (code in ABSENT and "IfMatch" in condition):
                             raise
                         return self._etag_if_written(key, data) if in_doubt else None
                     return str(_whole(self._uri(key), answer, "ETag")["ETag"])

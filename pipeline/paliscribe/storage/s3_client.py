@@ -31,6 +31,7 @@ STATUS: dict[int, StorageErrorKind] = {
     404: "missing",
     408: "unreachable",
     409: "throttled",
+    412: "missing",  # as `PreconditionFailed`
     429: "throttled",
     501: "forbidden",  # the store lacks this call
 }
@@ -45,6 +46,7 @@ WORDS = {
     "RequestTimeTooSkewed": "this machine's clock is wrong",
     "InvalidObjectState": "the object is archived; restore it first",
     "PreconditionFailed": "the object was replaced during the read",
+    "412": "the object was replaced during the read",
     "InvalidBucketName": "not a valid bucket name",
 }
 _clients: dict[tuple[object, ...], Any] = {}

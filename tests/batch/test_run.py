@@ -142,10 +142,11 @@ def test_an_output_that_does_not_answer_is_a_temporary_error(monkeypatch: pytest
     monkeypatch.setattr(s3_client, "_clients", {})
     (tmp_path / "m.jsonl").write_text('{"image": "a.png"}\n')
     job = JobConfig(manifest=str(tmp_path / "m.jsonl"), tasks=("ocr",), output="s3://b/run")
-    for begin in (
+    begins: list[Callable[[], object]] = [
         lambda: run_module.run_batch(job),
         lambda: run_module.run_append(job),
         lambda: run_module.run_retry(job.output),
-    ):
+    ]
+    for begin in begins:
         with pytest.raises(TemporaryError, match=r"output s3://b/run.*cannot be reached"):
             begin()

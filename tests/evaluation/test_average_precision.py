@@ -5,14 +5,17 @@ import io
 import random
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from paliscribe.evaluation import collected as collected_module
+from paliscribe.evaluation.collected import Collected
 from paliscribe.evaluation.matching import Labels, Shape, match
-from paliscribe.evaluation.precision import FIGURES, Collected, Precision
+from paliscribe.evaluation.precision import FIGURES, Precision, measured
 
 LABELS = ("cat", "dog", "cow", "unseen")  # the last is never true
 SIZE = 200
@@ -83,11 +86,15 @@ def shape(each: dict[str, Any], what: str) -> Shape:
     return Shape(each["label"], place, area, bool(each.get("iscrowd")), each.get("score", 0.0))
 
 
-def collected(made: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]], what: str) -> Precision:
-    labels, whole = Labels(), Collected()
+def precision(made: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]], what: str) -> Precision:
+    return Precision(*collected(made, what), 0)
+
+
+def collected(made: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]], what: str) -> tuple[Collected, Labels]:
+    labels, whole = Labels(), Collected(duckdb.connect())
     for true, found in made:
         whole.add(match([shape(each, what) for each in true], [shape(each, what) for each in found], labels))
-    return Precision(whole, labels, 0)
+    return whole, labels
 
 
 @pytest.mark.parametrize(
@@ -95,17 +102,27 @@ def collected(made: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]], wha
 )
 def test_equal_to_the_reference(seed: int, images: int, what: str) -> None:
     made = scenes(seed, images, what)
-    found = collected(made, what)
+    found = precision(made, what)
     expected = [np.nan if value == -1 else value for value in reference(made, what)]
-    assert found.values().tolist() == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert found.values.tolist() == pytest.approx(expected, abs=1e-12, nan_ok=True)
     assert 0.02 < expected[0] < 0.9
+
+
+def test_it_is_so_however_the_shapes_of_a_label_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = scenes(1, 60, "bbox")
+    whole = precision(made, "bbox")
+    figures, labels = whole.figures(), whole.of_labels()
+    monkeypatch.setattr(collected_module, "ROWS", 7)
+    parts = precision(made, "bbox")
+    assert parts.figures() == figures and parts.of_labels() == labels
 
 
 def test_a_weight_of_two_is_an_image_twice() -> None:
     made = scenes(5, 12, "bbox")
     weight = np.array([2, 0, 1] * 4, np.uint8)
     copies = [pair for pair, count in zip(made, weight, strict=True) for _ in range(count)]
-    weighted, whole = collected(made, "bbox").values(weight), collected(copies, "bbox").values()
+    [weighted], _ = measured(collected(made, "bbox")[0], lambda images: weight[images][None])
+    whole = precision(copies, "bbox").values
     assert weighted.tolist() == pytest.approx(whole.tolist(), abs=0.02, nan_ok=True), (
         "equal scores of copies may be in another order"
     )
@@ -113,8 +130,8 @@ def test_a_weight_of_two_is_an_image_twice() -> None:
 
 def test_intervals_hold_the_value_and_are_the_same_for_a_seed() -> None:
     made = scenes(6, 40, "bbox")
-    figures = collected(made, "bbox").figures()
-    assert figures == collected(made, "bbox").figures()
+    figures = precision(made, "bbox").figures()
+    assert figures == precision(made, "bbox").figures()
     assert list(figures) == list(FIGURES)
     for figure in figures.values():
         assert figure["low"] <= figure["value"] <= figure["high"]
@@ -122,7 +139,7 @@ def test_intervals_hold_the_value_and_are_the_same_for_a_seed() -> None:
 
 
 def test_labels_are_counted() -> None:
-    rows = collected(scenes(7, 20, "bbox"), "bbox").of_labels()
+    rows = precision(scenes(7, 20, "bbox"), "bbox").of_labels()
     assert {row["label"] for row in rows} == set(LABELS)
     unseen = next(row for row in rows if row["label"] == "unseen")
     assert unseen["AP"] is None
@@ -130,7 +147,7 @@ def test_labels_are_counted() -> None:
 
 
 def test_nothing_at_all() -> None:
-    none = Precision(Collected(), Labels(), 0)
-    assert np.isnan(none.values()).all()
+    none = precision([], "bbox")
+    assert np.isnan(none.values).all()
     assert none.of_labels() == []
     assert {figure["value"] for figure in none.figures().values()} == {None}

@@ -26,6 +26,22 @@ def weights(random: np.random.Generator, *shape: int) -> npt.NDArray[np.uint8]:
     return drawn
 
 
+def weights_of(numbers: npt.NDArray[np.int64], seed: int, replicates: int) -> npt.NDArray[np.uint8]:
+    """Poisson weights of mean 1 of numbered things, in any order and company: [replicates, numbers].
+
+    Four weights from each output of SplitMix64 (Steele, Lea and Flood 2014), a key for every four replicates.
+    """
+    keys = np.random.default_rng(seed).integers(0, 1 << 64, -(-replicates // 4), dtype=np.uint64)
+    mixed = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + keys[:, None]
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed ^= mixed >> np.uint64(shift)
+        mixed *= np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    drawn = mixed.view(np.uint16).reshape(len(keys), len(numbers), 4).swapaxes(1, 2).reshape(-1, len(numbers))
+    found: npt.NDArray[np.uint8] = _POISSON[drawn[:replicates]]
+    return found
+
+
 class Sums:
     """Sums of named columns over rows, as they are and in each replicate."""
 

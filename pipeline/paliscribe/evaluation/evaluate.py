@@ -120,9 +120,9 @@ def _of_task(
         by_prompt = any(map(labels_asked, rows(False)))
         if not by_prompt:
             notes.append("no truth has a label that its prompt asks for, so all labels are compared")
-        evaluated.append(("boxes", Shapes("box", options.seed, options.least, by_prompt)))
+        evaluated.append(("boxes", Shapes("box", options.seed, options.least, by_prompt, tables.connection)))
         if kind == "segment" and any(map(has_masks, islice(rows(False), MASK_BATCHES))):
-            evaluated.append(("masks", Shapes("mask", options.seed, options.least, by_prompt)))
+            evaluated.append(("masks", Shapes("mask", options.seed, options.least, by_prompt, tables.connection)))
     else:
         rare = frequencies_of(rows(False), Frequencies(tables.connection)) if needs_frequencies(kind) else None
         evaluated.append(("text", Texts(kind, options.seed, rare)))

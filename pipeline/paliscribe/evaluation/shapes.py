@@ -4,15 +4,17 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import duckdb
 import numpy as np
 
 from paliscribe.evaluation.answers import CORNERS, Unreadable, boxes, decoded, masks, rle_of, same_label
 from paliscribe.evaluation.bootstrap import Sums, difference
 from paliscribe.evaluation.calibration import Reliability
+from paliscribe.evaluation.collected import Collected
 from paliscribe.evaluation.comparison import Changes
 from paliscribe.evaluation.joined import Answer, Row
 from paliscribe.evaluation.matching import Labels, Matched, Shape, match
-from paliscribe.evaluation.precision import FIGURES, Collected, Precision
+from paliscribe.evaluation.precision import FIGURES, Precision
 from paliscribe.evaluation.text import plain
 
 COLUMNS = ["rows", "ok", "invalid", "error", "right", "found", "true"]
@@ -30,17 +32,20 @@ class Shapes:
     """The figures of a task for its boxes or its masks. Of answers that are not ok nothing counts as found.
 
     `least`: score from which precision and recall are measured. `by_prompt`: whether only the true shapes with
-    labels that the prompts ask for are wanted; what is found with another label is wrong.
+    labels that the prompts ask for are wanted; what is found with another label is wrong. `connection`: keeps what is
+    matched.
     """
 
     level, target = "box", "matched"
 
-    def __init__(self, what: What, seed: int, least: float, by_prompt: bool) -> None:
+    def __init__(
+        self, what: What, seed: int, least: float, by_prompt: bool, connection: duckdb.DuckDBPyConnection
+    ) -> None:
         self._what, self._seed, self._least, self._by_prompt = what, seed, least, by_prompt
         self._sums = Sums(COLUMNS, seed)
         self._pair = Sums([f"{side}.{name}" for side in "ab" for name in COLUMNS], seed)
         self._labels = Labels()
-        self._collected, self._mine, self._theirs = Collected(), Collected(), Collected()
+        self._collected, self._mine, self._theirs = (Collected(connection) for _ in range(3))
         self.reliability, self.changes = Reliability(), Changes()
         self.unreadable = self.without_truth = self.not_asked = 0
         self.problem = ""
@@ -140,9 +145,8 @@ class Shapes:
     def against(self) -> dict[str, Any]:
         """The other run's figures less this one's, over the rows that both have."""
         mine, theirs = (Precision(each, self._labels, self._seed) for each in (self._mine, self._theirs))
-        replicates = min(mine.replicates, theirs.replicates)
-        mine.replicates = theirs.replicates = replicates
-        pairs = zip(FIGURES, mine.values(), mine.drawn.T, theirs.values(), theirs.drawn.T, strict=True)
+        mine.replicates = theirs.replicates = min(mine.replicates, theirs.replicates)
+        pairs = zip(FIGURES, mine.values, mine.drawn.T, theirs.values, theirs.drawn.T, strict=True)
         differences = {name: difference((value, drawn), (other, theirs)) for name, value, drawn, other, theirs in pairs}
         ratios = {"precision": ("right", "found"), "recall": ("right", "true")}
         ratios |= {f"{name}_rate": (name, "rows") for name in ("invalid", "error")}

@@ -30,6 +30,10 @@ from paliscribe.pool.ray_cluster import translating
 from paliscribe.results import Marker
 from paliscribe.storage.retry import waiting
 
+# A node was lost, or cannot be reached. Ray repeats the blocks of its processes, but not in every moment of that.
+LOST = (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError)
+MOST_LOSSES = 3  # datasets in a row that end so without a commit
+
 log = logging.getLogger(__name__)
 
 
@@ -46,18 +50,25 @@ def annotate_shards(
     """Annotate shards on at most `workers` stage processes of `cpus` each; yields their markers as they are committed.
 
     Updates what `progress` says of open shards meanwhile. `stage`: instead of `StageActor`, for measurements. Raises
-    TemporaryError if a process keeps failing.
+    TemporaryError if processes keep failing.
     """
-    notes = StageNotes()
+    notes, losses = StageNotes(), 0
     with _tracking(notes, progress), translating():
         while len(shards):
             is_done = np.zeros(len(shards), np.bool_)
-            for marker in _round(plan, pool, shards, cpus, workers, notes.name, stage or StageActor):
-                is_done[np.searchsorted(shards, marker.shard)] = True
-                yield marker
+            reason = "were given back by nodes that are drained"
+            try:
+                for marker in _round(plan, pool, shards, cpus, workers, notes.name, stage or StageActor):
+                    is_done[np.searchsorted(shards, marker.shard)] = True
+                    yield marker
+            except LOST as error:
+                losses = 1 if is_done.any() else losses + 1
+                if losses >= MOST_LOSSES:
+                    raise
+                reason = f"were lost with a node ({type(error).__name__})"
             shards = shards[~is_done]
             if len(shards):
-                log.warning("%d shards were given back by nodes that are drained; others begin them", len(shards))
+                log.warning("%d shards %s; others begin them", len(shards), reason)
 
 
 def _round(

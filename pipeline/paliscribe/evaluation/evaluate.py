@@ -22,7 +22,7 @@ from paliscribe.storage import StorageError, Store, redacted
 KEY = "_evaluation/latest.json"
 OTHER = "other_"  # before the names of the other run's tables
 MASK_BATCHES = 20  # of rows that are searched for masks
-MEMORY = 256  # MB, of DuckDB
+MEMORY = 128  # MB, of DuckDB
 
 Evaluated = Texts | Shapes
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import duckdb
 
+from paliscribe.evaluation.tables import IN_PASS, passes
 from paliscribe.evaluation.truth import REJECTED
 from paliscribe.published import Tables
 from paliscribe.published.query import mistakes
 
 ROWS = 2048  # of a batch
+_TABLES = ("annotations", "errors")
 FIELDS = ("status", "text", "score", "boxes", "masks", "width", "height", "prompt")
 
 
@@ -54,28 +56,30 @@ def joined(
 ) -> Iterator[list[Row]]:
     """Batches of the rows that have truth. `other`: before the names of another run's tables in the connection.
 
-    The connection does nothing else until the batches are read or let go; cursors do not see all tables.
+    Many rows are joined in passes, each of some thousands of them by a hash of their ids, so that memory does not grow.
+    `ordered`: by id within a pass. The connection does nothing else until the batches are read or let go; cursors do
+    not see all tables.
     """
     theirs = f"LEFT JOIN ({_records(other, kind)}) b USING (id)" if other is not None else ""
     sql = f"""SELECT id, t.given, a.found AS mine, {"b.found" if other is not None else "NULL"} AS theirs
-        FROM (SELECT id, given FROM _truth WHERE task = $task) t JOIN ({_records(tables.prefix, kind)}) a USING (id)
-        {theirs} {"ORDER BY id" if ordered else ""}"""
-    with mistakes("evaluate"), contextlib.ExitStack() as stack:
-        relation = tables.connection.sql(sql, params={"task": task, "kind": kind})
-        reader = relation.to_arrow_reader(ROWS)
-        stack.callback(reader.close)
-        for batch in reader:
-            yield [_row(values) for values in batch.to_pylist()]
+        FROM (SELECT id, given FROM _truth WHERE task = $task AND {IN_PASS}) t
+        JOIN ({_records(tables.prefix, kind)}) a USING (id) {theirs} {"ORDER BY id" if ordered else ""}"""
+    count = passes(_one(tables.connection, "SELECT count(*) FROM _truth WHERE task = $task", {"task": task}))
+    for number in range(count):
+        with mistakes("evaluate"), contextlib.ExitStack() as stack:
+            values = {"task": task, "kind": kind, "passes": count, "pass": number}
+            reader = tables.connection.sql(sql, params=values).to_arrow_reader(ROWS)
+            stack.callback(reader.close)
+            for batch in reader:
+                yield [_row(values) for values in batch.to_pylist()]
 
 
 def _records(prefix: str, kind: str) -> str:
     """SQL of a task's records, as id and one value."""
     shapes = {"boxes": kind in ("detect", "segment"), "masks": kind == "segment"}
     names = ", ".join(f"{name} := {name if shapes.get(name, True) else 'NULL'}" for name in FIELDS)
-    parts = (
-        f"SELECT id, struct_pack({names}) AS found FROM {prefix}{table} WHERE task = $task AND kind = $kind"
-        for table in ("annotations", "errors")
-    )
+    wanted = f"task = $task AND kind = $kind AND {IN_PASS}"
+    parts = (f"SELECT id, struct_pack({names}) AS found FROM {prefix}{table} WHERE {wanted}" for table in _TABLES)
     return " UNION ALL ".join(parts)
 
 
@@ -113,9 +117,6 @@ def coverage(tables: Tables, task: str, kind: str) -> dict[str, int]:
             con, f"SELECT count(*) FROM {truth} t SEMI JOIN ({mine}) a USING (id) WHERE len(given) > 1", count
         ),
     }
-
-
-_TABLES = ("annotations", "errors")
 
 
 def _one(connection: duckdb.DuckDBPyConnection, sql: str, values: Mapping[str, Any]) -> int:

@@ -10,6 +10,8 @@ import pyarrow as pa
 
 TRUTH = "_given"  # task, id, value as JSON: one row for each row of the truth
 ROWS = 4096
+PASS_ROWS, MOST_PASSES = 50_000, 1000  # rows that are joined or grouped at once, about; passes over all of them
+IN_PASS = "hash(id) % $passes = $pass"  # SQL for the rows of a pass
 
 
 class Inserts:
@@ -48,3 +50,8 @@ class Inserts:
 def truth_columns() -> dict[str, pa.DataType]:
     """The columns of `TRUTH`."""
     return {"task": pa.string(), "id": pa.string(), "value": pa.string()}
+
+
+def passes(rows: int) -> int:
+    """The number of passes for so many rows."""
+    return max(1, min(MOST_PASSES, -(-rows // PASS_ROWS)))

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import duckdb
+
 from paliscribe.errors import UsageError, did_you_mean
 from paliscribe.evaluation.coco import is_coco, load_coco
-from paliscribe.evaluation.tables import TRUTH, Inserts, truth_columns
+from paliscribe.evaluation.tables import IN_PASS, TRUTH, Inserts, passes, truth_columns
 from paliscribe.grammar.tasks import parse_task
 from paliscribe.manifest import formats
 from paliscribe.manifest.blocks import Columns
@@ -67,12 +69,18 @@ def load_truth(
         truth = Truth(source, *load_coco(tables, source, tasks))
     else:
         truth = _manifest(tables, source, tasks, chosen, id_column)
-    con.execute(
-        f"CREATE OR REPLACE TABLE _truth AS SELECT task, id, list(value ORDER BY value) AS given FROM {TRUTH} "
-        "GROUP BY task, id"
-    )
-    con.execute(f"DROP TABLE {TRUTH}")
+    _group(con)
     return truth
+
+
+def _group(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make `_truth` of `TRUTH`, in passes: DuckDB cannot write the lists that it is making to disk."""
+    connection.execute("CREATE OR REPLACE TABLE _truth (task VARCHAR, id VARCHAR, given VARCHAR[])")
+    [(rows,)] = connection.execute(f"SELECT count(*) FROM {TRUTH}").fetchall()
+    grouped = f"SELECT task, id, list(value ORDER BY value) FROM {TRUTH} WHERE {IN_PASS} GROUP BY task, id"
+    for number in range(count := passes(rows)):
+        connection.execute(f"INSERT INTO _truth {grouped}", {"passes": count, "pass": number})
+    connection.execute(f"DROP TABLE {TRUTH}")
 
 
 def _manifest(

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import ipaddress
 import os
 import shutil
@@ -20,6 +21,7 @@ from paliscribe.storage import StorageError, check_writable, open_store
 
 RAY_TOKEN = Path("~/.ray/auth_token")
 LISTENERS = ("ray::", "/ray/core/src/ray/", "/ray/_private/", "/ray/dashboard/", "paliscribe")  # of their command lines
+LARGE = ("ray", "torch", "transformers")  # packages of thousands of modules
 PACKAGES = ("ray", "torch", "transformers", "bitsandbytes", "pyarrow", "boto3", "pillow")
 
 
@@ -41,6 +43,7 @@ def examine(locations: list[str]) -> list[Check]:
     return [
         _python(),
         *(_package(name) for name in PACKAGES),
+        bytecode(),
         _machine(),
         _gpus(),
         _cluster(),
@@ -64,6 +67,19 @@ def _package(name: str) -> Check:
         return Check(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
         return Check(name, False, "not installed: pip install paliscribe")
+
+
+def bytecode() -> Check:
+    """Whether large packages are compiled, or will be: else each process of a run compiles them for seconds."""
+    sources = [found.origin for name in LARGE if (found := importlib.util.find_spec(name)) and found.origin]
+    missing = [source for source in sources if not Path(importlib.util.cache_from_source(source)).exists()]
+    if not missing:
+        return Check("bytecode", True, f"{', '.join(LARGE)} are compiled")
+    folder = Path(missing[0]).parents[1]
+    if not sys.dont_write_bytecode and os.access(folder, os.W_OK):
+        return Check("bytecode", True, "packages are compiled when they are first imported")
+    return Check("bytecode", True, "packages are not compiled and Python does not write bytecode: every process "
+                 f"compiles them as it starts, for seconds; python -m compileall -q {folder}")  # fmt: skip
 
 
 def _machine() -> Check:

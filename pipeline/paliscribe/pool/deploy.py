@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from ray import serve
@@ -57,10 +56,9 @@ def open_pool(spec: ModelSpec, config: PoolConfig, run: str) -> Iterator[PoolAdd
         raise not_served(spec, config.name)
     application = temporary_name(run)
     deployment, count = replicas(spec, config)
-    with ends_with_driver(application), ThreadPoolExecutor(1) as thread:
-        begun = thread.submit(_begin, deployment, application)  # takes seconds if Serve is not running yet
+    with ends_with_driver(application):
+        _begin(deployment, application)
         yield PoolAddress(application, deployment_name(spec, config.name), count)
-        begun.result()
 
 
 def start_pool(spec: ModelSpec, config: PoolConfig, application: str) -> PoolAddress:

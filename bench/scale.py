@@ -184,8 +184,9 @@ class Counting:
         self.store, self.calls = store, Counter[str]()
 
     def __getattr__(self, name: str) -> Any:
-        self.calls[name] += 1
-        return getattr(self.store, name)
+        found = getattr(self.store, name)
+        self.calls[name] += callable(found)
+        return found
 
 
 def ends(source: Path, output: Path) -> dict[str, Any]:

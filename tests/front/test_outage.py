@@ -63,7 +63,8 @@ def test_a_run_outlasts_its_store(proxy: Proxy, s3_server: Any, bucket: str, col
     store.put("in/m.jsonl", write_rows(tmp_path / "m.jsonl", rows).read_bytes())
     places = "--manifest", f"s3://{bucket}/in/m.jsonl", "--output", f"s3://{bucket}/out", "--shard-rows", "4"
     done = lambda: len(list(store.list("out/_run/done/")))  # noqa: E731
-    with annotating(*places, **s3_server.environment(), AWS_ENDPOINT_URL=proxy.address) as driver:
+    environment = s3_server.environment() | {"AWS_ENDPOINT_URL": proxy.address}
+    with annotating(*places, **environment) as driver:
         wait_for(done, driver)
         begun, first = time.monotonic(), done()
         time.sleep(BEFORE)

@@ -59,8 +59,10 @@ def outcome() -> dict[str, Any]:
 
 if __name__ == "__main__":
     used, whole = get_used_memory(), get_system_memory()
-    os.environ["RAY_memory_usage_threshold"] = f"{(used + ROOM) / whole:.4f}"
-    os.environ["RAY_memory_monitor_refresh_ms"] = "100"
+    os.environ |= {
+        "RAY_memory_usage_threshold": f"{(used + ROOM) / whole:.4f}",
+        "RAY_memory_monitor_refresh_ms": "100",
+    }
     cloudpickle.register_pickle_by_value(poison)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with cluster(num_cpus=2):

@@ -69,6 +69,17 @@ def test_coco_gives_the_figures_of_the_manifest(demo_run: DemoRun, tmp_path: Pat
     assert captions["figures"]["exact"]["value"] > 0.8
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_other_json_is_truth_as_json_lines_are(demo_run: DemoRun, tmp_path: Path, indent: int | None) -> None:
+    lines = (demo_run.collection / "truth.jsonl").read_text()
+    rows = [json.loads(line) for line in lines.splitlines()]
+    text = lines if indent is None else json.dumps(rows, indent=indent)
+    (tmp_path / "truth.json").write_text(text)
+    [here] = figures(demo_run, tmp_path / "truth.json", DETECT)
+    [there] = figures(demo_run, demo_run.collection / "truth.jsonl", DETECT)
+    assert here == there
+
+
 def test_crowds_are_neither_right_nor_wrong(demo_run: DemoRun, tmp_path: Path) -> None:
     (tmp_path / "coco.json").write_text(json.dumps(coco_of(demo_run, iscrowd=1)))
     [found] = figures(demo_run, tmp_path / "coco.json", DETECT)
@@ -84,7 +95,7 @@ def test_crowds_are_neither_right_nor_wrong(demo_run: DemoRun, tmp_path: Path) -
         ('{"images": [], "annotations": []}', "no list of `images`"),
         ('{"images": [{"id": 1, "file_name": "other.png"}], "annotations": []}', "the file 'other.png'"),
         ('{"images": [{"id": 1,', "not JSON"),
-        ("[1, 2]", "no list of `images`"),
+        ("[1, 2]", "object 1: not a JSON object"),
         ("", "not JSON"),
         ("no JSON at all", "not JSON"),
     ],

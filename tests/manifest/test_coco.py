@@ -75,8 +75,8 @@ def test_the_folder_of_the_images_is_found(file: str, image: str, bucket: str, t
 def test_refusals(tmp_path: Path) -> None:
     bodies = {
         json.dumps({"images": IMAGES}): "a.jpg is neither beside the file nor in images/",
-        "[]": "no list of `images`", '{"images": []}': "no list of `images`", '{"a": 1}': "no list of `images`",
-        '{"image": "a.jpg"}\n{"image": "b.jpg"}': "named .jsonl", '{"images": [{"id": 1,': "not JSON",
+        "3": "no list of `images`", '{"images": []}': "no list of `images`", '{"a": 1}': "no list of `images`",
+        '{"images": []}\n{"image": "b.jpg"}': "named .jsonl", '{"images": [{"id": 1,': "not JSON",
         '{"images": [3]}': "an image without an id: 3", "": "no list of `images`",
     }  # fmt: skip
     for body, words in bodies.items():

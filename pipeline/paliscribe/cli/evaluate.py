@@ -20,7 +20,7 @@ def evaluate(
     truth: Annotated[
         str,
         typer.Option(
-            help="A manifest with true answers by id (JSONL, CSV, Parquet), a COCO JSON file, `run` for the run's own "
+            help="A manifest with true answers by id (JSONL, JSON, CSV, Parquet), a COCO file, `run` for the run's own "
             "columns, or `review` for its reviewers' marks."
         ),
     ] = "run",

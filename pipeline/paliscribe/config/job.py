@@ -83,7 +83,7 @@ class JobConfig(Settings):
         tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(one_or_many), PlainSerializer(itself_if_one)
     ] = Field(
         min_length=1,
-        description="JSONL, CSV, Parquet or text list of images (.gz and .zst too); a zip or tar of images; a "
+        description="JSONL, JSON, CSV, Parquet or text list of images (.gz and .zst too); a zip or tar of images; a "
         "COCO file; a folder, a prefix or a pattern with `*` of such files or of images; or a list of these.",
     )
     tasks: Annotated[tuple[str, ...], BeforeValidator(one_or_many)] = Field(

@@ -9,6 +9,7 @@ import pyarrow as pa
 from paliscribe.errors import UsageError
 from paliscribe.evaluation.tables import TRUTH, Inserts
 from paliscribe.manifest.blocks import Source
+from paliscribe.manifest.json_files import holds_rows
 from paliscribe.manifest.messages import cut, quoted
 from paliscribe.published import Tables
 from paliscribe.storage import redacted
@@ -28,8 +29,16 @@ WAYS = (
 
 
 def is_coco(source: str) -> bool:
-    """Whether a truth is a COCO file, by its name."""
-    return source.lower().partition("?")[0].endswith(ENDINGS)
+    """Whether a truth is a COCO file, by its name and its first bytes. Raises UsageError if they cannot be read."""
+    if not source.lower().partition("?")[0].endswith(ENDINGS):
+        return False
+    with (opened := _opened(source)).translating():
+        return not holds_rows(opened)
+
+
+def _opened(source: str) -> Source:
+    codec = {"gz": "gzip", "st": "zstd"}.get(source.lower().partition("?")[0][-2:])
+    return Source(source, codec, "image")
 
 
 def load_coco(tables: Tables, source: str, tasks: Sequence[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
@@ -69,8 +78,7 @@ def load_coco(tables: Tables, source: str, tasks: Sequence[tuple[str, str]]) -> 
 
 def _items(source: str, name: str) -> Iterator[dict[str, Any]]:
     """The objects of one of the file's lists; none if it is not there. Raises UsageError for what is no JSON."""
-    codec = {"gz": "gzip", "st": "zstd"}.get(source.lower().partition("?")[0][-2:])
-    opened = Source(source, codec, "image")
+    opened = _opened(source)
     try:
         with opened.translating(), opened.open() as file:
             yield from (each for each in ijson.items(file, f"{name}.item", use_float=True) if isinstance(each, dict))

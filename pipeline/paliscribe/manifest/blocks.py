@@ -40,7 +40,7 @@ class Source:
 
     `compression`: `gzip`, `zstd` or None. `image_column`: the column name for the lines of a text list. `dropped`:
     columns that nobody wants. `id_column`: the column name for ids that the reader makes. `name`: of an archive among
-    others, in ids. `tell`: gets a line about what is left out.
+    others, in ids. `tell`: gets a line about what is left out. `unit`: what messages count.
     """
 
     uri: str
@@ -50,6 +50,7 @@ class Source:
     id_column: str = "id"
     name: str = ""
     tell: Callable[[str], None] = lambda words: None
+    unit: str = "line"
 
     def open(self) -> BinaryIO:
         """Open the decompressed file. Raises StorageError."""
@@ -67,8 +68,8 @@ class Source:
         return io.TextIOWrapper(self.open(), encoding="utf-8-sig", newline="")
 
     def at(self, line: int) -> str:
-        """The start of a message about a line."""
-        return f"manifest {redacted(self.uri)}, line {line}"
+        """The start of a message about a line, or another unit."""
+        return f"manifest {redacted(self.uri)}, {self.unit} {line}"
 
     @contextlib.contextmanager
     def translating(self) -> Iterator[None]:
@@ -190,7 +191,7 @@ def whole_lines(source: Source, found: Iterable[bytes], line: int, offset: int) 
         if not (cut := _line_end(piece)):
             rest += piece
             if len(rest) > LONGEST:
-                raise UsageError(f"{source.at(line + 1)}: a line of more than {LONGEST >> 20} MiB")
+                raise UsageError(f"{source.at(line + 1)}: a {source.unit} of more than {LONGEST >> 20} MiB")
             continue
         data, rest = rest + piece[:cut], piece[cut:]
         yield Lines(source, data, line, offset)

@@ -28,9 +28,6 @@ def coco_images(source: Source) -> Iterator[Block]:
 
     It is read once for each of its lists, and its annotations go through a temporary file.
     """
-    with source.open() as file:
-        if file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{":
-            raise _other(source)
     yield Listed([])  # what a look at the first rows reads
     try:
         with tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
@@ -38,7 +35,7 @@ def coco_images(source: Source) -> Iterator[Block]:
             images = _items(source, "images")
             first = list(itertools.islice(images, TRIED))
             if not first:
-                raise _other(source)
+                raise other_json(source)
             shown = [image for image in first if isinstance(image, dict) and source.image_column not in image]
             root = _root(source, [str(image["file_name"]) for image in shown if image.get("file_name") is not None])
             yield from in_blocks(_row(source, root, image, truth) for image in itertools.chain(first, images))
@@ -48,8 +45,10 @@ def coco_images(source: Source) -> Iterator[Block]:
         raise UsageError(f"manifest {redacted(source.uri)}: not JSON: {words}; {JSON_LINES}") from None
 
 
-def _other(source: Source) -> UsageError:
-    return UsageError(f"manifest {redacted(source.uri)}: no list of `images`, as COCO's JSON has; {JSON_LINES}")
+def other_json(source: Source) -> UsageError:
+    """The error for a file that is neither COCO's nor an array of objects."""
+    words = f"no list of `images`, as COCO's JSON has, and no array of objects; {JSON_LINES}"
+    return UsageError(f"manifest {redacted(source.uri)}: {words}")
 
 
 def _items(source: Source, name: str) -> Iterator[Any]:

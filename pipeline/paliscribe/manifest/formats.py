@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from paliscribe.errors import UsageError
 from paliscribe.manifest.blocks import BLOCK, Block, Columns, Row, Source, in_blocks
-from paliscribe.manifest.coco import coco_images
 from paliscribe.manifest.csv_records import csv_records
+from paliscribe.manifest.json_files import json_file
 from paliscribe.manifest.lines import json_lines, text_lines
 from paliscribe.manifest.listing import Listing, as_text, is_image
 from paliscribe.manifest.members import archive_members
@@ -228,5 +228,5 @@ FORMATS: dict[str, Callable[[Source], Iterator[Block]]] = {
     ".tsv": csv_records,
     ".zip": archive_members,
     ".tar": archive_members,
-    ".json": coco_images,
+    ".json": json_file,
 }

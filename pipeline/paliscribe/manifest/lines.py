@@ -19,6 +19,8 @@ from paliscribe.manifest.messages import quoted
 class JsonLines(Lines):
     """JSON Lines. Values keep their types."""
 
+    holds = "each line holds one"  # object
+
     def table(self) -> pa.Table:
         """See Block."""
         data = self.data.rstrip()
@@ -53,7 +55,7 @@ class JsonLines(Lines):
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, _Object):
-                raise UsageError(f"{self.source.at(number)}: not a JSON object; each line holds one")
+                raise UsageError(f"{self.source.at(number)}: not a JSON object; {self.holds}")
             if row.twice is not None:
                 raise UsageError(f"{self.source.at(number)}: the key {quoted(row.twice)} is there twice")
             yield row

@@ -108,6 +108,24 @@ def test_the_command(demo_run: DemoRun, paliscribe: Callable[..., tuple[int, str
     assert (code, out, err.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        (
+            "SELECT CASE WHEN range < 150_000 THEN 1 ELSE CAST('x' || range AS INT) END FROM range(200_000)",
+            "Could",
+        ),
+        ("SELECT range, repeat('x', 300) AS x FROM range(1_000_000) ORDER BY hash(range)", "gives it more"),
+    ],
+)
+def test_what_goes_wrong_after_the_first_rows_is_one_line(
+    sql: str, words: str, demo_run: DemoRun, paliscribe: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, out, err = paliscribe("query", str(demo_run.output), sql, "--format", "csv", "--memory", "12")
+    assert code == 2 and err.startswith("paliscribe: query: ") and words in err and err.count("\n") == 1
+    assert len(out.splitlines()) > 100_000 or "Memory" in err
+
+
 def test_memory_is_bounded_and_more_can_be_given(
     demo_run: DemoRun, paliscribe: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -36,12 +36,17 @@ def _nothing() -> pa.RecordBatchReader:
 
 @contextlib.contextmanager
 def mistakes(where: str = "query") -> Iterator[None]:
-    """Turns errors of DuckDB into a UsageError of one line, which begins with `where`."""
+    """Turns errors of DuckDB into a UsageError of one line, which begins with `where`.
+
+    Those that it has while a result is read come as Arrow's: an ArrowException, or an OSError without a number.
+    """
     try:
         yield
-    except duckdb.Error as error:
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        is_short = where == "query" and isinstance(error, duckdb.OutOfMemoryException)
+        is_short = where == "query" and str(error).startswith("Out of Memory Error")
         more = "; `--memory 4000` gives it more" if is_short else ""
         raise UsageError(f"{where}: {(lines or [type(error).__name__])[0][:300]}{more}") from None
 

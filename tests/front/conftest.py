@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from front.heads import free_ports
+from ports import free_ports
 from ray import serve
 
 from paliscribe.cli import main as cli

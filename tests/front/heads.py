@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+from ports import free_ports
 
 PROGRAMS = Path(sys.executable).parent
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
@@ -33,13 +33,6 @@ class Head:
     def environment(self) -> dict[str, str]:
         """What a client of it has, the token included."""
         return PLAIN | TOKEN | {"RAY_API_SERVER_ADDRESS": self.dashboard}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def wait_for(address: str) -> None:

@@ -8,7 +8,6 @@ machine before and after, and reads a file that Ray's wheels lack.
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pyarrow.dataset as ds
 import pytest
 import ray.util
 from front.heads import PROGRAMS, TOKEN, running
+from ports import free_ports
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
@@ -77,8 +77,7 @@ def settings(address: str) -> dict[str, object]:
 
 @pytest.fixture
 def autoscaled(tmp_path: Path) -> Iterator[Autoscaled]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     address = f"{ray.util.get_node_ip_address()}:{port}"
     config = tmp_path / "autoscaling.json"
     config.write_text(json.dumps(settings(address)))

@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from front.heads import PLAIN, PROGRAMS, TOKEN, Head, deploy, free_ports, ray_head, ray_node, wait_for
+from front.heads import PLAIN, PROGRAMS, TOKEN, Head, deploy, ray_head, ray_node, wait_for
 from front.test_operations import Callers
+from ports import free_ports
 
 from paliscribe.demo.collection import write_collection
 

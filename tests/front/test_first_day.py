@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from front.conftest import Paliscribe
-from front.heads import free_ports
 from PIL import Image
+from ports import free_ports
 
 from paliscribe.view.example import write_example
 

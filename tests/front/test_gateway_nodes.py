@@ -8,9 +8,10 @@ import httpx
 import psutil
 import pytest
 import yaml
-from front.heads import Head, deploy, free_ports, ray_head, ray_node, wait_for
+from front.heads import Head, deploy, ray_head, ray_node, wait_for
 from front.test_drain import BEARER, ROOT, until
 from front.test_operations import Callers
+from ports import free_ports
 
 from paliscribe.demo.collection import write_collection
 

@@ -18,8 +18,9 @@ import pyarrow.dataset as ds
 import pytest
 import ray.util
 from front.conftest import read_rows, replicas, write_rows
-from front.heads import PROGRAMS, TOKEN, free_ports, running
+from front.heads import PROGRAMS, TOKEN, running
 from infra.test_observation import named, of_runs
+from ports import free_ports
 from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
@@ -98,8 +99,7 @@ def exported(head: Head, batch: int, live: int) -> None:
 
 def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp_path: Path) -> None:
     environment = os.environ | TOKEN | {"RAY_ADDRESS": head.address}
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     words = [sys.executable, "-m", "paliscribe"]
     command = [*words, "serve", "--port", str(port)]
     serving = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

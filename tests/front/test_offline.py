@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 from front.conftest import read_rows, write_rows
 from front.test_resume import wait_until_gone
 from online.conftest import data_url, encoded
+from ports import free_ports
 
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw
@@ -47,8 +47,7 @@ class Serving:
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory, s3_server: Any) -> Iterator[Serving]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     folder, bucket = tmp_path_factory.mktemp("offline"), "offline-jobs"
     s3_server.client().create_bucket(Bucket=bucket)
     (folder / "keys").write_text(KEY)

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 import yaml
-from front.heads import free_ports
+from ports import free_ports
 
 from paliscribe.demo.collection import write_collection
 

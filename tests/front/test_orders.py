@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from front.heads import PROGRAMS, TOKEN, Head, deploy, free_ports, ray_head
+from front.heads import PROGRAMS, TOKEN, Head, deploy, ray_head
+from ports import free_ports
 
 from paliscribe.demo.collection import write_collection
 

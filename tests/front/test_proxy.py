@@ -24,10 +24,11 @@ import psutil
 import pytest
 import yaml
 from front.conftest import Paliscribe
-from front.heads import PLAIN, free_ports
+from front.heads import PLAIN
 from front.test_resume import wait_until_gone
 from online.attacks import ANNOTATE, CHAT, KINDS, Attack, attacks, chat_body, data_url, request
 from online.conftest import encoded
+from ports import free_ports
 
 from paliscribe.demo.drawing import draw
 from paliscribe.demo.sampling import sample_scene

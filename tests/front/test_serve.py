@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 from front.conftest import hostile, replicas
 from front.test_resume import wait_until_gone
 from online.conftest import data_url, encoded
+from ports import free_ports
 
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw
@@ -42,8 +42,7 @@ class Serving:
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     keys = tmp_path_factory.mktemp("serve") / "keys"
     keys.write_text(KEY)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}

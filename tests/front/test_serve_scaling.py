@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 from front.conftest import replicas
 from front.test_resume import wait_until_gone
 from front.test_serve import CAPTION, asked
+from ports import free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 POOL = {"threads": 1, "cpus_per_replica": 0.25, "min_replicas": 0, "max_replicas": 2, "rows_per_replica": 8}
@@ -23,8 +23,7 @@ SCALING = {"scale_up_after": 0, "scale_down_after": 3}
 
 
 def test_the_first_call_waits_and_none_is_lost(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     config = tmp_path / "endpoint.yaml"
     config.write_text(json.dumps({"port": port, "timeout": 120, "models": [{"pool": POOL | SCALING}]}))
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from infra.test_kuberay import groups_of, rays
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from ports import free_ports
 from ray.scripts.scripts import start
 
 FOLDER = INFRA / "docker"
@@ -266,10 +266,7 @@ def s3_service(tmp_path: Path) -> Iterator[dict[str, str]]:
     keys = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "a secret of somebody's"}
     service = compose()["services"]["s3"]
     line = service["command"].replace("-dir=/data", f"-dir={tmp_path}").replace("-ip=s3", "-ip=127.0.0.1")
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(8)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
+    ports = free_ports(8)
     line = line.replace("-s3.port=8333", f"-s3.port={ports[0]}").replace("-ip.bind=0.0.0.0", "-ip.bind=127.0.0.1")
     flags = [f"-{name}={port}" for name, port in zip(PORTS, ports[1:], strict=True)]
     flags += [f"-s3.localSocket={tmp_path}/s3.sock", f"-filer.localSocket={tmp_path}/filer.sock"]

@@ -14,9 +14,10 @@ import psutil
 import pytest
 import ray.util
 import yaml
-from front.heads import PROGRAMS, TOKEN, deploy, free_ports, wait_for
+from front.heads import PROGRAMS, TOKEN, deploy, wait_for
 from infra.test_kuberay import environment, groups_of, of_the_service, rays
 from online.conftest import data_url, encoded
+from ports import free_ports
 
 from paliscribe.demo.answers import scene_items
 from paliscribe.demo.drawing import draw

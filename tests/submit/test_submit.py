@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from front.conftest import Paliscribe, paliscribe
-from front.heads import free_ports
 from grammar.test_masks import reference
+from ports import free_ports
 
 from paliscribe.config import JobConfig
 from paliscribe.errors import UsageError

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -81,6 +82,20 @@ def test_without_the_token(head: Head, home: Path, tmp_path: Path, token: str, s
         assert process.returncode == 1 and not out, name
         [line] = err.splitlines()
         assert line.startswith("paliscribe: ") and said in line and "RAY_AUTH_TOKEN_PATH to a file" in line
+
+
+def test_every_process_ends_after_its_refusal(head: Head, tmp_path: Path) -> None:
+    """One in a hundred hung as it ended, with a thread of grpc."""
+    code = "from paliscribe.pool.joining import check_cluster; check_cluster()"
+    environment = PLAIN | {"HOME": str(tmp_path), "RAY_ADDRESS": head.gcs}
+
+    def refused(_: int) -> str:
+        command = [sys.executable, "-c", code]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return process.stderr.splitlines()[-1]
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all("it requires a token" in line for line in threads.map(refused, range(300)))
 
 
 def test_with_the_token(head: Head, home: Path) -> None:

@@ -3,8 +3,8 @@
 import contextlib
 import os
 import re
+import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +15,8 @@ DEFAULT_PATH = "~/.ray/auth_token"  # where Ray writes a token that it makes
 PING = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # a call of the GCS that all releases have
 OTHERS = ("RAY_USE_TLS", "RAY_ENABLE_K8S_TOKEN_AUTH")  # other ways to be admitted
 HOST_PORT = re.compile(r"[^/@\s]+:\d{1,5}")
+# The preface of HTTP/2 and an empty SETTINGS frame (RFC 9113, sections 3.4 and 6.5): a server answers with its own.
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 CONNECT, ANSWER = 0.8, 5.0  # seconds until something that speaks gRPC is there, and until it answers the call
 
 
@@ -128,27 +130,35 @@ def _refusal(address: str, token: str) -> str | None:
     """What a cluster says to a call without a right token; None if it admits it. Raises RunError if none answers."""
     import grpc
 
+    if _is_mute(address):
+        raise RunError(f"no Ray cluster at {address}: no answer within {CONNECT:g} s")
     metadata = [("authorization", f"Bearer {token}")] if token else []
-    heard = threading.Event()
-
-    def changed(state: grpc.ChannelConnectivity) -> None:
-        if state is grpc.ChannelConnectivity.READY:
-            heard.set()
-
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        channel.subscribe(changed)
-        call = channel.unary_unary(PING).future(b"", timeout=ANSWER, metadata=metadata)
-        call.add_done_callback(lambda _: heard.set())
-        if not heard.wait(CONNECT):
-            raise RunError(f"no Ray cluster at {address}: no answer within {CONNECT:g} s")
         try:
-            call.result()
+            channel.unary_unary(PING)(b"", timeout=ANSWER, metadata=metadata)
         except grpc.RpcError as error:
             code, details = error.code(), str(error.details())
             if code == grpc.StatusCode.UNAUTHENTICATED:
                 return details
             raise RunError(f"no Ray cluster at {address}: {_reason(code.name, details)}") from None
     return None
+
+
+def _is_mute(address: str) -> bool:
+    """Whether nothing is said at an address within `CONNECT` seconds to what begins HTTP/2.
+
+    grpc can tell too, by a thread of its own, with which some processes hung when they ended.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT) as probe:
+            probe.sendall(HTTP2)
+            probe.recv(1)
+    except TimeoutError:
+        return True
+    except (OSError, ValueError):  # grpc says why
+        pass
+    return False
 
 
 def _reason(code: str, details: str) -> str:

@@ -101,7 +101,8 @@ def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp
     environment = os.environ | TOKEN | {"RAY_ADDRESS": head.address}
     [port] = free_ports(1)
     words = [sys.executable, "-m", "paliscribe"]
-    command = [*words, "serve", "--port", str(port)]
+    (keys := tmp_path / "keys").write_text("a-key-of-the-test")
+    command = [*words, "serve", "--port", str(port), "--keys", str(keys)]
     serving = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert serving.stdout is not None and "serving demo" in serving.stdout.readline()
@@ -112,9 +113,10 @@ def test_a_batch_and_live_calls_share_replicas(head: Head, collection: Path, tmp
         command = ["annotate", "--manifest", str(manifest), "--output", str(tmp_path / "o"), "--task", "ocr", "--quiet"]
         batch = subprocess.Popen([*words, *command], env=environment, stderr=subprocess.PIPE, text=True)
         picture = next((collection.parent / "images").iterdir()).read_bytes()
+        bearer = {"Authorization": f"Bearer {keys.read_text()}"}
         live: list[dict[str, object]] = []
         while batch.poll() is None:
-            form = {"files": {"image": picture}, "data": {"task": "caption en"}}
+            form = {"files": {"image": picture}, "data": {"task": "caption en"}, "headers": bearer}
             found = httpx.post(f"http://127.0.0.1:{port}/v1/annotate/upload", timeout=60, **form)  # type: ignore[arg-type]
             assert found.status_code == 200, found.text
             live += found.json()["annotations"]

@@ -160,12 +160,12 @@ class Stage:
         If the first shards are committed already, by an attempt at this block that was lost, their markers are read.
         `leaving`: asked before each shard is begun; if true, those that were begun are finished and the rest is left.
         """
-        fetched = ahead(map(self._fetched, self._calls(shards, leaving)), 1)
-        sent = ahead(map(self._sent, fetched), CALLS_IN_FLIGHT)
+        fetched = ahead(self._fetched, self._calls(shards, leaving), 1)
+        sent = ahead(self._sent, fetched, CALLS_IN_FLIGHT)
         records: list[Record] = []
         replicas: set[str] = set()
         self.doing = Doing(None, "the first images are fetched and decoded")
-        with contextlib.closing(fetched), contextlib.closing(sent):
+        with contextlib.closing(sent):
             for call in sent:
                 first = call.work[0].shard
                 self.doing = Doing(first, f"shard {first} waits for the answers to {len(call.sent):,} requests")
@@ -198,7 +198,7 @@ class Stage:
     def _shards(self) -> Shards:
         return Shards(self.store)
 
-    def _calls(self, shards: Iterable[int], leaving: Callable[[], bool]) -> Iterator[_Call]:
+    def _calls(self, shards: Iterable[int], leaving: Callable[[], bool]) -> Generator[_Call]:
         """The shards' rows in calls of fixed size, which depends on the job and the pool's slots only."""
         wanted = SLOTS_FILLED * self.pool.slots // len(self.plan.tasks)
         size = max(1, min(wanted, CALL_BYTES // (3 * self.plan.image_size**2)))

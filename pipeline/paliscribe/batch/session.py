@@ -51,7 +51,8 @@ def session(store: Store, report: Report) -> Iterator[Progress]:
         if ended:
             raise TemporaryError(ended[0]) from None
         kept = progress.rows_before + progress.rows_committed
-        words = f"{stopped}: stopped. {kept:,} of {progress.rows:,} rows are committed"
+        least = "At least " if kept < progress.rows else ""  # stage processes may have committed what is not told yet
+        words = f"{stopped}: stopped. {least}{kept:,} of {progress.rows:,} rows are committed"
         stopped.args = (f"{words}; run the same command again to resume",)
         raise
     except StorageError as error:

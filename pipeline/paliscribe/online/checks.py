@@ -1,6 +1,8 @@
 """What of an endpoint can be checked without a cluster, so that a mistake is reported before Ray is imported."""
 
+import contextlib
 import ipaddress
+import random
 import socket
 
 from paliscribe.config import ServeConfig
@@ -12,6 +14,8 @@ from paliscribe.online.key_file import adopt
 from paliscribe.online.keys import KeySource, read_keys
 from paliscribe.storage import StorageError, check_writable, is_local, local_path, open_store
 from paliscribe.storage.parallel import in_order
+
+FREE_PORTS = range(20_000, 32_768)  # above Ray's workers (10002 to 19999), below outgoing connections (from 32768)
 
 
 def check(config: ServeConfig) -> KeySource:
@@ -51,12 +55,24 @@ def is_loopback(host: str) -> bool:
 
 
 def check_port(host: str, port: int) -> int:
-    """The port to listen on; for 0 a free one. Raises RunError if the endpoint cannot listen there."""
+    """The port to listen on; for 0 a free one. Raises RunError if the endpoint cannot listen there.
+
+    The endpoint listens there seconds later. So a free port is none of those that the system gives to outgoing
+    connections, of which Ray makes many, nor one of Ray's workers.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return int(probe.getsockname()[1])
+        for candidate in [] if port else random.SystemRandom().sample(FREE_PORTS, 100):
+            with contextlib.suppress(OSError):
+                return _bound(family, host, candidate)
+        return _bound(family, host, port)
     except OSError as error:
         raise RunError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def _bound(family: socket.AddressFamily, host: str, port: int) -> int:
+    """The port of a socket that was bound for a moment. Raises OSError if it cannot be."""
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        return int(probe.getsockname()[1])

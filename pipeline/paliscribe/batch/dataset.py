@@ -49,7 +49,7 @@ def annotate_shards(
 ) -> Generator[Marker]:
     """Annotate shards on at most `workers` stage processes of `cpus` each; yields their markers as they are committed.
 
-    Updates what `progress` says of open shards meanwhile. `stage`: instead of `StageActor`, for measurements. Raises
+    Updates what `progress` says of open shards. `stage`: instead of `StageActor`, for measurements. Raises
     TemporaryError if processes keep failing.
     """
     notes, losses = StageNotes(), 0

@@ -75,7 +75,7 @@ def run_append(job: JobConfig, report: Report = lambda progress: None) -> dict[s
     store = writable(job.output)
     with session(store, report) as progress:
         summary = finished_before(job, store)
-        frozen = manifest.load(store) or frozen  # another append may have ended meanwhile
+        frozen = manifest.load(store) or frozen  # another append may have ended since
         extension = _extend(job, tasks, store, frozen, summary["retries"], progress)
         frozen = extension.frozen
         counts = {"rows_appended": frozen.rows - summary["rows"], "rows_changed": extension.changed}
@@ -128,7 +128,7 @@ def run_retry(output: str, report: Report = lambda progress: None) -> dict[str, 
             raise UsageError(
                 f"{output}: the run is not finished; resume it with the command that started it, then retry"
             )
-        frozen = manifest.load(store) or frozen  # an append may have ended meanwhile
+        frozen = manifest.load(store) or frozen  # an append may have ended since
         refuse_interrupted_append(store, frozen, summary)
         if not summary["errors"]:
             return finished_summary(store, frozen) or summary

@@ -16,7 +16,7 @@ class Answer:
 
 
 class SharedAnswers:
-    """The answers to the last requests that differ. One thread asks; another sets the predictions meanwhile.
+    """The answers to the last requests that differ. One thread asks; another sets the predictions.
 
     An answer follows from image, prompt and options alone, so that rows which share one get the records that they would
     get from answers of their own. Errors are not shared with later calls.

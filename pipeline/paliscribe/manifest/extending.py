@@ -56,7 +56,7 @@ def extend(
 
     `retries`: how often the run has been retried. `limit`: of the manifest's first rows. `dry`: write nothing.
     `check`: gets the manifest's columns, and may raise UsageError. `tell`: gets lines for the user. Raises
-    UsageError as `scan`; if the manifest changes meanwhile; if it has columns that the run does not carry, or of
+    UsageError as `scan`; if the manifest changes while it is read; if it has columns that the run does not carry, or of
     another type; if a row has nothing to be told by. StorageError if the store cannot be read or written.
     """
     before, known = version(source, settled=False), identity(source, limit)
@@ -112,7 +112,7 @@ def _extended(frozen: FrozenManifest, written: list[int], added: Addition, neste
 def commit_extension(store: Store, before: FrozenManifest, extension: Extension) -> None:
     """Replace the index by that of an extension, and delete what interrupted appends have left.
 
-    Raises TemporaryError if another driver has replaced it meanwhile, StorageError.
+    Raises TemporaryError if another driver has replaced it, StorageError.
     """
     replace_index(store, before, extension.frozen)
     named = set(map(extension.frozen.key_of, range(len(extension.frozen.files))))

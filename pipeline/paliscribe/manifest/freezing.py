@@ -87,7 +87,7 @@ def freeze(
     `shard_rows`: None: by the number of rows, see `automatic_shard_rows`. `limit`: the first rows only. `sample`:
     of these, to be written alone. `check`: gets the carried columns, and may raise UsageError. `progress`: gets the
     number of rows read so far. `tell`: gets lines for the user. Raises UsageError as `scan`, and if
-    the manifest changes meanwhile; StorageError if the store cannot be written.
+    the manifest changes while it is read; StorageError if the store cannot be written.
     """
     before, known = version(source, settled=False), identity(source, limit)
     naming = Naming.of(**columns)

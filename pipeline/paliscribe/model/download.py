@@ -81,7 +81,7 @@ def _fetch(store: Store, revision: str, folder: Path) -> None:
             list(threads.map(fetch, objects))
         sizes = [(partial / found.key).stat().st_size for found in objects]
         if revision_of(model_objects(store)) != revision or sizes != [found.size for found in objects]:
-            raise UsageError(f"model {store.uri}: no longer {revision}: it was written to meanwhile")
+            raise UsageError(f"model {store.uri}: no longer {revision}: it changed during the download")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

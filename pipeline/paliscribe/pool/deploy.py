@@ -170,7 +170,7 @@ def _has_replica(pool: PoolAddress) -> bool:
 def _applications() -> dict[str, ApplicationStatusOverview]:
     """Serve's applications by name; none if Serve is not running.
 
-    Waits for a controller that is being restarted: the applications go on meanwhile. Raises TemporaryError if that
+    Waits for a controller that is being restarted: the applications go on without it. Raises TemporaryError if that
     takes longer than `CONTROLLER_TIMEOUT`.
     """
     begun = time.monotonic()

@@ -33,7 +33,7 @@ _inner = threading.Event()  # set while a `cluster` block runs within another, o
 def cluster(num_cpus: int | None = None) -> Iterator[None]:
     """Join the cluster at RAY_ADDRESS, or start Ray in this process; disconnect or stop it afterwards.
 
-    `num_cpus`: of a Ray started here; default: the machine's. Output to stdout meanwhile goes to the log. Raises
+    `num_cpus`: of a Ray started here; default: the machine's. Output to stdout in the block goes to the log. Raises
     RunError if there is no cluster to join.
     """
     if ray.is_initialized():

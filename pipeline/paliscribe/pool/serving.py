@@ -1,7 +1,7 @@
-"""Ray Serve on a cluster: whoever needs it first starts it with the same options; its HTTP is opened on demand.
+"""Ray Serve on a cluster: what needs it first starts it, always with the same options; its HTTP is opened on demand.
 
-Serve keeps the HTTP options of whoever started it, and ignores later ones without a word. A run starts it without HTTP,
-since no port is its to take.
+Serve keeps the HTTP options that it was started with, and ignores later ones without a word. A run starts it without
+HTTP, since no port is its to take.
 """
 
 import logging

@@ -108,7 +108,7 @@ class Lease:
     def _renew(self) -> None:
         """Renew until stopped or until another owner is found; failures of the store are waited out.
 
-        If only this driver was cut off, another may have taken the lease meanwhile: the next renewal that reaches the
+        If only this driver was cut off, another may have taken the lease since: the next renewal that reaches the
         store finds it. Until then both may work, which is safe, as a shard is committed once.
         """
         since: float | None = None  # when the store began to fail
@@ -122,7 +122,7 @@ class Lease:
             except StorageError as error:
                 since = since or time.monotonic()
                 still_waiting(since, error)
-                continue  # if another driver has taken the lease meanwhile, a later renewal finds that
+                continue  # if another driver has taken the lease since, a later renewal finds that
             since = None
             done_waiting()
             if etag is None:

@@ -102,7 +102,7 @@ def publish_part(store: Store, layout: Layout, part: int, generation: int = 0) -
         written = write_part(store, layout, part, generation, markers, Path(folder))
         if before is not None:
             if (existing := read_part(store, part, generation)) is not None:
-                return existing  # another driver took over meanwhile; a later retry may have replaced these files
+                return existing  # another driver took over; a later retry may have replaced these files
             store.delete_many(sorted(key for key in before.files if key.startswith("errors/")))
         for key in sorted(written, reverse=True):  # errors before annotations
             store.put_file(key, written[key][0])
@@ -183,7 +183,7 @@ def sweep(store: Store, shards: int) -> int:
     """Delete files of these first `shards` shards that are no longer needed; returns their number.
 
     Only for a finished run whose lease is held: every shard is committed and published, so only shards with dead
-    letters are still needed, by a retry. If the lease is lost meanwhile, as by a driver that is stopped for long,
+    letters are still needed, by a retry. If the lease is lost before that, as by a driver that is stopped for long,
     another may append: its shards are later ones.
     """
     needed: set[str] = set()

@@ -122,7 +122,7 @@ class _Archive:
         return len(self._index)
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        """A member's bytes. Raises StorageError, `changed` if the archive is replaced meanwhile, and RowError."""
+        """A member's bytes. Raises StorageError, `changed` if the archive has been replaced, and RowError."""
         with self._lock:
             store = self._store or self._open()
         member = self._index.find(name)

@@ -18,7 +18,7 @@ from paliscribe.verify.findings import Finding, Remedy, Report
 from paliscribe.verify.parts import Part, Run, name_of, verify_part
 
 PARTS = 2  # verified at the same time
-LOOKS = 3  # at a part that a driver may be publishing meanwhile
+LOOKS = 3  # at a part that a driver may be publishing
 
 Progress = Callable[[int, int], None]  # gets the records that were read, of how many
 T = TypeVar("T")
@@ -169,7 +169,7 @@ class _Verification:
                     self._found(part_key(number, generation), "the run has no such part", remedy="stray")
 
     def _part(self, number: int) -> Part:
-        """Verify a part; once more if a driver has published it meanwhile."""
+        """Verify a part; once more if a driver has published it since."""
         for look in range(LOOKS):
             before = self._publications(number)
             found = verify_part(self._run, number, self._progressed)
@@ -198,7 +198,7 @@ class _Verification:
                 continue
             if item.key not in self._files and item.key.rpartition("/")[2] not in named:
                 strays.append(item.key)
-        if strays and self._report.driver:  # it may have published them meanwhile
+        if strays and self._report.driver:  # it may have published them since
             strays = [key for key in strays if key not in self._named_now()]
         for key in strays:
             self._found(key, "no marker names this file, and readers take it for results", remedy="stray")

@@ -81,7 +81,7 @@ def test_closing_closes_the_items_and_leaves_no_thread() -> None:
 
 @pytest.mark.parametrize("early", [False, True], ids=["closing", "waiting"])
 def test_a_signal_while_threads_compute_is_all_that_is_raised(early: bool) -> None:
-    goes_on, closed = threading.Event(), threading.Event()
+    begun, goes_on, closed = threading.Event(), threading.Event(), threading.Event()
 
     def items() -> Generator[int]:
         try:
@@ -91,7 +91,8 @@ def test_a_signal_while_threads_compute_is_all_that_is_raised(early: bool) -> No
 
     def slow(number: int) -> int:
         if number:
-            goes_on.wait(10)
+            begun.set()
+            goes_on.wait(30)
         return number
 
     main = threading.main_thread().ident
@@ -100,7 +101,7 @@ def test_a_signal_while_threads_compute_is_all_that_is_raised(early: bool) -> No
     with pytest.raises(Stopped) as raised, stop_on_signals():
         inner = ahead(slow, items(), 1)
         with contextlib.closing(ahead(str, inner, 1)) as computed:
-            assert next(computed) == "0"
+            assert next(computed) == "0" and begun.wait(10)
             timer.start()
             if early:
                 threading.Timer(0.6, goes_on.set).start()

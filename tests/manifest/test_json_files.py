@@ -76,15 +76,17 @@ def test_bad_bytes_are_placed(tmp_path: Path) -> None:
         columns(tmp_path / "m.json")
 
 
+TEXT = st.text(max_size=6)  # to draw larger ones takes most of the time
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
 )
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.dictionaries(st.text(), VALUES, min_size=1)),
+    st.lists(st.dictionaries(TEXT, VALUES, min_size=1, max_size=3), max_size=4),
     st.sampled_from([None, 0, 1]),
     st.integers(1, 9),
     st.sampled_from([(",", ":"), (" , \n", " : ")]),

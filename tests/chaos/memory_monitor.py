@@ -17,8 +17,8 @@ from paliscribe.pool.address import PoolAddress
 from paliscribe.pool.client import PoolClient
 from paliscribe.pool.ray_cluster import cluster
 
-ROOM = 4 * 2**30  # bytes that the processes may take together
-MOST = 6 * 2**30  # bytes at which this program's own guard ends a replica: the monitor has failed then
+ROOM = 6 * 2**30  # bytes that the processes may take together, with what other programs take more than before
+MOST = 9 * 2**30  # bytes at which this program's own guard ends a replica: the monitor has failed then
 PLACES = (3, 12)  # of the poisoned requests in the first call
 
 

@@ -13,6 +13,7 @@ import pytest
 from demo_run import SCENES, DemoRun
 from results.made import Job
 
+from bench.made_run import make
 from paliscribe.cli import main as cli
 from paliscribe.errors import UsageError
 from paliscribe.evaluation import Options, evaluate, read_evaluation, read_maps, tables
@@ -85,15 +86,31 @@ def test_the_demo_against_its_truth(run: str, demo_run: DemoRun) -> None:
     assert 0 <= maps[CAPTIONS, "caption"]([0.3])[0] <= 1
 
 
-def test_passes_change_nothing(run: str, demo_run: DemoRun, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "most"), [("PASS_ROWS", 5), ("PASS_BYTES", 500)])
+def test_passes_change_nothing(
+    limit: str, most: int, run: str, demo_run: DemoRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = Options(str(demo_run.collection / "truth.jsonl"))
     whole = by_kind(evaluate(run, options))
-    monkeypatch.setattr(tables, "PASS_ROWS", 5)
+    monkeypatch.setattr(tables, limit, most)
     for kind, each in by_kind(evaluate(run, options)).items():
         assert each["rows"] == whole[kind]["rows"] and each["calibration"] == whole[kind]["calibration"]
         values, before = ({name: it["value"] for name, it in x["figures"].items()} for x in (each, whole[kind]))
         # Boxes of equal scores are in another order, on which AP depends.
         assert values == pytest.approx(before, abs=0.01 if kind == "detect" else 1e-6)
+
+
+def test_large_truth_needs_no_more_memory(tmp_path: Path, truth_of: Callable[..., str]) -> None:
+    """Fails if rows are grouped or joined without regard to their size."""
+    make(open_store(str(tmp_path / "run")), rows := 3000)
+    truth = truth_of(*({"id": f"id-{row}", "ocr": "much text " * 2000} for row in range(rows)))
+    [task] = evaluate(str(tmp_path / "run"), Options(truth, memory=64))["tasks"]
+    assert task["rows"]["evaluated"] == rows and value(task, "cer") > 0.99
+
+
+def test_too_little_memory_is_one_line(run: str, demo_run: DemoRun) -> None:
+    with pytest.raises(UsageError, match=r"evaluate: Out of Memory Error: .*; `--memory 4000` gives it more"):
+        evaluate(run, Options(str(demo_run.collection / "truth.jsonl"), memory=2))
 
 
 def test_dead_letters_and_invalid_answers_count_as_wrong(tmp_path: Path, truth_of: Callable[..., str]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -135,3 +136,9 @@ def test_memory_is_bounded_and_more_can_be_given(
     assert err.endswith("; `--memory 4000` gives it more\n")
     assert paliscribe("query", str(demo_run.output), sql, "--memory", "400")[0] == 0
     assert paliscribe("query", str(demo_run.output), sql, "--memory", "0")[0] == 2
+
+
+def test_little_memory_means_few_threads(demo_run: DemoRun, paliscribe: Callable[..., tuple[int, str, str]]) -> None:
+    sql = ["query", str(demo_run.output), "SELECT current_setting('threads') AS n", "--format", "csv"]
+    assert paliscribe(*sql)[1].splitlines() == ["n", "1"]
+    assert paliscribe(*sql, "--memory", "400")[1].splitlines() == ["n", str(min(2, os.cpu_count() or 1))]

@@ -39,6 +39,9 @@ def evaluate(
         bool, typer.Option("--fit", help="Keep a map from score to probability in _evaluation/calibration.json.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the intervals.")] = 0,
+    memory: Annotated[
+        int, typer.Option(min=1, help="MB of DuckDB's memory. It writes what needs more to a temporary folder.")
+    ] = 64,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,7 +54,7 @@ def evaluate(
         chosen[task] = name
     from paliscribe import evaluation
 
-    options = evaluation.Options(truth, chosen, id_column, against, min_score, fit, seed)
+    options = evaluation.Options(truth, chosen, id_column, against, min_score, fit, seed, memory)
     say = (lambda words: None) if quiet else (lambda words: print(words, file=sys.stderr, flush=True))
     found = evaluation.evaluate(output, options, say)
     if as_json:

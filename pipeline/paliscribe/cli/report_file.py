@@ -11,6 +11,8 @@ import typer
 from paliscribe.cli.options import Quiet
 from paliscribe.errors import UsageError
 
+MEMORY = 256  # MB, of DuckDB
+
 
 def report(
     output: Annotated[str, typer.Argument(help="The output of a run: a folder or an s3:// prefix.")],
@@ -27,7 +29,7 @@ def report(
     from paliscribe.storage import StorageError, open_store, split
     from paliscribe.view.report import report as pieces
 
-    tables = open_tables(output)
+    tables = open_tables(output, memory=MEMORY)
     check_target(to)
     shown = 0
 

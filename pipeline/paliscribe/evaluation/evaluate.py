@@ -17,12 +17,13 @@ from paliscribe.evaluation.texts import Texts, frequencies_of, needs_frequencies
 from paliscribe.evaluation.truth import RUN, Truth, load_truth
 from paliscribe.manifest.messages import quoted
 from paliscribe.published import Tables, open_tables
+from paliscribe.published.query import mistakes
 from paliscribe.storage import StorageError, Store, redacted
 
 KEY = "_evaluation/latest.json"
 OTHER = "other_"  # before the names of the other run's tables
 MASK_BATCHES = 20  # of rows that are searched for masks
-MEMORY = 128  # MB, of DuckDB
+MEMORY = 64  # MB, of DuckDB
 
 Evaluated = Texts | Shapes
 
@@ -33,6 +34,7 @@ class Options:
 
     `truth`, `columns`, `id_column`: see `truth.load_truth`. `against`: another output. `least`: score from which
     precision and recall of boxes are measured. `fit`: keep maps from score to probability. `seed`: of the intervals.
+    `memory`: MB that DuckDB may take.
     """
 
     truth: str = RUN
@@ -42,15 +44,17 @@ class Options:
     least: float = 0.0
     fit: bool = False
     seed: int = 0
+    memory: int = MEMORY
 
 
+@mistakes("evaluate")
 def evaluate(output: str, options: Options, tell: Callable[[str], None] = lambda words: None) -> dict[str, Any]:
     """The figures of a run as plain values, which are also kept in `_evaluation/latest.json` of the output.
 
     `tell`: gets a line about what is done. Raises UsageError: nothing published, truth that cannot be read or has
-    nothing for any task, no row in common, an output that cannot be written.
+    nothing for any task, no row in common, an output that cannot be written, too little memory.
     """
-    tables = open_tables(output, memory=MEMORY)
+    tables = open_tables(output, memory=options.memory)
     found = units(tables)
     if options.against is not None:
         open_tables(options.against, tables.connection, prefix=OTHER)

@@ -11,9 +11,9 @@ import duckdb
 from paliscribe.evaluation.tables import IN_PASS, passes
 from paliscribe.evaluation.truth import REJECTED
 from paliscribe.published import Tables
-from paliscribe.published.query import mistakes
 
 ROWS = 2048  # of a batch
+BOX_BYTES = 64  # of a box with its label in DuckDB, about
 _TABLES = ("annotations", "errors")
 FIELDS = ("status", "text", "score", "boxes", "masks", "width", "height", "prompt")
 
@@ -56,7 +56,7 @@ def joined(
 ) -> Iterator[list[Row]]:
     """Batches of the rows that have truth. `other`: before the names of another run's tables in the connection.
 
-    Many rows are joined in passes, each of some thousands of them by a hash of their ids, so that memory does not grow.
+    Many rows, or large ones, are joined in passes by a hash of their ids, so that memory does not grow.
     `ordered`: by id within a pass. The connection does nothing else until the batches are read or let go; cursors do
     not see all tables.
     """
@@ -64,14 +64,29 @@ def joined(
     sql = f"""SELECT id, t.given, a.found AS mine, {"b.found" if other is not None else "NULL"} AS theirs
         FROM (SELECT id, given FROM _truth WHERE task = $task AND {IN_PASS}) t
         JOIN ({_records(tables.prefix, kind)}) a USING (id) {theirs} {"ORDER BY id" if ordered else ""}"""
-    count = passes(_one(tables.connection, "SELECT count(*) FROM _truth WHERE task = $task", {"task": task}))
+    rows = _one(tables.connection, "SELECT count(*) FROM _truth WHERE task = $task", {"task": task})
+    count = passes(rows, _size(tables, task, kind, other))
     for number in range(count):
-        with mistakes("evaluate"), contextlib.ExitStack() as stack:
-            values = {"task": task, "kind": kind, "passes": count, "pass": number}
-            reader = tables.connection.sql(sql, params=values).to_arrow_reader(ROWS)
-            stack.callback(reader.close)
+        values = {"task": task, "kind": kind, "passes": count, "pass": number}
+        with contextlib.closing(tables.connection.sql(sql, params=values).to_arrow_reader(ROWS)) as reader:
             for batch in reader:
                 yield [_row(values) for values in batch.to_pylist()]
+
+
+def _size(tables: Tables, task: str, kind: str, other: str | None) -> int:
+    """About how many bytes the values of a task have that `joined` reads, in its truth and in the runs."""
+    truth = "SELECT sum(list_sum(list_transform(given, lambda value: strlen(value)))) FROM _truth WHERE task = $task"
+    sizes = [f"({truth})"]
+    each = "coalesce(strlen(text), 0) + coalesce(strlen(prompt), 0)"
+    if kind in ("detect", "segment"):
+        each += f" + {BOX_BYTES} * coalesce(len(boxes), 0)"
+    if kind == "segment":
+        each += " + 4 * coalesce(list_sum(list_transform(masks, lambda mask: len(mask.rle))), 0)"
+    for prefix in (tables.prefix, other):
+        if prefix is not None:
+            sizes.append(f"(SELECT sum({each}) FROM {prefix}annotations WHERE task = $task AND kind = $kind)")
+    found = " + ".join(f"coalesce({size}, 0)" for size in sizes)
+    return _one(tables.connection, f"SELECT {found}", {"task": task, "kind": kind})
 
 
 def _records(prefix: str, kind: str) -> str:

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 TRUTH = "_given"  # task, id, value as JSON: one row for each row of the truth
 ROWS = 4096
-PASS_ROWS, MOST_PASSES = 50_000, 1000  # rows that are joined or grouped at once, about; passes over all of them
+PASS_ROWS, PASS_BYTES = 50_000, 8 * 2**20  # that are joined or grouped at once, about
+MOST_PASSES = 1000  # over all rows
 IN_PASS = "hash(id) % $passes = $pass"  # SQL for the rows of a pass
 
 
@@ -52,6 +53,6 @@ def truth_columns() -> dict[str, pa.DataType]:
     return {"task": pa.string(), "id": pa.string(), "value": pa.string()}
 
 
-def passes(rows: int) -> int:
-    """The number of passes for so many rows."""
-    return max(1, min(MOST_PASSES, -(-rows // PASS_ROWS)))
+def passes(rows: int, size: int) -> int:
+    """The number of passes for so many rows, whose values have so many bytes."""
+    return max(1, min(MOST_PASSES, max(-(-rows // PASS_ROWS), -(-size // PASS_BYTES))))

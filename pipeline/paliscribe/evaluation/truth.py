@@ -76,9 +76,9 @@ def load_truth(
 def _group(connection: duckdb.DuckDBPyConnection) -> None:
     """Make `_truth` of `TRUTH`, in passes: DuckDB cannot write the lists that it is making to disk."""
     connection.execute("CREATE OR REPLACE TABLE _truth (task VARCHAR, id VARCHAR, given VARCHAR[])")
-    [(rows,)] = connection.execute(f"SELECT count(*) FROM {TRUTH}").fetchall()
+    [(rows, size)] = connection.execute(f"SELECT count(*), coalesce(sum(strlen(value)), 0) FROM {TRUTH}").fetchall()
     grouped = f"SELECT task, id, list(value ORDER BY value) FROM {TRUTH} WHERE {IN_PASS} GROUP BY task, id"
-    for number in range(count := passes(rows)):
+    for number in range(count := passes(rows, int(size))):
         connection.execute(f"INSERT INTO _truth {grouped}", {"passes": count, "pass": number})
     connection.execute(f"DROP TABLE {TRUTH}")
 

@@ -46,7 +46,7 @@ def mistakes(where: str = "query") -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        is_short = where == "query" and str(error).startswith("Out of Memory Error")
+        is_short = where in ("query", "evaluate") and str(error).startswith("Out of Memory Error")
         more = "; `--memory 4000` gives it more" if is_short else ""
         raise UsageError(f"{where}: {(lines or [type(error).__name__])[0][:300]}{more}") from None
 

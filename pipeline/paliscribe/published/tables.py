@@ -22,6 +22,7 @@ from paliscribe.storage import StorageError, Store, open_store
 from paliscribe.storage.arrow import filesystem
 
 ANNOTATIONS, ERRORS = "annotations", "errors"
+PER_THREAD = 200  # MB of the limit for each thread of DuckDB, which advises 125 at least
 NAMES = (ANNOTATIONS, ERRORS, "rows", "runs", "review")
 
 
@@ -96,8 +97,8 @@ def open_tables(
 
 
 def _database(memory: int) -> duckdb.DuckDBPyConnection:
-    """A database that takes so many MB. DuckDB advises 125 MB a thread at least, so a large machine gets no more."""
-    threads = max(1, min(os.cpu_count() or 1, memory // 125))
+    """A database that takes so many MB. Each thread holds pages of all columns, so little memory means few threads."""
+    threads = max(1, min(os.cpu_count() or 1, memory // PER_THREAD))
     limits: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory}MB",
         "threads": threads,

@@ -22,6 +22,8 @@ from typing import Any
 
 from bench.machine import machine
 
+SHARD_ROWS = 64
+LEAST_IMAGES = 3 * SHARD_ROWS  # of a run with a first and a last commit
 TASKS = ("caption en", "answer en {question}", "ocr", "detect {objects}")
 
 
@@ -35,6 +37,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch threads of the model")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.images < LEAST_IMAGES:
+        parser.error(f"--images: at least {LEAST_IMAGES}, for the rate between commits")
 
     import torch
 
@@ -136,7 +140,7 @@ def whole_run(manifest: Path, output: Path, threads: int, model: str, tokens: in
         manifest=(str(manifest),),
         tasks=TASKS,
         output=str(output),
-        shard_rows=64,
+        shard_rows=SHARD_ROWS,
         model=ModelSpec(id=model),
         max_tokens=tokens,
         pool=PoolConfig(replicas=1, threads=threads),

@@ -18,18 +18,21 @@ from paliscribe.config import JobConfig, ModelSpec
 from paliscribe.manifest import Shards
 from paliscribe.results import ModelFacts
 from paliscribe.results.run_file import Fingerprint, RunFile
-from paliscribe.results.schema import BOX
+from paliscribe.results.schema import BOX, MASK
 from paliscribe.storage import Store
 from paliscribe.verify.whole import facts_of
 
 TASKS = ("caption en", "ocr")
-DETECT = "detect cat"
+DETECT, SEGMENT = "detect cat", "segment cat"
+WIDTH, HEIGHT = 640, 480
 LABELS = ("cat", "dog", "a red car", "person", "tree")
 FACTS = ModelFacts("none", "0", "float32")
 
 
-def made(table: pa.Table, start: int, shard: int, schema: pa.Schema, tasks: Sequence[str]) -> pa.Table:
-    """The records of the rows of a shard, from row `start` on, under both tasks."""
+def made(
+    table: pa.Table, start: int, shard: int, schema: pa.Schema, tasks: Sequence[str], lengths: int = 0
+) -> pa.Table:
+    """The records of the rows of a shard, from row `start` on, under both tasks. `lengths`: see `make`."""
     rows = np.repeat(np.arange(start, start + len(table)), len(tasks))
     failed = pa.array(rows % 1000 == 999)
     texts = pa.array(np.char.add("a scene with number ", rows.astype(str)))
@@ -52,10 +55,12 @@ def made(table: pa.Table, start: int, shard: int, schema: pa.Schema, tasks: Sequ
         "row": pa.array(rows),
         **{name: pa.array([getattr(FACTS, name)] * count) for name in ("model", "revision", "precision")},
     }
-    if DETECT in tasks:
-        each = np.where((rows % 1000 == 999) | (np.arange(count) % 2 == 0), 0, rows % 5)
-        columns |= {"boxes": _boxes(rows, each), "width": pa.array(np.full(count, 640, np.int32))}
-        columns |= {"height": pa.array(np.full(count, 480, np.int32))}
+    if not {DETECT, SEGMENT}.isdisjoint(tasks):
+        each = np.where((rows % 1000 == 999) | (np.arange(count) % 2 == 0), 0, 1 if lengths else rows % 5)
+        columns |= {"boxes": _boxes(rows, each), "width": pa.array(np.full(count, WIDTH, np.int32))}
+        columns |= {"height": pa.array(np.full(count, HEIGHT, np.int32))}
+        if lengths:
+            columns["masks"] = _masks(rows, each, lengths, columns["boxes"])
     return pa.table([columns.get(f.name, pa.nulls(count, f.type)) for f in schema], schema=schema)
 
 
@@ -70,9 +75,27 @@ def _boxes(rows: np.ndarray, each: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.StructArray.from_arrays([labels, *edges], fields=list(BOX)))
 
 
-def make(store: Store, rows: int, *, boxes: bool = False) -> None:
-    """A finished run of so many rows. `boxes`: the second task is `detect cat`, with up to four boxes."""
-    tasks = (TASKS[0], DETECT if boxes else TASKS[1])
+def _masks(rows: np.ndarray, each: np.ndarray, lengths: int, boxes: pa.ListArray) -> pa.Array:
+    """A mask for each box, of so many run lengths."""
+    of = np.repeat(rows, each)
+    run = WIDTH * HEIGHT // lengths
+    rle = np.full((len(of), lengths), run, np.int32)
+    rle[:, 0], rle[:, -1] = 1 + of % run, WIDTH * HEIGHT - run * (lengths - 2) - 1 - of % run
+    lists = pa.ListArray.from_arrays(np.arange(len(of) + 1, dtype=np.int32) * lengths, pa.array(rle.ravel()))
+    codes = pa.ListArray.from_arrays(
+        np.arange(len(of) + 1, dtype=np.int32) * 16, pa.array(np.tile(np.arange(16, dtype=np.int16), len(of)))
+    )
+    height, width = (pa.array(np.full(len(of), side, np.int32)) for side in (HEIGHT, WIDTH))
+    values = [boxes.values.field("label"), codes, lists, height, width, boxes.values.field("score")]
+    return pa.ListArray.from_arrays(boxes.offsets, pa.StructArray.from_arrays(values, fields=list(MASK)))
+
+
+def make(store: Store, rows: int, *, boxes: bool = False, lengths: int = 0) -> None:
+    """A finished run of so many rows. `boxes`: the second task is `detect cat`, with up to four boxes.
+
+    `lengths`: it is `segment cat`, with a mask of so many run lengths, an even number.
+    """
+    tasks = (TASKS[0], SEGMENT if lengths else DETECT if boxes else TASKS[1])
     with tempfile.TemporaryDirectory() as folder:
         source = str(Path(folder) / "manifest.parquet")
         numbers = np.arange(rows).astype(str)
@@ -88,7 +111,7 @@ def make(store: Store, rows: int, *, boxes: bool = False) -> None:
     for part in range(layout.parts):
         for shard in layout.shards_of(part):
             table = pa.concat_tables(shards.tables(shard))
-            records = made(table, frozen.first_row(shard), shard, schema, tasks)
+            records = made(table, frozen.first_row(shard), shard, schema, tasks, lengths)
             results.commit(store, results.write_shard(store, shard, "bench", records))
         results.publish_part(store, layout, part)
     results.finish(store, layout, facts_of(file))

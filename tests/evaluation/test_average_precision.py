@@ -5,7 +5,6 @@ import io
 import random
 from typing import Any
 
-import duckdb
 import numpy as np
 import pytest
 from pycocotools import mask as coco
@@ -91,7 +90,7 @@ def precision(made: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]], wha
 
 
 def collected(made: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]], what: str) -> tuple[Collected, Labels]:
-    labels, whole = Labels(), Collected(duckdb.connect())
+    labels, whole = Labels(), Collected()
     for true, found in made:
         whole.add(match([shape(each, what) for each in true], [shape(each, what) for each in found], labels))
     return whole, labels

@@ -1,11 +1,12 @@
 """CIDEr against its reference implementation, over captions of the same words."""
 
 import random
+from pathlib import Path
 
-import duckdb
 import pytest
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
+from paliscribe.evaluation import cider
 from paliscribe.evaluation.cider import Frequencies, grams, tokens
 
 TEXT = "a an the red green blue circle square star and two on under some text"
@@ -15,8 +16,8 @@ def sentence(random_: random.Random, most: int = 9) -> str:
     return " ".join(random_.choices(TEXT.split(), k=random_.randrange(most)))
 
 
-def scores(truths: list[list[str]], answers: list[str], batch: int) -> list[float]:
-    frequencies = Frequencies(duckdb.connect())
+def scores(truths: list[list[str]], answers: list[str], batch: int, folder: Path) -> list[float]:
+    frequencies = Frequencies(folder / "grams")
     cooked = [[grams(tokens(each)) for each in row] for row in truths]
     for start in range(0, len(cooked), batch):
         frequencies.add(cooked[start : start + batch])
@@ -25,7 +26,9 @@ def scores(truths: list[list[str]], answers: list[str], batch: int) -> list[floa
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_equal_to_the_reference(seed: int) -> None:
+def test_equal_to_the_reference(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cider, "BLOCK", 1 + 3 * seed)
+    monkeypatch.setattr(cider, "PART_BYTES", 1000)
     random_ = random.Random(seed)
     rows = 40 if seed else 1  # of one row every frequency is that of all rows: 0
     truths = [[sentence(random_) for _ in range(random_.randrange(1, 6))] for _ in range(rows)]
@@ -35,7 +38,7 @@ def test_equal_to_the_reference(seed: int) -> None:
     for row, answer in zip(truths, answers, strict=True):
         reference += (answer, row)
     mean, each = reference.compute_score()
-    found = scores(truths, answers, batch=7)
+    found = scores(truths, answers, 7, tmp_path)
     assert found == pytest.approx(each.tolist(), abs=1e-9)
     assert sum(found) / rows == pytest.approx(mean)
     assert seed == 0 or mean > 1

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from demo_run import DemoRun
 from paliscribe.errors import UsageError
 from paliscribe.evaluation.answers import Unreadable, boxes, masks, texts
 from paliscribe.evaluation.coco import load_coco
-from paliscribe.evaluation.evaluate import Options, _of_task
-from paliscribe.evaluation.truth import load_truth
+from paliscribe.evaluation.evaluate import Options
+from paliscribe.evaluation.evaluate import figures as measured
+from paliscribe.evaluation.given import Given
 from paliscribe.published import open_tables
 
 DETECT = ("detect {objects}", "detect")
@@ -46,10 +48,9 @@ def coco_of(run: DemoRun, name: Callable[[str], str] = lambda row_id: f"{row_id}
 
 def figures(run: DemoRun, source: Path, *tasks: tuple[str, str]) -> list[dict[str, Any]]:
     """What `evaluate` finds, without writing into the run."""
-    tables = open_tables(str(run.output))
-    truth = load_truth(tables, str(source), tasks, {})
-    options = Options(str(source))
-    return [each for task, kind in tasks for each in _of_task(tables, truth, task, kind, options, {})]
+    with tempfile.TemporaryDirectory() as folder:
+        _, found, _ = measured(open_tables(str(run.output)), tasks, Options(str(source)), Path(folder))
+    return found
 
 
 @pytest.mark.parametrize("name", ["{}", "{}.png", "val/{}.jpg"])
@@ -106,7 +107,9 @@ def test_what_is_no_coco(demo_run: DemoRun, tmp_path: Path, body: str, words: st
         figures(demo_run, tmp_path / "t.json", DETECT)
     assert "\n" not in str(raised.value)
     with pytest.raises(UsageError, match="no such task"):
-        load_coco(open_tables(str(demo_run.output)), str(tmp_path / "t.json"), [("ocr", "ocr")])
+        load_coco(
+            open_tables(str(demo_run.output)), str(tmp_path / "t.json"), [("ocr", "ocr")], Given(tmp_path / "given")
+        )
 
 
 BOX = {"x_min": 1, "y_min": 2, "x_max": 4, "y_max": 6}

@@ -16,7 +16,7 @@ from results.made import Job
 from bench.made_run import make
 from paliscribe.cli import main as cli
 from paliscribe.errors import UsageError
-from paliscribe.evaluation import Options, evaluate, read_evaluation, read_maps, tables
+from paliscribe.evaluation import Options, evaluate, joined, read_evaluation, read_maps
 from paliscribe.evaluation.truth import choose
 from paliscribe.grammar.masks import encode_rle
 from paliscribe.published import Mark, put_mark
@@ -86,13 +86,13 @@ def test_the_demo_against_its_truth(run: str, demo_run: DemoRun) -> None:
     assert 0 <= maps[CAPTIONS, "caption"]([0.3])[0] <= 1
 
 
-@pytest.mark.parametrize(("limit", "most"), [("PASS_ROWS", 5), ("PASS_BYTES", 500)])
-def test_passes_change_nothing(
+@pytest.mark.parametrize(("limit", "most"), [("PART_ROWS", 5), ("PART_BYTES", 500)])
+def test_parts_change_nothing(
     limit: str, most: int, run: str, demo_run: DemoRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = Options(str(demo_run.collection / "truth.jsonl"))
     whole = by_kind(evaluate(run, options))
-    monkeypatch.setattr(tables, limit, most)
+    monkeypatch.setattr(joined, limit, most)
     for kind, each in by_kind(evaluate(run, options)).items():
         assert each["rows"] == whole[kind]["rows"] and each["calibration"] == whole[kind]["calibration"]
         values, before = ({name: it["value"] for name, it in x["figures"].items()} for x in (each, whole[kind]))

@@ -207,6 +207,19 @@ def test_large_parts_have_many_row_groups(tmp_path: Path, monkeypatch: pytest.Mo
     check(store.uri, job, never, READERS)
 
 
+@pytest.mark.parametrize(("limit", "by"), [("GROUP_BYTES", ()), ("HELD_BYTES", ("n",))])
+def test_large_records_are_written_early(
+    limit: str, by: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job([{"n": row % 3} for row in range(24)], pa.schema([("n", pa.int64())]), by=by, shard_rows=4)
+    job.annotate(store := open_store(str(tmp_path)))
+    monkeypatch.setattr(results.publish, limit, 2000)
+    job.publish(store)
+    files = [pq.ParquetFile(path).metadata for path in (tmp_path / "annotations").rglob("*.parquet")]
+    assert all(file.num_row_groups > 1 for file in files)
+    check(store.uri, job, never, READERS)
+
+
 def test_assignment_of_shards_to_parts() -> None:
     for layout in (
         Layout(10, 100_000, 950_000, TASKS, ()),

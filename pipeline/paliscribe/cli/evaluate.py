@@ -41,7 +41,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the intervals.")] = 0,
     memory: Annotated[
         int, typer.Option(min=1, help="MB of DuckDB's memory. It writes what needs more to a temporary folder.")
-    ] = 64,
+    ] = 24,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

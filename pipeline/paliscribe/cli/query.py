@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+MEMORY = 256  # MB, of DuckDB
 HELP = """SQL (DuckDB's) over a run, read where it lies. Without SQL: the tables and their columns.
 
 \b
@@ -40,15 +41,20 @@ def query(
     ] = "table",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most rows of a table.")] = 200,
     memory: Annotated[
-        int, typer.Option(min=1, help="MB of DuckDB's memory. It writes what needs more to a temporary folder.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"MB of DuckDB's memory, {MEMORY} or as many as large records need. It writes what needs more to a "
+            "temporary folder.",
+        ),
+    ] = None,
 ) -> None:
     """Run SQL over a run."""
     from paliscribe.published import open_tables
     from paliscribe.published.query import columns, lines_of
     from paliscribe.published.query import query as run
 
-    tables = open_tables(output, memory=memory)
+    tables = open_tables(output, memory=memory or MEMORY, whole=memory is None)
     if sql is None:
         for name, found in columns(tables):
             print(name)

@@ -1,15 +1,22 @@
-"""CIDEr-D of captions (Vedantam et al. 2015) with document frequencies in DuckDB, so that their number is no matter."""
+"""CIDEr-D of captions (Vedantam et al. 2015) with document frequencies in a file, so that their number is no matter."""
 
 import math
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-import duckdb
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from paliscribe.evaluation.spill import Spill
+
 LONGEST, SIGMA, SCALE = 4, 6.0, 10.0  # words of an n-gram; of the penalty for another length; of the score
+PART_BYTES = 2 * 2**20  # of n-grams that are added up together
+BLOCK = 64  # n-grams of the sorted file that are read together
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 Grams = Mapping[str, int]
@@ -25,12 +32,23 @@ def grams(words: Sequence[str]) -> Counter[str]:
     return Counter(" ".join(words[at : at + n]) for n in range(1, LONGEST + 1) for at in range(len(words) - n + 1))
 
 
-class Frequencies:
-    """In how many rows an n-gram is in a true caption. Rows are added first, then the frequencies are read."""
+def _hash(gram: str) -> int:
+    return hash(gram) & (2**62 - 1)
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection, self._rows = connection.cursor(), 0
-        self._connection.execute("CREATE OR REPLACE TABLE _added (gram VARCHAR, n BIGINT)")
+
+class Frequencies:
+    """In how many rows an n-gram is in a true caption. Rows are added first, then the frequencies are read.
+
+    N-grams are known by hashes of 62 bits. Those of one row are as rare as unknown ones, so only the others are kept:
+    in a file of pairs of hash and number, sorted, of which blocks are read for the n-grams that are asked for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder`: for temporary files."""
+        self._rows = 0
+        self._added = Spill(folder, pa.schema([("gram", pa.int64()), ("n", pa.int64())]), "gram")
+        self._file = (folder / "frequencies").open("w+b", buffering=0)
+        self._firsts = np.zeros(0, np.int64)  # of the blocks
 
     def add(self, rows: Iterable[Sequence[Grams]]) -> None:
         """Add rows, each as the n-grams of its true captions."""
@@ -38,24 +56,41 @@ class Frequencies:
         for truths in rows:
             counts.update(set().union(*truths))
             self._rows += 1
-        self._connection.register("_batch", pa.table({"gram": list(counts), "n": list(counts.values())}))
-        self._connection.execute("INSERT INTO _added SELECT * FROM _batch")
+        columns = [list(map(_hash, counts)), list(counts.values())]
+        self._added.add(pa.record_batch([pa.array(each, pa.int64()) for each in columns], schema=self._added.schema))
 
     def settle(self) -> None:
         """Add up what was added."""
-        self._connection.execute(
-            "CREATE OR REPLACE TABLE _frequencies AS SELECT gram, sum(n)::BIGINT AS n FROM _added GROUP BY gram"
-        )
-        self._connection.execute("DROP TABLE _added")
+        added = self._added.split(max(1, -(-self._added.size // PART_BYTES)))
+        size, firsts = 0, []
+        for part in range(added.buckets):
+            gram, counts = (column.to_numpy() for column in added.table(part).columns)
+            grams, places = np.unique(gram, return_inverse=True)
+            sums = np.bincount(places, counts, len(grams)).astype(np.int64)
+            pairs = np.stack([grams, sums], axis=1)[sums > 1]
+            firsts.append(pairs[-size % BLOCK :: BLOCK, 0])
+            size += len(pairs)
+            self._file.write(pairs.tobytes())
+        self._firsts = np.concatenate(firsts)
 
     def scores(self, rows: Sequence[tuple[Sequence[Grams], Grams]]) -> list[float]:
         """CIDEr-D of rows, 0 to 10: n-grams of the true captions and of the answer."""
-        wanted = set().union(*(found for truths, answer in rows for found in (*truths, answer)))
-        self._connection.register("_batch", pa.table({"gram": pa.array(sorted(wanted), pa.string())}))
-        found = self._connection.execute("SELECT gram, n FROM _frequencies JOIN _batch USING (gram)").fetchall()
-        rarity = dict.fromkeys(wanted, math.log(self._rows)) if self._rows else {}
-        rarity |= {gram: math.log(self._rows) - math.log(max(1, n)) for gram, n in found}
+        wanted = list(set().union(*(found for truths, answer in rows for found in (*truths, answer))))
+        counts = self._counts(np.fromiter(map(_hash, wanted), np.int64, len(wanted)))
+        known = zip(wanted, counts.tolist(), strict=True)
+        rarity = {gram: math.log(self._rows) - math.log(count) for gram, count in known if self._rows}
         return [_score(truths, answer, rarity) for truths, answer in rows]
+
+    def _counts(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """In how many rows the n-grams of these hashes are, [n]; 1 for those that are not kept."""
+        blocks = np.unique(np.searchsorted(self._firsts, hashes, side="right")) - 1
+        size = BLOCK * 16
+        bodies = (os.pread(self._file.fileno(), size, block * size) for block in blocks.tolist() if block >= 0)
+        pairs = np.frombuffer(b"".join(bodies), np.int64).reshape(-1, 2)
+        if not len(pairs):
+            return np.ones(len(hashes), np.int64)
+        places = np.minimum(np.searchsorted(pairs[:, 0], hashes), len(pairs) - 1)
+        return np.where(pairs[places, 0] == hashes, pairs[places, 1], 1)
 
 
 def _score(truths: Sequence[Grams], answer: Grams, rarity: Mapping[str, float]) -> float:

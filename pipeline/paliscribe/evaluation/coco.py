@@ -7,7 +7,8 @@ import ijson
 import pyarrow as pa
 
 from paliscribe.errors import UsageError
-from paliscribe.evaluation.tables import TRUTH, Inserts
+from paliscribe.evaluation.given import Given
+from paliscribe.evaluation.tables import ROWS, Inserts
 from paliscribe.manifest.blocks import Source
 from paliscribe.manifest.json_files import holds_rows
 from paliscribe.manifest.messages import cut, quoted
@@ -41,8 +42,10 @@ def _opened(source: str) -> Source:
     return Source(source, codec, "image")
 
 
-def load_coco(tables: Tables, source: str, tasks: Sequence[tuple[str, str]]) -> tuple[dict[str, str], list[str]]:
-    """Insert a file's annotations into `TRUTH` for the tasks of a run, pairs of task and kind.
+def load_coco(
+    tables: Tables, source: str, tasks: Sequence[tuple[str, str]], given: Given
+) -> tuple[dict[str, str], list[str]]:
+    """Add a file's annotations to what is given for the tasks of a run, pairs of task and kind.
 
     Returns what each task is compared with, in words, and notes. Raises UsageError for another file, for tasks that
     COCO has nothing for, and if no image is one of the run's.
@@ -65,12 +68,12 @@ def load_coco(tables: Tables, source: str, tasks: Sequence[tuple[str, str]]) -> 
     columns = {}
     for task, kind in wanted.items():
         is_caption = kind in ("caption", "describe")
+        sql = f"SELECT id, value FROM _ids JOIN _annotations USING (image) WHERE caption = {is_caption}"
         if not is_caption:  # an image without an annotation has no object
-            con.execute(f"INSERT INTO {TRUTH} SELECT ?, id, '[]' FROM _ids", [task])
-        con.execute(
-            f"INSERT INTO {TRUTH} SELECT ?, id, value FROM _ids JOIN _annotations USING (image) WHERE caption = ?",
-            [task, is_caption],
-        )
+            sql += " UNION ALL SELECT id, '[]' FROM _ids"
+        for batch in con.sql(sql).to_arrow_reader(ROWS):
+            for row_id, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                given.add_json(task, row_id, value)
         columns[task] = "captions" if is_caption else "annotations"
     con.execute("DROP TABLE _annotations")
     return columns, [f"rows were found by {way}"]

@@ -4,15 +4,15 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from paliscribe.evaluation.matching import AREAS, Bits, Matched
+from paliscribe.published.tables import database
 
 ROWS = 16_384  # that are inserted and read together
-_numbers = itertools.count()  # of tables
+MEMORY, PER_ROW = 24, 4e-6  # MB of DuckDB, and for each row: it sorts parts of what fits, and merges all at once
 _COLUMNS = ("label INTEGER", "image BIGINT", "score DOUBLE", "first UBIGINT", "second UBIGINT")
 
 
@@ -38,13 +38,13 @@ class Collected:
     `second` are `matched` and `ignored` of the one, and the numbers of the other, as 64 bits each.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self) -> None:
         self.images = self.found = 0
         self.labels: set[int] = set()
-        self._connection, self._table = connection.cursor(), f"_matched_{next(_numbers)}"
-        self._connection.execute(f"CREATE TABLE {self._table} ({', '.join(_COLUMNS)})")
+        self._connection = database(MEMORY)
+        self._connection.execute(f"CREATE TABLE matched ({', '.join(_COLUMNS)})")
         self._waiting: list[tuple[int, Matched]] = []
-        self._rows = 0
+        self._rows = self._inserted = 0
 
     def add(self, matches: Sequence[Matched]) -> None:
         """Add the matches of the next image."""
@@ -74,15 +74,16 @@ class Collected:
                 "second": np.concatenate([true[:, 1], second]),
             }
             self._connection.register("_arriving", pa.table(columns))
-            self._connection.execute(f"INSERT INTO {self._table} SELECT * FROM _arriving")
+            self._connection.execute("INSERT INTO matched SELECT * FROM _arriving")
             self._connection.unregister("_arriving")
+            self._inserted += self._rows
         self._waiting, self._rows = [], 0
 
     def parts(self) -> Iterator[Part]:
         """All that was added, by label; of equal scores the first image's comes first. Can be read once."""
         self._insert()
-        order = "label, score DESC, rowid"
-        reader = self._connection.sql(f"SELECT * FROM {self._table} ORDER BY {order}").to_arrow_reader(ROWS)
+        self._connection.execute(f"SET memory_limit = '{MEMORY + round(PER_ROW * self._inserted)}MB'")
+        reader = self._connection.sql("SELECT * FROM matched ORDER BY label, score DESC, rowid").to_arrow_reader(ROWS)
         for batch in reader:
             label, image, score, first, second = (column.to_numpy() for column in batch.columns)
             is_true = np.isinf(score)
@@ -93,4 +94,4 @@ class Collected:
                 matched, ignored = (np.ascontiguousarray(each[start:end]).view(np.uint16) for each in (first, second))
                 shape = (end - start, len(AREAS))
                 yield Part(int(label[start]), image[start:end], true, matched.reshape(shape), ignored.reshape(shape))
-        self._connection.execute(f"DROP TABLE {self._table}")
+        self._connection.close()

@@ -1,17 +1,23 @@
 """Evaluates a run against its truth, task by task, and keeps the figures beside it."""
 
+import contextlib
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from paliscribe.errors import UsageError
 from paliscribe.evaluation.bootstrap import LEVEL
 from paliscribe.evaluation.calibration import ScoreMap, write_maps
 from paliscribe.evaluation.cider import Frequencies
-from paliscribe.evaluation.joined import Row, coverage, joined, units
+from paliscribe.evaluation.given import Given
+from paliscribe.evaluation.joined import Joined, units
 from paliscribe.evaluation.shapes import Shapes, has_masks, labels_asked
 from paliscribe.evaluation.texts import Texts, frequencies_of, needs_frequencies
 from paliscribe.evaluation.truth import RUN, Truth, load_truth
@@ -23,7 +29,7 @@ from paliscribe.storage import StorageError, Store, redacted
 KEY = "_evaluation/latest.json"
 OTHER = "other_"  # before the names of the other run's tables
 MASK_BATCHES = 20  # of rows that are searched for masks
-MEMORY = 64  # MB, of DuckDB
+MEMORY = 24  # MB, of DuckDB
 
 Evaluated = Texts | Shapes
 
@@ -54,20 +60,13 @@ def evaluate(output: str, options: Options, tell: Callable[[str], None] = lambda
     `tell`: gets a line about what is done. Raises UsageError: nothing published, truth that cannot be read or has
     nothing for any task, no row in common, an output that cannot be written, too little memory.
     """
-    tables = open_tables(output, memory=options.memory)
+    tables = open_tables(output, memory=options.memory, rows=False, whole=False)
     found = units(tables)
+    other = None
     if options.against is not None:
-        open_tables(options.against, tables.connection, prefix=OTHER)
-    tell(f"reading truth from {redacted(options.truth)}")
-    truth = load_truth(tables, options.truth, found, options.columns, options.id_column)
-    maps: dict[tuple[str, str], ScoreMap] = {}
-    tasks: list[dict[str, Any]] = []
-    for task, kind in found:
-        if task in truth.columns:
-            tell(f"evaluating {task}")
-            tasks += _of_task(tables, truth, task, kind, options, maps)
-    if not any(each["rows"]["evaluated"] for each in tasks):
-        raise UsageError(f"truth {redacted(options.truth)}: {_nothing(tables, tasks)}")
+        other = open_tables(options.against, tables.connection, prefix=OTHER, rows=False)
+    with _frugal(), tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
+        truth, tasks, maps = figures(tables, found, options, Path(folder), other, tell)
     result = {
         "output": output,
         "truth": redacted(options.truth),
@@ -82,6 +81,47 @@ def evaluate(output: str, options: Options, tell: Callable[[str], None] = lambda
     }
     _keep(tables.store, result, maps if options.fit else None)
     return result
+
+
+@contextlib.contextmanager
+def _frugal() -> Iterator[None]:
+    """Has Arrow allocate by the system, since other allocators keep much of what is freed."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
+def figures(
+    tables: Tables,
+    units: Sequence[tuple[str, str]],
+    options: Options,
+    folder: Path,
+    other: Tables | None = None,
+    tell: Callable[[str], None] = lambda words: None,
+) -> tuple[Truth, list[dict[str, Any]], dict[tuple[str, str], ScoreMap]]:
+    """The truth, the figures of tasks and kinds, and their maps from score to probability.
+
+    `units`: pairs of task and kind, by task. `folder`: for temporary files. Raises as `evaluate`.
+    """
+    given = Given(folder / "truth")
+    tell(f"reading truth from {redacted(options.truth)}")
+    truth = load_truth(tables, options.truth, units, given, options.columns, options.id_column)
+    maps: dict[tuple[str, str], ScoreMap] = {}
+    found: list[dict[str, Any]] = []
+    for task, pairs in groupby(units, key=lambda unit: unit[0]):
+        if task in truth.columns:
+            tell(f"evaluating {task}")
+            kinds = [kind for _, kind in pairs]
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                rows = Joined(tables, other, task, kinds, given.take(task), Path(own))
+                for kind in kinds:
+                    found += _of_kind(tables, truth, rows, task, kind, options, maps, Path(own))
+    if not any(each["rows"]["evaluated"] for each in found):
+        raise UsageError(f"truth {redacted(options.truth)}: {_nothing(tables, given, found)}")
+    return truth, found, maps
 
 
 def read_evaluation(store: Store) -> dict[str, Any] | None:
@@ -109,42 +149,47 @@ def _keep(store: Store, result: Mapping[str, Any], maps: Mapping[tuple[str, str]
         raise UsageError(f"the figures cannot be kept beside the run: {error}") from None
 
 
-def _of_task(
-    tables: Tables, truth: Truth, task: str, kind: str, options: Options, maps: dict[tuple[str, str], ScoreMap]
+def _of_kind(
+    tables: Tables,
+    truth: Truth,
+    rows: Joined,
+    task: str,
+    kind: str,
+    options: Options,
+    maps: dict[tuple[str, str], ScoreMap],
+    folder: Path,
 ) -> Iterator[dict[str, Any]]:
-    """The figures of a task; of one that segments those of boxes, and of masks if there are any on both sides."""
-    other = OTHER if options.against is not None else None
+    """The figures of a task's records of a kind; of `segment` those of boxes, and of masks if both sides have any."""
     notes: list[str] = []
-
-    def rows(ordered: bool = True) -> Iterator[list[Row]]:
-        return joined(tables, task, kind, other, ordered=ordered)
-
     evaluated: list[tuple[str, Evaluated]] = []
     if kind in ("detect", "segment"):
-        by_prompt = any(map(labels_asked, rows(False)))
+        by_prompt = any(map(labels_asked, rows.of(kind)))
         if not by_prompt:
             notes.append("no truth has a label that its prompt asks for, so all labels are compared")
-        evaluated.append(("boxes", Shapes("box", options.seed, options.least, by_prompt, tables.connection)))
-        if kind == "segment" and any(map(has_masks, islice(rows(False), MASK_BATCHES))):
-            evaluated.append(("masks", Shapes("mask", options.seed, options.least, by_prompt, tables.connection)))
+        evaluated.append(("boxes", Shapes("box", options.seed, options.least, by_prompt)))
+        if kind == "segment" and any(map(has_masks, islice(rows.of(kind), MASK_BATCHES))):
+            evaluated.append(("masks", Shapes("mask", options.seed, options.least, by_prompt)))
     else:
-        rare = frequencies_of(rows(False), Frequencies(tables.connection)) if needs_frequencies(kind) else None
+        rare = None
+        if needs_frequencies(kind):
+            rare = frequencies_of(rows.of(kind), Frequencies(folder / f"grams-{kind}"))
         evaluated.append(("text", Texts(kind, options.seed, rare)))
-    for batch in rows():
+    for batch in rows.of(kind):
         for _, each in evaluated:
             each.add(batch)
+    coverage = rows.coverage(kind)
     for what, each in evaluated:
         if options.fit and what != "masks" and (fitted := each.reliability.fit(each.target, each.level)) is not None:
             maps[task, kind] = fitted
         found: dict[str, Any] = {"task": task, "kind": kind, "of": what, "column": truth.columns[task]}
-        found["rows"] = each.counts() | _left_out(coverage(tables, task, kind), each)
+        found["rows"] = each.counts() | _left_out(coverage, each)
         found["notes"] = notes + _notes(each)
         if found["rows"]["evaluated"]:
             found["figures"] = each.figures()
             found["calibration"] = each.reliability.found(each.target, each.level)
             if isinstance(each, Shapes):
                 found["labels"] = each.labels()
-            if other is not None:
+            if options.against is not None:
                 found["against"] = each.against()
         yield found
 
@@ -166,12 +211,11 @@ def _notes(each: Evaluated) -> list[str]:
     return notes
 
 
-def _nothing(tables: Tables, tasks: Sequence[Mapping[str, Any]]) -> str:
+def _nothing(tables: Tables, given: Given, tasks: Sequence[Mapping[str, Any]]) -> str:
     """Why no row was compared."""
     if problem := next((note for each in tasks for note in each["notes"] if "cannot be read" in note), None):
         return str(problem)
-    samples = "SELECT (SELECT min(id) FROM annotations), (SELECT min(id) FROM _truth)"
-    [(mine, theirs)] = tables.connection.execute(samples).fetchall()
-    if theirs is None:
+    if given.first is None:
         return "no row has a true answer"
-    return f"no id is one of the run's: the run has {quoted(mine)}, the truth {quoted(theirs)}"
+    [(mine,)] = tables.connection.execute("SELECT min(id) FROM annotations").fetchall()
+    return f"no id is one of the run's: the run has {quoted(mine)}, the truth {quoted(given.first)}"

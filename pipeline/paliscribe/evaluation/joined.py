@@ -1,20 +1,25 @@
-"""The rows of a run that have truth, with it and, if asked, with another run's answers; in the order of their ids."""
+"""The rows of a run that have truth, with it and, if asked, with another run's answers.
 
-import contextlib
+Both are divided by a hash of their ids into parts that are small enough to be joined in memory.
+"""
+
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import duckdb
+import pyarrow as pa
 
-from paliscribe.evaluation.tables import IN_PASS, passes
+from paliscribe.evaluation.spill import Spill
 from paliscribe.evaluation.truth import REJECTED
 from paliscribe.published import Tables
+from paliscribe.published.records import records
+from paliscribe.storage.arrow import parts
 
-ROWS = 2048  # of a batch
-BOX_BYTES = 64  # of a box with its label in DuckDB, about
-_TABLES = ("annotations", "errors")
+PART_ROWS, PART_BYTES = 5000, 8 * 2**20  # that are joined at once, about
+BATCH_ROWS, BATCH_BYTES = 512, 2**20  # that are made together, at most
+SHAPES = {"boxes": ("detect", "segment"), "masks": ("segment",)}  # columns that only these kinds have
 FIELDS = ("status", "text", "score", "boxes", "masks", "width", "height", "prompt")
 
 
@@ -51,63 +56,81 @@ class Row:
     other: Answer | None
 
 
-def joined(
-    tables: Tables, task: str, kind: str, other: str | None = None, *, ordered: bool = True
-) -> Iterator[list[Row]]:
-    """Batches of the rows that have truth. `other`: before the names of another run's tables in the connection.
+class Joined:
+    """The rows of a task that have truth, with the answers of a run and, if there is one, of another."""
 
-    Many rows, or large ones, are joined in passes by a hash of their ids, so that memory does not grow.
-    `ordered`: by id within a pass. The connection does nothing else until the batches are read or let go; cursors do
-    not see all tables.
-    """
-    theirs = f"LEFT JOIN ({_records(other, kind)}) b USING (id)" if other is not None else ""
-    sql = f"""SELECT id, t.given, a.found AS mine, {"b.found" if other is not None else "NULL"} AS theirs
-        FROM (SELECT id, given FROM _truth WHERE task = $task AND {IN_PASS}) t
-        JOIN ({_records(tables.prefix, kind)}) a USING (id) {theirs} {"ORDER BY id" if ordered else ""}"""
-    rows = _one(tables.connection, "SELECT count(*) FROM _truth WHERE task = $task", {"task": task})
-    count = passes(rows, _size(tables, task, kind, other))
-    for number in range(count):
-        values = {"task": task, "kind": kind, "passes": count, "pass": number}
-        with contextlib.closing(tables.connection.sql(sql, params=values).to_arrow_reader(ROWS)) as reader:
-            for batch in reader:
-                yield [_row(values) for values in batch.to_pylist()]
+    def __init__(
+        self, tables: Tables, other: Tables | None, task: str, kinds: Sequence[str], truth: Spill, folder: Path
+    ) -> None:
+        """`kinds`: of the task's records. `truth`: its true values as JSON, by id. `folder`: for temporary files."""
+        runs = [each for each in (tables, other) if each is not None]
+        sides = [truth, *(_spilled(each, task, kinds, folder / f"run-{at}") for at, each in enumerate(runs))]
+        rows, size = max(each.rows for each in sides), sum(each.size for each in sides)
+        count = max(1, -(-rows // PART_ROWS), -(-size // PART_BYTES))
+        self._truth, *self._runs = (each.split(count) for each in sides)
+
+    def of(self, kind: str) -> Iterator[list[Row]]:
+        """Batches of the rows with records of a kind; those of a part are in the order of their ids."""
+        for given, runs in self._parts():
+            places = [_places(each, kind) for each in runs]
+            ids = sorted(places[0].keys() & given.keys())
+            taken = [
+                each.take(pa.array([at.get(row) for row in ids], pa.int64()))
+                for each, at in zip(runs, places, strict=True)
+            ]
+            start = 0
+            for mine in parts(taken[0], BATCH_BYTES, BATCH_ROWS):
+                theirs = [each.slice(start, len(mine)).to_pylist() for each in taken[1:]]
+                start += len(mine)
+                yield [_row(given[row[0]["id"]], *row) for row in zip(mine.to_pylist(), *theirs, strict=True)]
+
+    def coverage(self, kind: str) -> dict[str, int]:
+        """Records of a kind without truth, ids of truth without a record, and ids that the truth has several times."""
+        counts = dict.fromkeys(("without_truth", "without_record", "repeated_ids"), 0)
+        for given, (mine, *_) in self._parts():
+            places = _places(mine, kind).keys()
+            counts["without_truth"] += len(places - given.keys())
+            counts["without_record"] += len(given.keys() - set(mine["id"].to_pylist()))
+            counts["repeated_ids"] += sum(len(given[each]) > 1 for each in places & given.keys())
+        return counts
+
+    def _parts(self) -> Iterator[tuple[dict[str, list[str]], list[pa.Table]]]:
+        """The parts: true values by id, and the records of each run."""
+        for part in range(self._truth.buckets):
+            given: dict[str, list[str]] = {}
+            for batch in self._truth.batches(part):
+                for row_id, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    given.setdefault(row_id, []).append(value)
+            yield (
+                {row_id: sorted(values) for row_id, values in given.items()},
+                [each.table(part) for each in self._runs],
+            )
 
 
-def _size(tables: Tables, task: str, kind: str, other: str | None) -> int:
-    """About how many bytes the values of a task have that `joined` reads, in its truth and in the runs."""
-    truth = "SELECT sum(list_sum(list_transform(given, lambda value: strlen(value)))) FROM _truth WHERE task = $task"
-    sizes = [f"({truth})"]
-    each = "coalesce(strlen(text), 0) + coalesce(strlen(prompt), 0)"
-    if kind in ("detect", "segment"):
-        each += f" + {BOX_BYTES} * coalesce(len(boxes), 0)"
-    if kind == "segment":
-        each += " + 4 * coalesce(list_sum(list_transform(masks, lambda mask: len(mask.rle))), 0)"
-    for prefix in (tables.prefix, other):
-        if prefix is not None:
-            sizes.append(f"(SELECT sum({each}) FROM {prefix}annotations WHERE task = $task AND kind = $kind)")
-    found = " + ".join(f"coalesce({size}, 0)" for size in sizes)
-    return _one(tables.connection, f"SELECT {found}", {"task": task, "kind": kind})
+def _spilled(tables: Tables, task: str, kinds: Sequence[str], folder: Path) -> Spill:
+    """A task's records, dead letters included, in temporary files."""
+    names = [name for name in FIELDS if name not in SHAPES or not {*SHAPES[name]}.isdisjoint(kinds)]
+    columns = ["id", "kind", *names]
+    spill = Spill(folder, pa.schema([tables.schema.field(name) for name in columns]), "id")
+    for batch in records(tables, task, columns):
+        spill.add(batch)
+    return spill
 
 
-def _records(prefix: str, kind: str) -> str:
-    """SQL of a task's records, as id and one value."""
-    shapes = {"boxes": kind in ("detect", "segment"), "masks": kind == "segment"}
-    names = ", ".join(f"{name} := {name if shapes.get(name, True) else 'NULL'}" for name in FIELDS)
-    wanted = f"task = $task AND kind = $kind AND {IN_PASS}"
-    parts = (f"SELECT id, struct_pack({names}) AS found FROM {prefix}{table} WHERE {wanted}" for table in _TABLES)
-    return " UNION ALL ".join(parts)
+def _places(table: pa.Table, kind: str) -> dict[str, int]:
+    """Where the ids of a kind are."""
+    pairs = enumerate(zip(table["id"].to_pylist(), table["kind"].to_pylist(), strict=True))
+    return {row_id: at for at, (row_id, found) in pairs if found == kind}
 
 
-def _row(values: Mapping[str, Any]) -> Row:
-    given = [json.loads(value) for value in values["given"]]
-    rejected = REJECTED in values["given"]
-    theirs = values["theirs"]
-    return Row(values["id"], given, rejected, _answer(values["mine"]), None if theirs is None else _answer(theirs))
+def _row(given: list[str], mine: Mapping[str, Any], theirs: Mapping[str, Any] | None = None) -> Row:
+    other = None if theirs is None or theirs["id"] is None else _answer(theirs)
+    return Row(mine["id"], [json.loads(value) for value in given], REJECTED in given, _answer(mine), other)
 
 
 def _answer(found: Mapping[str, Any]) -> Answer:
-    values = {name: found[name] for name in FIELDS}
-    return Answer(**values | {"boxes": found["boxes"] or [], "masks": found["masks"] or []})
+    shapes = {name: found.get(name) or [] for name in SHAPES}
+    return Answer(**{name: found[name] for name in FIELDS if name not in SHAPES} | shapes)
 
 
 def units(tables: Tables) -> list[tuple[str, str]]:
@@ -115,26 +138,3 @@ def units(tables: Tables) -> list[tuple[str, str]]:
     p = tables.prefix
     sql = f"SELECT task, kind FROM (SELECT task, kind FROM {p}annotations UNION SELECT task, kind FROM {p}errors)"
     return [(task, kind) for task, kind in tables.connection.execute(f"{sql} ORDER BY ALL").fetchall()]
-
-
-def coverage(tables: Tables, task: str, kind: str) -> dict[str, int]:
-    """Rows of a task without truth, ids of its truth without a record, and ids that the truth has several times."""
-    p = tables.prefix
-    mine = " UNION ALL ".join(f"SELECT id FROM {p}{name} WHERE task = $task AND kind = $kind" for name in _TABLES)
-    any_kind = " UNION ALL ".join(f"SELECT id FROM {p}{name} WHERE task = $task" for name in _TABLES)
-    truth = "(SELECT id, given FROM _truth WHERE task = $task)"
-    count = {"task": task, "kind": kind}
-    con = tables.connection
-    return {
-        "without_truth": _one(con, f"SELECT count(*) FROM ({mine}) a ANTI JOIN {truth} t USING (id)", count),
-        "without_record": _one(con, f"SELECT count(*) FROM {truth} t ANTI JOIN ({any_kind}) a USING (id)", count),
-        "repeated_ids": _one(
-            con, f"SELECT count(*) FROM {truth} t SEMI JOIN ({mine}) a USING (id) WHERE len(given) > 1", count
-        ),
-    }
-
-
-def _one(connection: duckdb.DuckDBPyConnection, sql: str, values: Mapping[str, Any]) -> int:
-    used = {name: value for name, value in values.items() if f"${name}" in sql}
-    [(count,)] = connection.execute(sql, used).fetchall()
-    return int(count)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import duckdb
 import numpy as np
 
 from paliscribe.evaluation.answers import CORNERS, Unreadable, boxes, decoded, masks, rle_of, same_label
@@ -32,20 +31,17 @@ class Shapes:
     """The figures of a task for its boxes or its masks. Of answers that are not ok nothing counts as found.
 
     `least`: score from which precision and recall are measured. `by_prompt`: whether only the true shapes with
-    labels that the prompts ask for are wanted; what is found with another label is wrong. `connection`: keeps what is
-    matched.
+    labels that the prompts ask for are wanted; what is found with another label is wrong.
     """
 
     level, target = "box", "matched"
 
-    def __init__(
-        self, what: What, seed: int, least: float, by_prompt: bool, connection: duckdb.DuckDBPyConnection
-    ) -> None:
+    def __init__(self, what: What, seed: int, least: float, by_prompt: bool) -> None:
         self._what, self._seed, self._least, self._by_prompt = what, seed, least, by_prompt
         self._sums = Sums(COLUMNS, seed)
         self._pair = Sums([f"{side}.{name}" for side in "ab" for name in COLUMNS], seed)
         self._labels = Labels()
-        self._collected, self._mine, self._theirs = (Collected(connection) for _ in range(3))
+        self._collected, self._mine, self._theirs = (Collected() for _ in range(3))
         self.reliability, self.changes = Reliability(), Changes()
         self.unreadable = self.without_truth = self.not_asked = 0
         self.problem = ""

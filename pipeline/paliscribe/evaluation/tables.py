@@ -1,4 +1,4 @@
-"""Tables that truth is kept in while a run is evaluated, in DuckDB, which writes to disk what is too much."""
+"""Tables that are kept in DuckDB while a run is evaluated; it writes to disk what is too much."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-TRUTH = "_given"  # task, id, value as JSON: one row for each row of the truth
 ROWS = 4096
-PASS_ROWS, PASS_BYTES = 50_000, 8 * 2**20  # that are joined or grouped at once, about
-MOST_PASSES = 1000  # over all rows
-IN_PASS = "hash(id) % $passes = $pass"  # SQL for the rows of a pass
 
 
 class Inserts:
@@ -46,13 +42,3 @@ class Inserts:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
             self._insert()
-
-
-def truth_columns() -> dict[str, pa.DataType]:
-    """The columns of `TRUTH`."""
-    return {"task": pa.string(), "id": pa.string(), "value": pa.string()}
-
-
-def passes(rows: int, size: int) -> int:
-    """The number of passes for so many rows, whose values have so many bytes."""
-    return max(1, min(MOST_PASSES, max(-(-rows // PASS_ROWS), -(-size // PASS_BYTES))))

@@ -1,27 +1,34 @@
 """The truth of a run's tasks: a manifest with columns, COCO's JSON, the run's own columns, or its reviewers' marks."""
 
 import difflib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from paliscribe.errors import UsageError, did_you_mean
 from paliscribe.evaluation.coco import is_coco, load_coco
-from paliscribe.evaluation.tables import IN_PASS, TRUTH, Inserts, passes, truth_columns
+from paliscribe.evaluation.given import Given
 from paliscribe.grammar.tasks import parse_task
-from paliscribe.manifest import formats
+from paliscribe.manifest import Shards, formats
 from paliscribe.manifest.blocks import Columns
 from paliscribe.manifest.messages import listed, quoted
 from paliscribe.manifest.naming import Naming
 from paliscribe.manifest.values import text_of
 from paliscribe.published import Tables
+from paliscribe.published.query import short_floats
+from paliscribe.published.records import records
 from paliscribe.storage import redacted
+from paliscribe.storage.arrow import parts
 from paliscribe.storage.inline import is_inline
 
 RUN, REVIEW = "run", "review"
+PEEKED = 1000  # rows of a manifest that are read for the names of columns
+PART_BYTES = 2**20  # of the run's manifest that become Python objects together
 # Names under which data sets, and runs over a COCO file, keep the truth of a kind, beside the kind's own.
 NAMES: dict[str, tuple[str, ...]] = {
     "caption": ("captions", "truth_captions", "description", "text"),
@@ -47,64 +54,54 @@ class Truth:
 
 
 def load_truth(
-    tables: Tables, source: str, tasks: Sequence[tuple[str, str]], chosen: Mapping[str, str], id_column: str = "id"
+    tables: Tables,
+    source: str,
+    tasks: Sequence[tuple[str, str]],
+    given: Given,
+    chosen: Mapping[str, str],
+    id_column: str = "id",
 ) -> Truth:
-    """Read truth into the table `_truth` of a run's connection: task, id, and the values as JSON.
+    """Read truth into `given`.
 
     `source`: the address of a manifest or of a COCO file, `run` for the run's own columns, `review` for its reviewers'
     marks. `tasks`: pairs of task and kind. `chosen`: columns of tasks or kinds. Raises UsageError: unreadable, no
     column for any task, columns that are not there.
     """
-    con = tables.connection
-    with Inserts(con, TRUTH, truth_columns()):
-        pass
     if unknown := [name for name in chosen if name not in {each for pair in tasks for each in pair}]:
         near = did_you_mean(unknown[0], [task for task, _ in tasks])
         raise UsageError(f"--column: {quoted(unknown[0])} is no task{near}; tasks are {listed(dict(tasks))}")
     if source == REVIEW:
-        truth = _review(tables, tasks)
-    elif source == RUN:
-        truth = _own(tables, tasks, chosen)
-    elif is_coco(source):
-        truth = Truth(source, *load_coco(tables, source, tasks))
-    else:
-        truth = _manifest(tables, source, tasks, chosen, id_column)
-    _group(con)
-    return truth
-
-
-def _group(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make `_truth` of `TRUTH`, in passes: DuckDB cannot write the lists that it is making to disk."""
-    connection.execute("CREATE OR REPLACE TABLE _truth (task VARCHAR, id VARCHAR, given VARCHAR[])")
-    [(rows, size)] = connection.execute(f"SELECT count(*), coalesce(sum(strlen(value)), 0) FROM {TRUTH}").fetchall()
-    grouped = f"SELECT task, id, list(value ORDER BY value) FROM {TRUTH} WHERE {IN_PASS} GROUP BY task, id"
-    for number in range(count := passes(rows, int(size))):
-        connection.execute(f"INSERT INTO _truth {grouped}", {"passes": count, "pass": number})
-    connection.execute(f"DROP TABLE {TRUTH}")
+        return _review(tables, tasks, given)
+    if source == RUN:
+        return _own(tables, tasks, given, chosen)
+    if is_coco(source):
+        return Truth(source, *load_coco(tables, source, tasks, given))
+    return _manifest(source, tasks, given, chosen, id_column)
 
 
 def _manifest(
-    tables: Tables, source: str, tasks: Sequence[tuple[str, str]], chosen: Mapping[str, str], id_column: str
+    source: str, tasks: Sequence[tuple[str, str]], given: Given, chosen: Mapping[str, str], id_column: str
 ) -> Truth:
     """Truth from a manifest, whose rows need no image."""
     naming = Naming(id=id_column)
-    rows = _rows(source, naming)
-    first = [row for _, row in zip(range(1000), rows, strict=False)]
-    if not first:
+    names: dict[str, None] = {}
+    is_empty, has_ids = True, False
+    for row_id, row in itertools.islice(_rows(source, naming), PEEKED):
+        names.update(dict.fromkeys(name for name in row if name != id_column))
+        is_empty, has_ids = False, has_ids or row_id is not None
+    if is_empty:
         raise UsageError(f"truth {redacted(source)}: no rows")
-    names = list(dict.fromkeys(name for _, row in first for name in row if name != id_column))
-    columns = choose(names, tasks, chosen, f"truth {redacted(source)}")
+    columns = choose([*names], tasks, chosen, f"truth {redacted(source)}")
     unnamed = 0
-    if not any(row_id for row_id, _ in first):
+    if not has_ids:
         raise UsageError(
-            f"truth {redacted(source)}: no column {quoted(id_column)} (columns: {listed(names)}); set --id-column"
+            f"truth {redacted(source)}: no column {quoted(id_column)} (columns: {listed([*names])}); set --id-column"
         )
-    with Inserts(tables.connection, TRUTH, truth_columns()) as into:
-        for row_id, row in (pair for part in (first, rows) for pair in part):
-            unnamed += row_id is None
-            for task, column in columns.items() if row_id else ():
-                if not _is_null(value := row.get(column)):
-                    into.add((task, row_id, value))
+    for row_id, row in _rows(source, naming):
+        unnamed += row_id is None
+        for task, column in columns.items():
+            if row_id and not _is_null(value := row.get(column)):
+                given.add(task, row_id, value)
     notes = [f"{unnamed:,} rows of the truth have no id"] if unnamed else []
     return Truth(source, columns, notes)
 
@@ -121,36 +118,48 @@ def _rows(source: str, naming: Naming) -> Iterator[tuple[str | None, dict[str, A
                 yield text_of(row.get(naming.id)) or default, row
 
 
-def _own(tables: Tables, tasks: Sequence[tuple[str, str]], chosen: Mapping[str, str]) -> Truth:
+def _own(tables: Tables, tasks: Sequence[tuple[str, str]], given: Given, chosen: Mapping[str, str]) -> Truth:
     """Truth from the columns that the run carries."""
-    names = [name for name, *_ in tables.connection.execute("DESCRIBE rows").fetchall() if name not in ("id", "image")]
+    names = tables.frozen.schema.names if tables.frozen is not None else []
     columns = choose(names, tasks, chosen, f"{tables.output}: the run's own manifest")
-    for task, column in columns.items():
-        name = '"' + column.replace('"', '""') + '"'
-        tables.connection.execute(
-            f"INSERT INTO {TRUTH} SELECT ?, id, to_json({name})::VARCHAR FROM rows WHERE {name} IS NOT NULL", [task]
-        )
+    shards = Shards(tables.store)
+    for table in (table for shard in range(shards.frozen.shards) for table in shards.tables(shard)):
+        for part in parts(table, PART_BYTES):
+            ids = part["id"].to_pylist()
+            for task, column in columns.items():
+                values = short_floats(part[column]).to_pylist() if column in part.column_names else []
+                for row_id, value in zip(ids, values, strict=False):
+                    if value is not None:
+                        given.add(task, row_id, value)
     return Truth(RUN, columns)
 
 
-def _review(tables: Tables, tasks: Sequence[tuple[str, str]]) -> Truth:
+def _review(tables: Tables, tasks: Sequence[tuple[str, str]], given: Given) -> Truth:
     """Truth from marks: what was accepted is right, what was fixed is as the mark says."""
-    con = tables.connection
-    for task, kind in tasks:
-        name = "boxes" if kind in ("detect", "segment") else "text"
-        con.execute(
-            f"""INSERT INTO {TRUTH} SELECT r.task, r.id, CASE
-                WHEN r.verdict = 'accept' THEN to_json(a.{name})::VARCHAR
-                WHEN r.verdict = 'fix' AND r.{name} IS NOT NULL THEN to_json(r.{name})::VARCHAR
-                ELSE '{REJECTED}' END
-            FROM review r LEFT JOIN annotations a USING (id, task) WHERE r.task = ? AND (a.id IS NOT NULL
-                OR r.verdict <> 'accept')""",
-            [task],
-        )
-    found = dict(con.execute(f"SELECT task, count(*) FROM {TRUTH} GROUP BY task").fetchall())
-    if not found:
+    sql = f"SELECT id, verdict, text, boxes FROM {tables.prefix}review WHERE task = ?"
+    for task, kind in dict(reversed(tasks)).items():
+        columns = ("verdict", "text", "boxes")
+        found = tables.connection.execute(sql, [task]).fetchall()
+        marks = {row_id: dict(zip(columns, mark, strict=True)) for row_id, *mark in found}
+        for batch in records(tables, task, ("id", "kind", "text", "boxes")) if marks else ():
+            marked = batch.filter(pc.is_in(batch["id"], pa.array(list(marks), pa.string())))
+            for record in marked.to_pylist():
+                _add_mark(given, task, marks.pop(record["id"]), record)
+        for row_id, mark in marks.items():  # of records that are no more
+            _add_mark(given, task, mark, {"id": row_id, "kind": kind})
+    if given.first is None:
         raise UsageError(f"{tables.output}: no annotation has a review mark yet; `paliscribe view` makes them")
-    return Truth(REVIEW, {task: "marks" for task, _ in tasks if task in found})
+    return Truth(REVIEW, dict.fromkeys(given.tasks(), "marks"))
+
+
+def _add_mark(given: Given, task: str, mark: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    name = "boxes" if record["kind"] in ("detect", "segment") else "text"
+    if mark["verdict"] == "accept" and name in record:
+        given.add(task, record["id"], record[name])
+    elif mark["verdict"] == "fix" and mark[name] is not None:
+        given.add(task, record["id"], mark[name])
+    elif mark["verdict"] != "accept":
+        given.add_json(task, record["id"], REJECTED)
 
 
 def choose(

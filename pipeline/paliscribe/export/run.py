@@ -31,7 +31,7 @@ def export(output: str, form: str, to: str, filters: Filters | None = None, *, i
     filters = filters or Filters()
     if filters.min_score is not None and not 0 <= filters.min_score <= 1:
         raise UsageError(f"--min-score: {filters.min_score} is not in 0 to 1")
-    tables = open_tables(output, memory=MEMORY)
+    tables = open_tables(output, memory=MEMORY, whole=False)
     selection = Selection(tables, filters, boxes=found.boxes, name=form)
     [(model, revision)] = tables.connection.execute("SELECT model, revision FROM runs").fetchall()
     run = Run(output, model or "", revision or "", selection.tasks, labels(tables), tables.schema, images)

@@ -2,11 +2,12 @@
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from paliscribe.errors import UsageError, did_you_mean
 from paliscribe.export.calibrated import calibrate, kept_maps
@@ -14,12 +15,12 @@ from paliscribe.export.names import stem
 from paliscribe.export.pictures import BOX_KINDS, NO_LABEL, Answer, Picture, Region
 from paliscribe.published.corrections import kept_masks, paired
 from paliscribe.published.query import BATCH, mistakes, rows_of
+from paliscribe.published.records import windows
 from paliscribe.published.tables import Tables, literal
 from paliscribe.records import Box, Mask
 from paliscribe.results.schema import NAMES
 
-WINDOW = 8192  # rows of the manifest that are read together
-PART = re.compile(r"/part-(\d+)")
+WINDOW = "_window"  # name of the table of the records that are read together
 SEEN = ("accept", "fix")
 
 
@@ -66,7 +67,8 @@ class Selection:
         self._maps = kept_maps(tables.store) if filters.calibrated else None
         self._condition, self._reviewing = self._conditions(boxes)
         with mistakes("--where"):
-            found = tables.connection.execute(f"{self._sql(f'{tables.prefix}annotations')} LIMIT 1").fetchone()
+            passing = f"SELECT 1 FROM ({self._sql(f'{tables.prefix}annotations')}) LIMIT 1"
+            found = tables.connection.execute(passing).fetchone()
         if found is None:
             raise UsageError(f"{tables.output}: no answer passes the filters; `paliscribe query` shows what there is")
 
@@ -87,10 +89,10 @@ class Selection:
             of_marks.append(f"(annotations.status = 'ok' OR {seen})")
         return " AND ".join(of_records) or "true", " AND ".join(of_marks)
 
-    def _sql(self, source: str, rows: str = "true") -> str:
+    def _sql(self, source: str) -> str:
         return (
             "SELECT annotations.*, mark.verdict, mark.text, mark.boxes FROM "
-            f"(SELECT * FROM {source} AS annotations WHERE {rows} AND {self._condition}) AS annotations "
+            f"(SELECT * FROM {source} AS annotations WHERE {self._condition}) AS annotations "
             f"LEFT JOIN {self._tables.prefix}review AS mark "
             "ON mark.id = annotations.id AND mark.task = annotations.task "
             f"WHERE {self._reviewing}"
@@ -100,17 +102,18 @@ class Selection:
         """The pictures with the answers that pass. Raises UsageError if the condition fails on a record."""
         order = f"ORDER BY row, list_position({literal([task for task, _ in self.tasks])}, annotations.task)"
         connection = self._tables.connection
-        for files in _parts(self._tables.files):
-            source = f"read_parquet({literal(files)})"
-            [(first, last)] = connection.execute(f"SELECT min(row), max(row) FROM {source}").fetchall()
-            for start in range(first, last + 1, WINDOW):
-                rows = f"row BETWEEN {start} AND {start + WINDOW - 1}"
-                with mistakes("--where"):
-                    reader = connection.sql(f"{self._sql(source, rows)} {order}").to_arrow_reader(BATCH // 4)
-                names = reader.schema.names[:-3]
-                at = names.index("row")
-                for _, values in itertools.groupby(rows_of(reader, "--where"), key=lambda row: row[at]):
-                    yield self._picture([(dict(zip(names, row, strict=False)), row[-3:]) for row in values])
+        for window in self._windows():
+            with mistakes("--where"):
+                connection.register(WINDOW, window)
+                reader = connection.sql(f"{self._sql(WINDOW)} {order}").to_arrow_reader(BATCH)
+            names = reader.schema.names[:-3]
+            at = names.index("row")
+            for _, values in itertools.groupby(rows_of(reader, "--where"), key=lambda row: row[at]):
+                yield self._picture([(dict(zip(names, row, strict=False)), row[-3:]) for row in values])
+
+    def _windows(self) -> Iterator[pa.Table]:
+        with mistakes(f"{self._tables.output}: its files cannot be read"):
+            yield from windows(self._tables)
 
     def _picture(self, found: list[tuple[dict[str, Any], list[Any]]]) -> Picture:
         first = found[0][0]
@@ -218,15 +221,6 @@ def _tasks(tables: Tables) -> tuple[tuple[str, tuple[str, ...]], ...]:
     for task, kind in tables.connection.execute(sql).fetchall():
         kinds.setdefault(task, []).append(kind)
     return tuple((task, tuple(found)) for task, found in kinds.items())
-
-
-def _parts(files: Sequence[str]) -> list[list[str]]:
-    """The files by part, in order: each part has a range of rows of its own."""
-    by_part: dict[int, list[str]] = {}
-    for file in files:
-        found = PART.search(file)
-        by_part.setdefault(int(found[1]) if found else 0, []).append(file)
-    return [by_part[part] for part in sorted(by_part)]
 
 
 def _listed(tasks: Sequence[str]) -> str:

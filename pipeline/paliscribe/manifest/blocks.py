@@ -21,9 +21,11 @@ from paliscribe.errors import UsageError
 from paliscribe.manifest.messages import cut
 from paliscribe.manifest.values import python_values
 from paliscribe.storage import StorageError, open_store, redacted, split
+from paliscribe.storage.arrow import parts
 
 Row = dict[str, Any]
 BLOCK = 4 << 20  # bytes of text
+PART = 1 << 19  # bytes of columns that become Python objects together
 ROWS, ROWS_BYTES = 4096, 8 << 20  # of rows that are read one by one and kept together
 LONGEST = 128 << 20  # bytes of a line at most
 SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))  # what str.strip() removes
@@ -112,8 +114,9 @@ class Columns:
 
     def rows(self) -> Iterator[Row]:
         """See Block."""
-        columns = [python_values(column) for column in self.data.columns]
-        yield from (dict(zip(self.data.column_names, values, strict=True)) for values in zip(*columns, strict=True))
+        for part in parts(self.data, PART):
+            columns = [python_values(column) for column in part.columns]
+            yield from (dict(zip(part.column_names, values, strict=True)) for values in zip(*columns, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

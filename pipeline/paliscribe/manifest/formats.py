@@ -21,12 +21,12 @@ from paliscribe.manifest.naming import Naming
 from paliscribe.manifest.pictures import Pictures, addressed, selected
 from paliscribe.storage import is_local, local_path, open_store, redacted, split
 from paliscribe.storage.archives import COMPRESSED, WAY_OUT
+from paliscribe.storage.arrow import sized_batches
 from paliscribe.storage.base import ObjectInfo
 
 __all__ = ["FORMATS", "Block", "Row", "Source", "blocks", "files", "in_blocks", "shown"]
 
 PARQUET_ROWS, PARQUET_BATCH = 16_384, 1024  # in a block, and decoded at once, at most
-PROBE_ROWS = 16
 PARQUET_BUFFER = 1 << 20  # bytes of a column that are read at once
 LISTED_ROWS = 10_000
 ARCHIVES, COCO = (".zip", ".tar"), ".json"
@@ -178,7 +178,11 @@ def _parquet(source: Source) -> Iterator[Block]:
             whole = pq.ParquetFile(file.raw, metadata=whole.metadata, buffer_size=PARQUET_BUFFER, pre_buffer=False)
         batches: list[pa.RecordBatch] = []
         ids: list[pa.Array] = []
-        for batch, default in addressed(_batches(whole, unread, pictures), pictures):
+
+        def columns(group: int) -> list[str] | None:
+            return selected(names, unread, pictures, group)
+
+        for batch, default in addressed(sized_batches(whole, BLOCK, PARQUET_BATCH, columns), pictures):
             batches.append(batch)
             ids += [default] if default is not None else []
             if sum(map(len, batches)) >= PARQUET_ROWS or sum(each.nbytes for each in batches) >= BLOCK:
@@ -186,35 +190,6 @@ def _parquet(source: Source) -> Iterator[Block]:
                 batches, ids = [], []
         if batches:
             yield Columns(pa.Table.from_batches(batches), unread, pa.concat_arrays(ids) if ids else None)
-
-
-def _batches(
-    file: pq.ParquetFile, unread: frozenset[str], pictures: Pictures | None
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The rows of a Parquet file, decoded some `BLOCK` bytes at a time, as far as the rows before tell their size.
-
-    With the number of their row group.
-    """
-    size = 1.0  # bytes of a decoded row, which dictionaries make smaller in the file
-    for number in range(file.num_row_groups):
-        columns = selected(file.schema_arrow.names, unread, pictures, number)
-        if number == 0:
-            probe = next(file.iter_batches(batch_size=PROBE_ROWS, columns=columns, row_groups=[0]), None)
-            size = max(size, probe.nbytes / len(probe)) if probe else size
-        rows = max(1, min(PARQUET_BATCH, int(BLOCK / max(size, _row_bytes(file.metadata.row_group(number), columns)))))
-        for batch in file.iter_batches(batch_size=rows, columns=columns, row_groups=[number]):
-            yield number, batch
-            size = max(1.0, batch.nbytes / len(batch))
-
-
-def _row_bytes(group: pq.RowGroupMetaData, columns: list[str] | None) -> float:
-    """Bytes of a row in a row group, of those columns and leaves that are read."""
-    if columns is None:
-        return float(group.total_byte_size / max(1, group.num_rows))
-    chunks, wanted = map(group.column, range(group.num_columns)), frozenset(columns)
-    paths = ((chunk.path_in_schema, chunk.total_uncompressed_size) for chunk in chunks)
-    total = sum(size for path, size in paths if path in wanted or path.partition(".")[0] in wanted)
-    return float(total / max(1, group.num_rows))
 
 
 # File name extension, without .gz or .zst -> reader, which yields blocks of rows.

@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from paliscribe.errors import UsageError
 from paliscribe.published.tables import NAMES, Tables
+from paliscribe.storage.arrow import parts
 
-BATCH = 4096  # rows that are fetched together
+BATCH, PART_BYTES = 4096, 2**20  # rows that are fetched together; bytes that become Python objects together
 CELL = 60  # characters of a value in a text table
 FORMATS = ("table", "csv", "json", "jsonl")
 
@@ -87,10 +88,11 @@ def rows_of(found: pa.RecordBatchReader, where: str = "query") -> Iterator[list[
     """The rows as lists of values. DuckDB computes while it is read, so its errors come here too, see `mistakes`."""
     with mistakes(where):
         for batch in found:
-            yield from map(list, zip(*(_short_floats(column).to_pylist() for column in batch.columns), strict=True))
+            for part in parts(batch, PART_BYTES):
+                yield from map(list, zip(*(short_floats(column).to_pylist() for column in part.columns), strict=True))
 
 
-def _short_floats(column: pa.Array) -> pa.Array:
+def short_floats(column: pa.Array) -> pa.Array:
     """The column with each 32-bit float, at any depth, as a 64-bit one with as few digits: 0.1, not 0.10000000149.
 
     They are written as text and read again.

@@ -19,9 +19,11 @@ from paliscribe.published.files import OutputFiles
 from paliscribe.published.marks import marks_table
 from paliscribe.results.run_file import RunFile
 from paliscribe.storage import StorageError, Store, open_store
-from paliscribe.storage.arrow import filesystem
+from paliscribe.storage.arrow import filesystem, row_bytes
 
 ANNOTATIONS, ERRORS = "annotations", "errors"
+FOOTERS = 8  # of files that are read to know how large records are
+VECTORS = 6 * 2048  # records that DuckDB may have in memory at once, whatever their size: some vectors
 PER_THREAD = 200  # MB of the limit for each thread of DuckDB, which advises 125 at least
 NAMES = (ANNOTATIONS, ERRORS, "rows", "runs", "review")
 
@@ -33,8 +35,8 @@ class Tables:
     `annotations`: the answered records (ok and invalid). `errors`: the dead letters. `rows`: id, image and own columns
     of the frozen manifest. `runs`: one row about the run. `review`: the marks of its reviewers, see `marks.Mark`; as of
     the last `refresh`. `finished`: whether all parts are published; otherwise those that are there are read. `prefix`:
-    before the names of the tables. A cursor of `connection` serves one thread; it lacks `rows`. `files`: addresses
-    of the files of `annotations`, as DuckDB reads them, in the order of their keys.
+    before the names of the tables. A cursor of `connection` serves one thread; it lacks `rows`. `keys`: of the files of
+    `annotations` and `errors`.
     """
 
     output: str
@@ -44,7 +46,7 @@ class Tables:
     frozen: manifest.FrozenManifest | None
     finished: bool
     prefix: str = ""
-    files: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
     def refresh(self) -> None:
         """Read the marks of the reviewers again. Raises StorageError."""
@@ -58,22 +60,24 @@ def open_tables(
     prefix: str = "",
     memory: int = 1000,
     rows: bool = True,
+    whole: bool = True,
 ) -> Tables:
     """Open the tables of a run. Nothing but footers is read.
 
     `connection`: where to add them, with names that begin with `prefix`; None: a new one, which takes at most `memory`
-    (MB) and otherwise writes to a temporary folder. `rows`: with the table of this name, whose reader takes half a
-    second to import. Raises UsageError if nothing is published there, or it cannot be read, RunError if it is damaged.
+    (MB) and otherwise writes to a temporary folder; it takes more if records are large and `whole` ones are read with
+    it. `rows`: with the table of this name, whose reader takes half a second to import. Raises UsageError if nothing is
+    published there, or it cannot be read, RunError if it is damaged.
     """
     try:
         store = open_store(output)
         files, summary = _published(store)
         base, folder = filesystem(store.uri)
         frozen = manifest.load(store)
-        made = connection or _database(memory)
+        schema, size = _footers(files, base, folder)
+        made = connection or database(max(memory, round(VECTORS * size / 1e6)) if whole else memory)
         protocol = f"{prefix or 'run'}output".replace("_", "")
         made.register_filesystem(OutputFiles(protocol, fs.SubTreeFileSystem(folder, base)))
-        schema = _schema(files, base, folder)
         addresses = {
             name: tuple(f"{protocol}://{key}" for key in files if key.startswith(f"{name}/"))
             for name in (ANNOTATIONS, ERRORS)
@@ -86,7 +90,7 @@ def open_tables(
         if rows:
             made.register(f"{prefix}rows", _rows(frozen, base, folder))
         _keep_run(made, f"{prefix}runs", _run(output, summary, RunFile.read(store)))
-        tables = Tables(output, store, made, schema, frozen, summary is not None, prefix, addresses[ANNOTATIONS])
+        tables = Tables(output, store, made, schema, frozen, summary is not None, prefix, tuple(files))
         tables.refresh()
     except StorageError as error:
         raise UsageError(str(error)) from None
@@ -96,7 +100,7 @@ def open_tables(
     return tables
 
 
-def _database(memory: int) -> duckdb.DuckDBPyConnection:
+def database(memory: int) -> duckdb.DuckDBPyConnection:
     """A database that takes so many MB. Each thread holds pages of all columns, so little memory means few threads."""
     threads = max(1, min(os.cpu_count() or 1, memory // PER_THREAD))
     limits: dict[str, str | bool | int | float | list[str]] = {
@@ -126,8 +130,13 @@ def _published(store: Store) -> tuple[list[str], dict[str, Any] | None]:
     return files, None
 
 
-def _schema(files: Sequence[str], base: Any, folder: str) -> pa.Schema:
-    return pq.read_schema(f"{folder}/{files[0]}", filesystem=base)
+def _footers(files: Sequence[str], base: Any, folder: str) -> tuple[pa.Schema, float]:
+    """The schema of the files, and bytes of a large record in some of them."""
+    found: list[float] = []
+    for key in files[:: -(-len(files) // FOOTERS)]:
+        footer = pq.read_metadata(f"{folder}/{key}", filesystem=base)
+        found += [row_bytes(footer.row_group(number)) for number in range(footer.num_row_groups)]
+    return pq.read_schema(f"{folder}/{files[0]}", filesystem=base), max(found, default=0.0)
 
 
 def _rows(frozen: manifest.FrozenManifest | None, base: Any, folder: str) -> Any:

@@ -41,7 +41,8 @@ from paliscribe.storage import Store
 from paliscribe.storage.parallel import in_order
 
 READ_AHEAD = 4  # shards of a part that are read at the same time
-ROW_GROUP = 65_536  # records
+ROW_GROUP, GROUP_BYTES = 65_536, 64 * 2**20  # records of a row group, and their bytes in memory, about
+HELD_BYTES = 4 * GROUP_BYTES  # of all files of a part that are not written yet
 FOLDER_BYTES = 120  # most bytes of a column name or a value in a folder's name
 KEY_BYTES = 720  # most bytes of all of them in a key; with the rest, and the output's prefix, S3 allows 1,024
 SUMMARY, SUCCESS = "_summary.json", "_SUCCESS"
@@ -236,6 +237,7 @@ class _Files:
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._waiting: dict[str, list[pa.Table]] = {}
         self._records: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()  # bytes of what waits
 
     def add(self, table: pa.Table) -> None:
         """Distribute a shard's records to the files that they belong to."""
@@ -246,14 +248,18 @@ class _Files:
                 key = "/".join([kind, *folder, f"{self._name}{suffix}.parquet"])
                 self._waiting.setdefault(key, []).append(slice_)
                 self._records[key] += slice_.num_rows
-                if sum(t.num_rows for t in self._waiting[key]) >= ROW_GROUP:
-                    self._write(key, last=False)
+                self._held[key] += slice_.nbytes
+                is_large = self._held[key] >= GROUP_BYTES
+                if is_large or sum(t.num_rows for t in self._waiting[key]) >= ROW_GROUP:
+                    self._write(key, whole=is_large)
+        while self._held.total() >= HELD_BYTES:
+            self._write(max(self._held, key=self._held.__getitem__), whole=True)
 
     def close(self) -> dict[str, tuple[Path, dict[str, Any]]]:
         """Finish the files one by one, to bound open files; returns key -> path, facts (records, sha256)."""
         made = {}
         for key in list(self._waiting):
-            self._write(key, last=True)
+            self._write(key, whole=True)
             self._writers[key].close()
             path = self._path(key)
             with path.open("rb") as file:
@@ -261,14 +267,16 @@ class _Files:
             made[key] = (path, {"records": self._records[key], "sha256": digest})
         return made
 
-    def _write(self, key: str, *, last: bool) -> None:
+    def _write(self, key: str, *, whole: bool) -> None:
+        """Write row groups. `whole`: all that waits; otherwise what makes full ones."""
         table = pa.concat_tables(self._waiting[key])
-        whole = table.num_rows if last else table.num_rows // ROW_GROUP * ROW_GROUP
+        count = table.num_rows if whole else table.num_rows // ROW_GROUP * ROW_GROUP
         if key not in self._writers:
             self._writers[key] = pq.ParquetWriter(self._path(key), table.schema, compression="zstd")
-        if whole:
-            self._writers[key].write_table(table.slice(0, whole).combine_chunks(), row_group_size=ROW_GROUP)
-        self._waiting[key] = [table.slice(whole)]
+        if count:
+            self._writers[key].write_table(table.slice(0, count).combine_chunks(), row_group_size=ROW_GROUP)
+        self._waiting[key] = [table.slice(count)]
+        self._held[key] = self._waiting[key][0].nbytes
 
     def _path(self, key: str) -> Path:
         return self._scratch / hashlib.sha256(key.encode()).hexdigest()

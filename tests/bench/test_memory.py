@@ -10,6 +10,7 @@ from paliscribe.storage import open_store
 
 SIZES = (5000, 150_000)  # rows of two annotations; the large run fills groups of rows of the Parquet files, and more
 GROWTH = 1.25  # what a large run may take to what a small one takes; 1.02 to 1.15 were measured
+NAMES = ("query, counts of labels", "query, all rows as CSV", "report", "export jsonl", "evaluate, captions and boxes")
 
 pytestmark = pytest.mark.long
 
@@ -25,7 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[str]]]
     return found
 
 
-@pytest.mark.parametrize("name", ["query, counts of labels", "query, all rows as CSV", "report", "export jsonl"])
+@pytest.mark.parametrize("name", NAMES)
 def test_memory_does_not_grow_with_the_run(name: str, runs: list[dict[str, list[str]]]) -> None:
     small, large = (measured(words[name])[1] for words in runs)
     assert large < GROWTH * small, (small, large)

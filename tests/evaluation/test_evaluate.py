@@ -238,6 +238,29 @@ def test_marks_of_reviewers_as_truth(demo_run: DemoRun, tmp_path: Path) -> None:
     assert tasks["detect"]["rows"]["evaluated"] == 1, "what is right instead is not known"
 
 
+class Mixed(Job):
+    """A run whose rows have prompts of two kinds."""
+
+    def shard(self, shard: int, failing: Any = lambda row, task: False) -> list[Record]:
+        kinds = ("caption", "detect")
+        boxes = (Box("dog", 1, 1, 5, 5, 0.5),)
+        records = (replace(each, status="ok", kind=kinds[each.row % 2]) for each in super().shard(shard, failing))
+        return [replace(each, boxes=boxes, width=9, height=9) if each.row % 2 else each for each in records]
+
+
+def test_marks_of_a_task_with_several_kinds(tmp_path: Path) -> None:
+    job, store = Mixed([{} for _ in range(6)], tasks=("{prefix}",)), open_store(str(tmp_path / "run"))
+    job.annotate(store)
+    job.publish(store)
+    put_mark(store, Mark("id-0", "{prefix}", "accept"))
+    put_mark(store, Mark("id-1", "{prefix}", "accept"))
+    put_mark(store, Mark("id-2", "{prefix}", "fix", text="another"))
+    put_mark(store, Mark("gone", "{prefix}", "accept"))
+    tasks = by_kind(evaluate(store.uri, Options("review")))
+    assert tasks["caption"]["rows"]["evaluated"] == 2 and value(tasks["caption"], "exact") == 0.5
+    assert tasks["detect"]["rows"]["evaluated"] == 1 and value(tasks["detect"], "AP") == 1
+
+
 def test_two_runs(demo_run: DemoRun, run: str, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 

@@ -1,6 +1,5 @@
 """Evaluates a run against its truth, task by task, and keeps the figures beside it."""
 
-import contextlib
 import json
 import tempfile
 import time
@@ -9,8 +8,6 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from paliscribe.errors import UsageError
 from paliscribe.evaluation.bootstrap import LEVEL
@@ -25,6 +22,7 @@ from paliscribe.manifest.messages import quoted
 from paliscribe.published import Tables, open_tables
 from paliscribe.published.query import mistakes
 from paliscribe.storage import StorageError, Store, redacted
+from paliscribe.storage.arrow import frugal
 
 KEY = "_evaluation/latest.json"
 OTHER = "other_"  # before the names of the other run's tables
@@ -65,7 +63,7 @@ def evaluate(output: str, options: Options, tell: Callable[[str], None] = lambda
     other = None
     if options.against is not None:
         other = open_tables(options.against, tables.connection, prefix=OTHER, rows=False)
-    with _frugal(), tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
+    with frugal(), tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
         truth, tasks, maps = figures(tables, found, options, Path(folder), other, tell)
     result = {
         "output": output,
@@ -81,17 +79,6 @@ def evaluate(output: str, options: Options, tell: Callable[[str], None] = lambda
     }
     _keep(tables.store, result, maps if options.fit else None)
     return result
-
-
-@contextlib.contextmanager
-def _frugal() -> Iterator[None]:
-    """Has Arrow allocate by the system, since other allocators keep much of what is freed."""
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
 
 
 def figures(

@@ -13,10 +13,12 @@ from paliscribe.export.selecting import Filters, Selection, labels
 from paliscribe.export.target import Target
 from paliscribe.published import open_tables
 from paliscribe.storage import StorageError
+from paliscribe.storage.arrow import frugal
 
 MEMORY = 256  # MB, of DuckDB
 
 
+@frugal()
 def export(output: str, form: str, to: str, filters: Filters | None = None, *, images: bool = False) -> dict[str, Any]:
     """Write a run's annotations to an empty folder or prefix `to`, in the format `form` of `registry.FORMATS`.
 

@@ -105,7 +105,7 @@ class Selection:
         for window in self._windows():
             with mistakes("--where"):
                 connection.register(WINDOW, window)
-                reader = connection.sql(f"{self._sql(WINDOW)} {order}").to_arrow_reader(BATCH)
+                reader = connection.sql(f"{self._sql(WINDOW)} {order}").to_arrow_reader(BATCH // 4)
             names = reader.schema.names[:-3]
             at = names.index("row")
             for _, values in itertools.groupby(rows_of(reader, "--where"), key=lambda row: row[at]):

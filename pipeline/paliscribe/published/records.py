@@ -15,9 +15,9 @@ from paliscribe.published.tables import ANNOTATIONS, Tables
 from paliscribe.storage.arrow import filesystem, sized_batches
 from paliscribe.storage.parquet import leaf_number
 
-BATCH_BYTES, BATCH_ROWS = 2**20, 1024  # of a batch, about and at most
-BUFFER = 2**18  # bytes of a column that are read at once
-FIRST_WINDOW, MOST_WINDOW, WINDOW_BYTES = 16, 8192, 4 * 2**20  # rows of the manifest; of records in it, about
+BATCH_BYTES, BATCH_ROWS = 2**18, 1024  # of a batch, about and at most
+BUFFER = 2**16  # bytes of a column that are read at once
+FIRST_WINDOW, MOST_WINDOW, WINDOW_BYTES = 16, 2048, 2**21  # rows of the manifest; of records in it, about
 OPEN_FILES = 16  # that are read side by side; others are opened for each window
 _PART = re.compile(r"/part-(\d+)")
 

@@ -1,5 +1,6 @@
 """Arrow on storage: tables as Arrow IPC bytes or by parts, Parquet by batches, the pyarrow filesystem of an address."""
 
+import contextlib
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,17 @@ def encode(table: pa.Table, batch_rows: int | None = None) -> bytes:
 def decode(body: bytes) -> pa.Table:
     """Read the table of an Arrow IPC file."""
     return pa.ipc.open_file(pa.BufferReader(body)).read_all()
+
+
+@contextlib.contextmanager
+def frugal() -> Iterator[None]:
+    """Has Arrow allocate by the system, since other allocators keep much of what is freed."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def filesystem(uri: str) -> tuple[Any, str]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -111,6 +112,17 @@ def test_large_truth_needs_no_more_memory(tmp_path: Path, truth_of: Callable[...
 def test_too_little_memory_is_one_line(run: str, demo_run: DemoRun) -> None:
     with pytest.raises(UsageError, match=r"evaluate: Out of Memory Error: .*; `--memory 4000` gives it more"):
         evaluate(run, Options(str(demo_run.collection / "truth.jsonl"), memory=2))
+
+
+def test_no_room_for_temporary_files_is_one_line(run: str, demo_run: DemoRun) -> None:
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)); from paliscribe.cli.main import main;"
+        "main()"
+    )
+    words = ["evaluate", run, "--truth", str(demo_run.collection / "truth.jsonl"), "--quiet"]
+    done = subprocess.run([sys.executable, "-c", limited, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "file too large; set TMPDIR to a folder with more room" in done.stderr
 
 
 def test_dead_letters_and_invalid_answers_count_as_wrong(tmp_path: Path, truth_of: Callable[..., str]) -> None:

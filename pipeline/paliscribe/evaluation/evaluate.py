@@ -1,6 +1,8 @@
 """Evaluates a run against its truth, task by task, and keeps the figures beside it."""
 
+import errno
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +11,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from paliscribe.errors import UsageError
+from paliscribe.errors import RunError, UsageError
 from paliscribe.evaluation.bootstrap import LEVEL
 from paliscribe.evaluation.calibration import ScoreMap, write_maps
 from paliscribe.evaluation.cider import Frequencies
@@ -28,6 +30,7 @@ KEY = "_evaluation/latest.json"
 OTHER = "other_"  # before the names of the other run's tables
 MASK_BATCHES = 20  # of rows that are searched for masks
 MEMORY = 24  # MB, of DuckDB
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing temporary files
 
 Evaluated = Texts | Shapes
 
@@ -56,15 +59,22 @@ def evaluate(output: str, options: Options, tell: Callable[[str], None] = lambda
     """The figures of a run as plain values, which are also kept in `_evaluation/latest.json` of the output.
 
     `tell`: gets a line about what is done. Raises UsageError: nothing published, truth that cannot be read or has
-    nothing for any task, no row in common, an output that cannot be written, too little memory.
+    nothing for any task, no row in common, an output that cannot be written, too little memory; RunError: no room for
+    temporary files.
     """
     tables = open_tables(output, memory=options.memory, rows=False, whole=False)
     found = units(tables)
     other = None
     if options.against is not None:
         other = open_tables(options.against, tables.connection, prefix=OTHER, rows=False)
-    with frugal(), tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
-        truth, tasks, maps = figures(tables, found, options, Path(folder), other, tell)
+    try:
+        with frugal(), tempfile.TemporaryDirectory(prefix="paliscribe-") as folder:
+            truth, tasks, maps = figures(tables, found, options, Path(folder), other, tell)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        words = f"{os.strerror(error.errno).lower()}; set TMPDIR to a folder with more room"
+        raise RunError(f"evaluate: temporary files in {tempfile.gettempdir()}: {words}") from None
     result = {
         "output": output,
         "truth": redacted(options.truth),

@@ -38,7 +38,7 @@ def test_good_images_do_not_wait_for_costly_ones(endpoint: Endpoint) -> None:
     made, served = service(endpoint, timeout=30.0, images=ImagesConfig(decode_seconds=1.0))
 
     async def calls() -> float:
-        costly = [asyncio.create_task(made.load(served, empty_scans(2000, 450 + n))) for n in range(5)]
+        costly = [asyncio.create_task(made.load(served, empty_scans(2000, 900 + n))) for n in range(5)]
         await asyncio.sleep(0.5)
         begun = time.monotonic()
         for form in ("PNG", "JPEG", "WEBP"):

@@ -13,7 +13,8 @@ from paliscribe.export.target import Target
 from paliscribe.export.webdataset import ANSWER
 from paliscribe.results.schema import NAMES
 
-MOST_ROWS, MOST_BYTES = 1000, 32 * 2**20  # of a row group
+GROUP_ROWS, GROUP_BYTES = 4096, 16 * 2**20  # of a row group
+STEP_ROWS, STEP_VALUES, STEP_BYTES = 256, 100_000, 4 * 2**20  # that are Python objects: run lengths, bytes of images
 FILE = 512 * 2**20  # bytes after which another file begins
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 VALUES = {"float": "float32", "double": "float64", "halffloat": "float16", "date32[day]": "date32"}  # as datasets says
@@ -54,7 +55,8 @@ class HuggingFace:
         self._schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         target.put("README.md", HEAD.encode())
         self._rows: list[dict[str, Any]] = []
-        self._bytes = self._number = 0
+        self._values = self._bytes = self._number = 0
+        self._held: list[pa.Table] = []  # of the next row group
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, picture: Picture) -> None:
@@ -66,23 +68,33 @@ class HuggingFace:
         answers = [{name: each.record[name] for name in ANSWER} | {"review": each.review} for each in picture.answers]
         head = {"id": picture.id, "image": image, "width": picture.width or None, "height": picture.height or None}
         self._rows.append({**head, **picture.columns, self._annotations: answers})
-        if len(self._rows) >= MOST_ROWS or self._bytes >= MOST_BYTES:
-            self._flush()
+        self._values += sum(len(mask["rle"] or ()) for each in answers for mask in each["masks"] or ())
+        if len(self._rows) >= STEP_ROWS or self._values >= STEP_VALUES or self._bytes >= STEP_BYTES:
+            self._pack()
 
     def close(self) -> None:
         """See Writer."""
+        self._pack()
         self._flush()
         if self._writer is not None:
             self._end(self._writer)
 
+    def _pack(self) -> None:
+        if self._rows:
+            self._held.append(pa.Table.from_pylist(self._rows, self._schema))
+        self._rows, self._values, self._bytes = [], 0, 0
+        rows, size = (sum(getattr(table, name) for table in self._held) for name in ("num_rows", "nbytes"))
+        if rows >= GROUP_ROWS or size >= GROUP_BYTES:
+            self._flush()
+
     def _flush(self) -> None:
-        if not self._rows:
+        if not self._held:
             return
         if self._writer is None:
             self._path = self._target.scratch()
             self._writer = pq.ParquetWriter(self._path, self._schema, compression="zstd")
-        self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
-        self._rows, self._bytes = [], 0
+        self._writer.write_table(pa.concat_tables(self._held))
+        self._held = []
         if self._path.stat().st_size >= FILE:
             self._end(self._writer)
 
